@@ -1,0 +1,135 @@
+// Python's view of the C ABI: ostrack_fast._C. Pointers come in as integers, and the caller (ostrack_fast/ops/native.py)
+// answers for shapes and dtypes. Every kernel runs with the interpreter lock released.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/features.h"
+#include "ostrack_fast.h"
+
+#if defined(OSTF_WITH_CUDA)
+#include <cuda_runtime_api.h>
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+// A call's status, with the lock held again: 0, or a Python exception.
+void check(int status, const char* function) {
+  const std::string name(function);
+  switch (status) {
+    case OSTF_OK:
+      return;
+    case OSTF_EINVAL:
+      throw py::value_error(name + ": a size or value is outside the range this kernel supports");
+    case OSTF_EDTYPE:
+      throw py::type_error(name + ": this kernel has no code for the dtype on this machine");
+    case OSTF_ENOMEM:
+      PyErr_SetString(PyExc_MemoryError, (name + ": no memory for scratch space").c_str());
+      throw py::error_already_set();
+    default:
+      break;
+  }
+#if defined(OSTF_WITH_CUDA)
+  if (status > 0) {
+    const auto error = static_cast<cudaError_t>(status);
+    throw std::runtime_error(name + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+  }
+#endif
+  throw std::runtime_error(name + ": unknown status " + std::to_string(status));
+}
+
+// An argument as Python passes it: a pointer is an integer, anything else itself.
+template <class A>
+struct FromPython {
+  using Type = A;
+  static A convert(A value) { return value; }
+};
+template <class A>
+struct FromPython<A*> {
+  using Type = uintptr_t;
+  static A* convert(uintptr_t value) { return reinterpret_cast<A*>(value); }
+};
+
+template <class... A>
+void define(py::module_& module, const char* name, int (*function)(A...)) {
+  module.def(name, [name, function](typename FromPython<A>::Type... arguments) {
+    int status;
+    {
+      const py::gil_scoped_release release;
+      status = function(FromPython<A>::convert(arguments)...);
+    }
+    check(status, name);
+  });
+}
+
+py::dict cpu_features() {
+  const ostf::CpuFeatures& found = ostf::cpu_features();
+  py::dict out;
+  out["avx2"] = found.avx2;
+  out["avx512f"] = found.avx512f;
+  out["avx512bw"] = found.avx512bw;
+  out["avx512dq"] = found.avx512dq;
+  out["avx512vl"] = found.avx512vl;
+  out["avx512_vnni"] = found.avx512_vnni;
+  out["avx512_bf16"] = found.avx512_bf16;
+  out["avx512_fp16"] = found.avx512_fp16;
+  out["amx_tile"] = found.amx_tile;
+  out["amx_int8"] = found.amx_int8;
+  out["amx_bf16"] = found.amx_bf16;
+  return out;
+}
+
+py::dict build_info() {
+  py::dict out;
+  out["version"] = OSTF_VERSION;
+#if defined(__clang__)
+  out["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  out["compiler"] = "gcc " __VERSION__;
+#else
+  out["compiler"] = "unknown";
+#endif
+#if defined(OSTF_WITH_CUDA)
+  out["cuda"] = OSTF_CUDA_VERSION;
+  out["cuda_architectures"] = py::str(OSTF_CUDA_ARCHITECTURES).attr("split")();
+#else
+  out["cuda"] = py::none();
+  out["cuda_architectures"] = py::list();
+#endif
+  out["cpu_features"] = cpu_features();
+  return out;
+}
+
+// (number of CUDA devices, why there is none): never an exception, so that a machine without a driver can be asked.
+py::tuple cuda_device_count() {
+#if defined(OSTF_WITH_CUDA)
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return py::make_tuple(0, std::string(cudaGetErrorString(error)));
+  return py::make_tuple(count, count > 0 ? "" : "no CUDA device");
+#else
+  return py::make_tuple(0, "built without CUDA");
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled kernels of ostrack_fast; csrc/ostrack_fast.h documents each argument.";
+  module.def("build_info", &build_info, "Version, compilers, CUDA architectures and the CPU features found.");
+  module.def("cuda_device_count", &cuda_device_count, "(number of CUDA devices, reason why there is none).");
+  define(module, "cpu_attention", ostf_cpu_attention);
+  define(module, "cpu_crop", ostf_cpu_crop);
+  define(module, "cpu_decode", ostf_cpu_decode);
+  define(module, "cpu_eliminate", ostf_cpu_eliminate);
+  define(module, "cpu_restore", ostf_cpu_restore);
+#if defined(OSTF_WITH_CUDA)
+  define(module, "cuda_attention", ostf_cuda_attention);
+  define(module, "cuda_crop", ostf_cuda_crop);
+  define(module, "cuda_decode", ostf_cuda_decode);
+  define(module, "cuda_eliminate", ostf_cuda_eliminate);
+  define(module, "cuda_restore", ostf_cuda_restore);
+#endif
+}

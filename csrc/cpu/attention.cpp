@@ -1,0 +1,156 @@
+// Fused attention on the CPU: checks, the choice of an instruction set, threads, and the sum of the score.
+#include "cpu/attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "cpu/parallel.h"
+#include "ostrack_fast.h"
+
+namespace {
+
+using ostf::AttentionCall;
+using ostf::AttentionKernel;
+
+// What this machine can run, by increasing ability.
+enum Level { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+
+Level machine_level() {
+#if defined(OSTF_ATTENTION_X86)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return kPortable;
+  }
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return kAvx2;
+  }
+  return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
+#else
+  return kPortable;
+#endif
+}
+
+// The level in use: the machine's, or a lower one named by OSTRACK_FAST_CPU_CAPABILITY (to compare and to test on one
+// machine what others will run). -1 if that names none.
+int level() {
+  static const int chosen = [] {
+    const int able = machine_level();
+    const char* wanted = std::getenv("OSTRACK_FAST_CPU_CAPABILITY");
+    if (!wanted || !*wanted) return able;
+    const char* const names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+    for (int i = 0; i < 4; ++i) {
+      if (std::strcmp(wanted, names[i]) == 0) return i < able ? i : able;
+    }
+    return -1;
+  }();
+  return chosen;
+}
+
+const AttentionKernel& choose([[maybe_unused]] int level, [[maybe_unused]] int dtype) {
+#if defined(OSTF_ATTENTION_X86)
+  if (level == kAvx512Bf16 && dtype == OSTF_BF16) return ostf::attention_avx512_bf16;
+  if (level >= kAvx512) return ostf::attention_avx512;
+  if (level == kAvx2) return ostf::attention_avx2;
+#endif
+  return ostf::attention_portable;
+}
+
+// Memory that the calling thread keeps for its next call: fresh pages would cost as much as a small call's arithmetic.
+class Arena {
+ public:
+  ~Arena() { release(); }
+
+  void* reserve(size_t bytes) {
+    if (bytes > size_) {
+      release();
+      memory_ = ::operator new(bytes, kAlignment, std::nothrow);
+      size_ = memory_ ? bytes : 0;
+    }
+    return memory_;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+
+  void release() {
+    ::operator delete(memory_, kAlignment);
+    memory_ = nullptr;
+    size_ = 0;
+  }
+
+  void* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+// score (B,S) = mean over heads and chosen rows of the shares of the blocks that hold chosen rows, in a fixed order.
+void sum_shares(const AttentionCall& call, int block, float* score) {
+  const int S = call.N - call.T;
+  const int blocks = (call.T + block - 1) / block;
+  for (int b = 0; b < call.B; ++b, score += S) {
+    const uint8_t* mask = call.mask + (call.mask_batch > 1 ? static_cast<ptrdiff_t>(b) * call.T : 0);
+    std::memset(score, 0, sizeof(float) * S);
+    int rows = 0;
+    for (int i = 0; i < call.T; ++i) rows += mask[i] != 0;
+    if (rows == 0) continue;
+    for (int h = 0; h < call.H; ++h) {
+      for (int i = 0; i < blocks; ++i) {
+        const int end = call.T < (i + 1) * block ? call.T : (i + 1) * block;
+        bool any = false;
+        for (int row = i * block; row < end; ++row) any |= mask[row] != 0;
+        if (!any) continue;
+        const float* share = call.shares + ((static_cast<ptrdiff_t>(b) * call.H + h) * blocks + i) * S;
+        for (int j = 0; j < S; ++j) score[j] += share[j];
+      }
+    }
+    const float weight = 1.0f / (static_cast<float>(rows) * static_cast<float>(call.H));
+    for (int j = 0; j < S; ++j) score[j] *= weight;
+  }
+}
+
+}  // namespace
+
+int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
+                       float* score, float* lse, int B, int N, int H, int D, int T, int threads) {
+  if (B < 0 || N < 1 || H < 1 || D < 1 || D > 512 || T < 0 || T > N || threads < 1) return OSTF_EINVAL;
+  if (N == T) template_mask = nullptr;  // no search token to score; an empty tensor's pointer may be null
+  if (N > T && (template_mask == nullptr) != (score == nullptr)) return OSTF_EINVAL;
+  if (template_mask && mask_batch != 1 && mask_batch != B) return OSTF_EINVAL;
+  if (dtype != OSTF_F32 && dtype != OSTF_F16 && dtype != OSTF_BF16) return OSTF_EDTYPE;
+  if (level() < 0) return OSTF_EINVAL;
+  if (B == 0) return OSTF_OK;
+
+  const AttentionKernel& kernel = choose(level(), dtype);
+  const int blocks = (N + kernel.block - 1) / kernel.block;
+  const int heads = B * H;
+  // Each task packs the keys and values of its head anew, so heads are split only where there are too few of them.
+  const int parts = std::min(blocks, (4 * threads + heads - 1) / heads);
+  const int tasks = heads * parts;
+  const int workers = std::min(threads, tasks);
+
+  const size_t align = 64;
+  const size_t each = (kernel.scratch_bytes(N, D, template_mask != nullptr) + align - 1) / align * align;
+  const size_t template_blocks = static_cast<size_t>((T + kernel.block - 1) / kernel.block);
+  const size_t shares = template_mask ? static_cast<size_t>(heads) * template_blocks * (N - T) * sizeof(float) : 0;
+  static thread_local Arena arena;
+  char* memory = static_cast<char*>(arena.reserve(each * workers + shares));
+  if (!memory) return OSTF_ENOMEM;
+
+  const AttentionCall call = {dtype, qkv, template_mask, mask_batch, out, reinterpret_cast<float*>(memory + each * workers),
+                              lse,   B,   N,             H,          D,   T};
+  std::atomic<int> next{0};
+  ostf::parallel_for(workers, workers, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker) {
+      for (int task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        const int head = task / parts, part = task % parts;
+        kernel.run(call, head / H, head % H, static_cast<int>(static_cast<int64_t>(part) * blocks / parts),
+                   static_cast<int>(static_cast<int64_t>(part + 1) * blocks / parts), memory + each * worker);
+      }
+    }
+  });
+  if (template_mask) sum_shares(call, kernel.block, score);
+  return OSTF_OK;
+}

@@ -1,0 +1,35 @@
+// What attention.cpp and its per-instruction-set kernels share.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace ostf {
+
+struct AttentionCall {
+  int dtype;
+  const void* qkv;
+  const uint8_t* mask;  // (mask_batch,T), or null
+  int mask_batch;
+  void* out;
+  float* shares;  // (B,H,template_blocks,S): what each block of queries with chosen rows adds to the score
+  float* lse;     // or null
+  int B, N, H, D, T;
+};
+
+// One instruction set's code for one kind of arithmetic. Queries are worked on in blocks of `block`; one task is a range
+// of blocks of one head. A task's result does not depend on how the blocks were split into tasks.
+struct AttentionKernel {
+  int block;
+  size_t (*scratch_bytes)(int N, int D, bool with_score);
+  void (*run)(const AttentionCall& call, int b, int h, int first_block, int last_block, void* scratch);
+};
+
+extern const AttentionKernel attention_portable;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define OSTF_ATTENTION_X86 1
+extern const AttentionKernel attention_avx2;
+extern const AttentionKernel attention_avx512;
+extern const AttentionKernel attention_avx512_bf16;  // bf16 tensors only
+#endif
+
+}  // namespace ostf

@@ -1,0 +1,105 @@
+// Attention in float32 with AVX2 and FMA; float16 and bfloat16 are widened while packing.
+#include "cpu/attention_target.h"
+
+#if defined(OSTF_ATTENTION_X86)
+OSTF_TARGET_BEGIN("avx2,fma,f16c")
+#include "cpu/attention_kernel.h"
+
+namespace {
+
+struct Avx2 {
+  static constexpr int kWidth = 8;
+  static constexpr int kMaxVectors = 3;
+  static constexpr int kStep = 1;
+  static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // of 16 registers at most 12 accumulate
+
+  using Vec = __m256;
+  using Unit = float;
+  using Units = __m256;
+
+  static OSTF_INLINE Vec zero() { return _mm256_setzero_ps(); }
+  static OSTF_INLINE Vec set(float a) { return _mm256_set1_ps(a); }
+  static OSTF_INLINE Vec load(const float* from) { return _mm256_loadu_ps(from); }
+  static OSTF_INLINE void store(float* to, Vec a) { _mm256_storeu_ps(to, a); }
+  static OSTF_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static OSTF_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+  static OSTF_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static OSTF_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+  static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }
+  static OSTF_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // b where either is NaN
+  static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) {
+    return _mm256_and_ps(a, _mm256_loadu_ps(reinterpret_cast<const float*>(bits)));
+  }
+  static OSTF_INLINE float across(Vec a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  static OSTF_INLINE Vec round(Vec x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // a * 2^whole for -127 <= whole <= 0; an exponent of -127 stands for 0
+  static constexpr float kLowestExponent = -127.0f;
+  static OSTF_INLINE Vec scale(Vec a, Vec whole) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
+
+  static OSTF_INLINE Units load_units(const Unit* from) { return _mm256_loadu_ps(from); }
+  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm256_broadcast_ss(from); }
+  static OSTF_INLINE Vec dot(Units a, Units b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+
+  static void pack_row(int dtype, const void* from, int D, Unit* to) {
+    const auto* half = static_cast<const uint16_t*>(from);
+    if (dtype == OSTF_F32) {
+      std::memcpy(to, from, sizeof(float) * D);
+    } else if (dtype == OSTF_F16) {
+      int d = 0;
+      for (; d + 8 <= D; d += 8) {
+        _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + d))));
+      }
+      for (; d < D; ++d) to[d] = _cvtsh_ss(half[d]);
+    } else {
+      for (int d = 0; d < D; ++d) to[d] = ostf::bf16_to_float(half[d]);
+    }
+  }
+  static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
+
+  static void unpack_row(int dtype, const float* from, float factor, int D, void* to) {
+    auto* half = static_cast<uint16_t*>(to);
+    if (dtype == OSTF_F32) {
+      for (int d = 0; d < D; ++d) static_cast<float*>(to)[d] = from[d] * factor;
+    } else if (dtype == OSTF_F16) {
+      for (int d = 0; d < D; ++d) half[d] = _cvtss_sh(from[d] * factor, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+      for (int d = 0; d < D; ++d) half[d] = ostf::float_to_bf16(from[d] * factor);
+    }
+  }
+
+  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * from_stride);
+    for (int i = 0; i < 8; i += 2) {
+      b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {  // now 128-bit half L of a[4g + j] is column 4L + j of rows 4g to 4g + 3
+      a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+      a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+      a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+      a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (int j = 0; j < 4; ++j) {
+      _mm256_storeu_ps(to + j * to_stride, _mm256_permute2f128_ps(a[j], a[j + 4], 0x20));
+      _mm256_storeu_ps(to + (j + 4) * to_stride, _mm256_permute2f128_ps(a[j], a[j + 4], 0x31));
+    }
+  }
+};
+
+}  // namespace
+
+const ostf::AttentionKernel ostf::attention_avx2 = make_kernel<Avx2>();
+OSTF_TARGET_END
+#endif

@@ -1,0 +1,115 @@
+// AVX-512 vectors for attention_kernel.h; included inside a region whose target has avx512f, bw, dq, vl and f16c.
+
+namespace {
+
+struct Avx512 {
+  static constexpr int kWidth = 16;
+  static constexpr int kMaxVectors = 4;
+  static constexpr int kStep = 1;
+  static constexpr int rows(int vectors) { return vectors >= 4 ? 4 : 8; }  // of 32 registers at most 24 accumulate
+
+  using Vec = __m512;
+  using Unit = float;
+  using Units = __m512;
+
+  static OSTF_INLINE Vec zero() { return _mm512_setzero_ps(); }
+  static OSTF_INLINE Vec set(float a) { return _mm512_set1_ps(a); }
+  static OSTF_INLINE Vec load(const float* from) { return _mm512_loadu_ps(from); }
+  static OSTF_INLINE void store(float* to, Vec a) { _mm512_storeu_ps(to, a); }
+  static OSTF_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static OSTF_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+  static OSTF_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static OSTF_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+  static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(b, c, a); }
+  static OSTF_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+  static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) { return _mm512_and_ps(a, load_bits(bits)); }
+  static OSTF_INLINE float across(Vec a) { return _mm512_reduce_add_ps(a); }
+
+  static OSTF_INLINE Vec round(Vec x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // a * 2^whole
+  static constexpr float kLowestExponent = -160.0f;  // scale() gives 0
+  static OSTF_INLINE Vec scale(Vec a, Vec whole) { return _mm512_scalef_ps(a, whole); }
+
+  static OSTF_INLINE Units load_units(const Unit* from) { return _mm512_loadu_ps(from); }
+  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm512_set1_ps(*from); }
+  static OSTF_INLINE Vec dot(Units a, Units b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
+
+  static void pack_row(int dtype, const void* from, int D, Unit* to) {
+    const auto* half = static_cast<const uint16_t*>(from);
+    if (dtype == OSTF_F32) {
+      std::memcpy(to, from, sizeof(float) * D);
+      return;
+    }
+    for (int d = 0; d < D; d += 16) {
+      const __mmask16 lanes = D - d >= 16 ? 0xffff : (1u << (D - d)) - 1;
+      const __m256i raw = _mm256_maskz_loadu_epi16(lanes, half + d);
+      const __m512 wide = dtype == OSTF_F16 ? _mm512_cvtph_ps(raw)
+                                            : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+      _mm512_mask_storeu_ps(to + d, lanes, wide);
+    }
+  }
+  static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
+
+  static void unpack_row(int dtype, const float* from, float factor, int D, void* to) {
+    for (int d = 0; d < D; d += 16) {
+      const __mmask16 lanes = D - d >= 16 ? 0xffff : (1u << (D - d)) - 1;
+      const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, from + d), _mm512_set1_ps(factor));
+      if (dtype == OSTF_F32) {
+        _mm512_mask_storeu_ps(static_cast<float*>(to) + d, lanes, x);
+      } else if (dtype == OSTF_F16) {
+        const __m256i y = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + d, lanes, y);
+      } else {
+        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + d, lanes, round_to_bf16(x));
+      }
+    }
+  }
+
+  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_stride);
+    for (int i = 0; i < 16; i += 2) {
+      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // now 128-bit lane L of a[4g + j] is column 4L + j of rows 4g to 4g + 3
+      a[i] = unpack_pairs<0>(b[i], b[i + 2]);
+      a[i + 1] = unpack_pairs<1>(b[i], b[i + 2]);
+      a[i + 2] = unpack_pairs<0>(b[i + 1], b[i + 3]);
+      a[i + 3] = unpack_pairs<1>(b[i + 1], b[i + 3]);
+    }
+    for (int j = 0; j < 4; ++j) {
+      const __m512 low0 = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x44);
+      const __m512 low1 = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x44);
+      const __m512 high0 = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xee);
+      const __m512 high1 = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xee);
+      _mm512_storeu_ps(to + j * to_stride, _mm512_shuffle_f32x4(low0, low1, 0x88));
+      _mm512_storeu_ps(to + (j + 4) * to_stride, _mm512_shuffle_f32x4(low0, low1, 0xdd));
+      _mm512_storeu_ps(to + (j + 8) * to_stride, _mm512_shuffle_f32x4(high0, high1, 0x88));
+      _mm512_storeu_ps(to + (j + 12) * to_stride, _mm512_shuffle_f32x4(high0, high1, 0xdd));
+    }
+  }
+
+ private:
+  static OSTF_INLINE Vec load_bits(const uint32_t* bits) { return _mm512_castsi512_ps(_mm512_loadu_si512(bits)); }
+
+  template <int high>
+  static OSTF_INLINE __m512 unpack_pairs(__m512 a, __m512 b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+  }
+
+  static OSTF_INLINE __m256i round_to_bf16(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));  // cut bits must not turn NaN into inf
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+  }
+};
+
+}  // namespace

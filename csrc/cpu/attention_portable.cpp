@@ -1,0 +1,89 @@
+// Attention in float32 on vectors of four that the compiler maps to the machine's own (SSE, NEON), or one by one.
+#include "cpu/attention_target.h"
+#include "cpu/attention_kernel.h"
+
+namespace {
+
+#if defined(__GNUC__)
+typedef float Vec4 __attribute__((vector_size(16)));
+typedef uint32_t UInt4 __attribute__((vector_size(16)));
+#endif
+
+struct Portable {
+  static constexpr int kWidth = 4;
+  static constexpr int kMaxVectors = 2;
+  static constexpr int kStep = 1;
+  static constexpr int rows(int) { return 4; }
+
+  using Vec = Vec4;
+  using Unit = float;
+  using Units = Vec4;
+
+  static OSTF_INLINE Vec zero() { return Vec{}; }
+  static OSTF_INLINE Vec set(float a) { return Vec{a, a, a, a}; }
+  static OSTF_INLINE Vec load(const float* from) {
+    Vec a;
+    std::memcpy(&a, from, sizeof a);
+    return a;
+  }
+  static OSTF_INLINE void store(float* to, Vec a) { std::memcpy(to, &a, sizeof a); }
+  static OSTF_INLINE Vec add(Vec a, Vec b) { return a + b; }
+  static OSTF_INLINE Vec sub(Vec a, Vec b) { return a - b; }
+  static OSTF_INLINE Vec mul(Vec a, Vec b) { return a * b; }
+  static OSTF_INLINE Vec div(Vec a, Vec b) { return a / b; }
+  static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return a - b * c; }
+  static OSTF_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
+  static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) {
+    UInt4 mask;
+    std::memcpy(&mask, bits, sizeof mask);
+    return reinterpret_cast<Vec>(reinterpret_cast<UInt4>(a) & mask);
+  }
+  static OSTF_INLINE float across(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+  // Adding 1.5 * 2^23 leaves no bit for a fraction.
+  static OSTF_INLINE Vec round(Vec x) { return (x + set(0x1.8p23f)) - set(0x1.8p23f); }
+  // a * 2^whole for -127 <= whole <= 0; an exponent of -127 stands for 0
+  static constexpr float kLowestExponent = -127.0f;
+  static OSTF_INLINE Vec scale(Vec a, Vec whole) {
+    // whole + 127 + 1.5 * 2^23 has the exponent field in its low bits; where it is NaN so is a.
+    return a * reinterpret_cast<Vec>(reinterpret_cast<UInt4>(whole + set(0x1.8p23f + 127)) << 23);
+  }
+
+  static OSTF_INLINE Units load_units(const Unit* from) { return load(from); }
+  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return set(*from); }
+  static OSTF_INLINE Vec dot(Units a, Units b, Vec sum) { return fma(a, b, sum); }
+
+  static void pack_row(int dtype, const void* from, int D, Unit* to) {
+    const auto* half = static_cast<const uint16_t*>(from);
+    if (dtype == OSTF_F32) {
+      std::memcpy(to, from, sizeof(float) * D);
+    } else if (dtype == OSTF_F16) {
+      for (int d = 0; d < D; ++d) to[d] = ostf::f16_to_float(half[d]);
+    } else {
+      for (int d = 0; d < D; ++d) to[d] = ostf::bf16_to_float(half[d]);
+    }
+  }
+  static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
+
+  static void unpack_row(int dtype, const float* from, float factor, int D, void* to) {
+    auto* half = static_cast<uint16_t*>(to);
+    if (dtype == OSTF_F32) {
+      for (int d = 0; d < D; ++d) static_cast<float*>(to)[d] = from[d] * factor;
+    } else if (dtype == OSTF_F16) {
+      for (int d = 0; d < D; ++d) half[d] = ostf::float_to_f16(from[d] * factor);
+    } else {
+      for (int d = 0; d < D; ++d) half[d] = ostf::float_to_bf16(from[d] * factor);
+    }
+  }
+
+  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+    for (int i = 0; i < kWidth; ++i) {
+      for (int j = 0; j < kWidth; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+    }
+  }
+};
+
+}  // namespace
+
+const ostf::AttentionKernel ostf::attention_portable = make_kernel<Portable>();

@@ -1,0 +1,300 @@
+// Attention on tensor cores for float16 and bfloat16.
+//
+// Four warps own 16 query rows each and walk over tiles of 64 keys. Products run on mma.sync with float32 sums; the softmax
+// is the online one (running maximum and sum), so no N x N array exists. Tiles lie in shared memory as 16-byte chunks whose
+// place is permuted within each row, so that the eight rows of an ldmatrix phase, and the eight chunks of a store, fall
+// into different banks. Where cp.async exists, the next tile travels while this one is multiplied.
+#pragma once
+#include "cuda/attention_score.cuh"
+
+namespace ostf {
+
+constexpr int kTile = 64;  // query rows of a block, and keys of a step
+constexpr int kWarpRows = kTile / kAttentionWarps;
+static_assert(kWarpRows == 16, "an mma.sync has 16 rows");
+
+// Pairs of key and value tiles in shared memory, for code compiled for `arch`.
+__host__ __device__ constexpr int attention_stages(int arch) { return arch >= 800 ? 2 : 1; }
+
+template <class T, int D>
+constexpr size_t attention_shared_bytes(int arch) {
+  return sizeof(T) * kTile * D * (1 + 2 * attention_stages(arch)) + sizeof(float2) * kTile;
+}
+
+// Rows of 64 or 192 bytes: two neighbours share the 128 bytes of all banks, or half of them. Others start at bank 0.
+template <class T, int D>
+__device__ __forceinline__ T* chunk_at(T* tile, int row, int chunk) {
+  const int flip = D % 64 ? row / 2 % 4 : row % 8;
+  return tile + row * D + (chunk ^ flip) * 8;
+}
+
+// Rows [first, first + 64) of an (N, D) array into a tile; rows from N on become zeros.
+template <class T, int D>
+__device__ __forceinline__ void load_tile(T* tile, const T* source, int first, int N, int64_t stride) {
+  constexpr int kChunks = D / 8;
+#pragma unroll
+  for (int step = 0; step < kTile * kChunks / kAttentionThreads; ++step) {
+    const int item = step * kAttentionThreads + threadIdx.x;
+    const int row = item / kChunks, chunk = item % kChunks;
+    const bool valid = first + row < N;
+    copy_async_16(chunk_at<T, D>(tile, row, chunk), source + (valid ? first + row : 0) * stride + chunk * 8, valid);
+  }
+}
+
+// The 16x16 fragment of query rows [row, row + 16), columns [16 k, 16 k + 16).
+template <class T, int D>
+__device__ __forceinline__ void load_query(uint32_t (&fragment)[4], T* tile, int row, int k) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_x4<false>(fragment, chunk_at<T, D>(tile, row + lane % 16, 2 * k + lane / 16));
+}
+
+// Keys [key, key + 16), the same columns: words 0 and 1 serve the first eight keys, words 2 and 3 the others.
+template <class T, int D>
+__device__ __forceinline__ void load_key(uint32_t (&fragment)[4], T* tile, int key, int k) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_x4<false>(fragment, chunk_at<T, D>(tile, key + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+}
+
+// Values of keys [key, key + 16), columns [16 n, 16 n + 16), transposed: words 0 and 1 serve the first eight columns.
+template <class T, int D>
+__device__ __forceinline__ void load_value(uint32_t (&fragment)[4], T* tile, int key, int n) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_x4<true>(fragment, chunk_at<T, D>(tile, key + lane % 16, 2 * n + lane / 16));
+}
+
+// A lane's rows of a fragment are lane / 4 and lane / 4 + 8; four lanes share a row.
+__device__ __forceinline__ float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
+}
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(0xFFFFFFFFu, x, 1);
+  return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
+}
+
+// One step of the online softmax: the logits of 64 keys (`keys` of them real) become powers of two relative to `shift`, the
+// largest scaled logit so far; what was summed before is scaled to it. The rounded shift itself is what is kept from step
+// to step: then an unchanged one scales by exactly 1.
+template <int D>
+__device__ __forceinline__ void softmax_step(float (&p)[kTile / 8][4], float (&out)[D / 8][4], float (&shift)[2],
+                                             float (&sum)[2], int keys, float scale) {
+  if (keys < kTile) {
+    const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (n * 8 + column + i % 2 >= keys) p[n][i] = -INFINITY;
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
+    const float before = shift[r];
+    shift[r] = fmaxf(before, row_max(top) * scale);
+    const float decay = ptx::exp2_approx(before - shift[r]);
+    float total = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int i = 2 * r; i < 2 * r + 2; ++i) {
+        p[n][i] = ptx::exp2_approx(fmaf(p[n][i], scale, -shift[r]));
+        total += p[n][i];
+      }
+    }
+    sum[r] = sum[r] * decay + total;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      out[n][2 * r] *= decay;
+      out[n][2 * r + 1] *= decay;
+    }
+  }
+}
+
+// Sums over the chosen rows of this block's tile of their probabilities of every search key. Each warp takes 16 of a
+// tile's 64 keys and all row groups with a chosen row (mostly one of four: the centre of the template is one row).
+// rows has each row's shift and the inverse of its sum, 0 where the row is not chosen. The first key tile is on its way.
+template <class T, int D>
+__device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* sums, T* query, T* stage_0, const T* keys,
+                                                int64_t stride, const float2* rows) {
+  constexpr int kStages = attention_stages(OSTF_ARCH);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int S = a.N - a.T;
+  for (int first = 0; first < S; first += kTile) {
+    copy_async_wait();
+    __syncthreads();
+    T* tile = stage_0 + (first / kTile % kStages) * 2 * kTile * D;
+    if (kStages > 1 && first + kTile < S) {
+      load_tile<T, D>(stage_0 + ((first / kTile + 1) % kStages) * 2 * kTile * D, keys, first + kTile, S, stride);
+      copy_async_commit();
+    }
+    float sum[2][2] = {};
+#pragma unroll 1
+    for (int row = 0; row < kTile; row += 16) {
+      const float2 softmax[2] = {rows[row + lane / 4], rows[row + lane / 4 + 8]};
+      if (!__any_sync(0xFFFFFFFFu, softmax[0].y != 0.0f || softmax[1].y != 0.0f)) continue;
+      float logit[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) {
+        uint32_t q[4], key[4];
+        load_query<T, D>(q, query, row, k);
+        load_key<T, D>(key, tile, warp * 16, k);
+        mma_16x8x16<T>(logit[0], q, key[0], key[1]);
+        mma_16x8x16<T>(logit[1], q, key[2], key[3]);
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (softmax[r].y == 0.0f) continue;  // not 0 times a probability, which may be NaN
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            sum[n][i] += softmax[r].y * ptx::exp2_approx(fmaf(logit[n][2 * r + i], a.scale, -softmax[r].x));
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        for (int distance = 4; distance < 32; distance *= 2) {
+          sum[n][i] += __shfl_xor_sync(0xFFFFFFFFu, sum[n][i], distance);
+        }
+        const int key = first + warp * 16 + n * 8 + lane * 2 + i;
+        if (lane < 4 && key < S) sums[key] = sum[n][i];
+      }
+    }
+    if (kStages == 1 && first + kTile < S) {
+      __syncthreads();
+      load_tile<T, D>(stage_0, keys, first + kTile, S, stride);
+    }
+  }
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(kAttentionThreads) attention_mma(AttentionArgs a) {
+#if OSTF_ARCH < 800
+  if constexpr (!std::is_same_v<T, __half>) {
+    __trap();  // the host never launches this
+  } else
+#endif
+  {
+    constexpr int kStages = attention_stages(OSTF_ARCH);
+    T* query = reinterpret_cast<T*>(dynamic_shared());
+    T* stages = query + kTile * D;  // key tile, value tile; key tile, value tile
+    float2* softmax = reinterpret_cast<float2*>(stages + 2 * kStages * kTile * D);  // see sum_chosen_rows
+
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int tile = blockIdx.x, h = blockIdx.y, b = blockIdx.z;
+    const int64_t C = static_cast<int64_t>(a.H) * D, stride = 3 * C;
+    const T* q = static_cast<const T*>(a.qkv) + b * a.N * stride + h * D;
+    const T* k = q + C;
+    const T* v = k + C;
+
+    load_tile<T, D>(query, q, tile * kTile, a.N, stride);
+    load_tile<T, D>(stages, k, 0, a.N, stride);
+    load_tile<T, D>(stages + kTile * D, v, 0, a.N, stride);
+    copy_async_commit();
+
+    uint32_t fragment[D / 16][4];
+    float out[D / 8][4] = {}, shift[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    for (int first = 0; first < a.N; first += kTile) {
+      copy_async_wait();
+      __syncthreads();  // the tile has arrived, and no warp is still at the one before
+      T* keys = stages + (first / kTile % kStages) * 2 * kTile * D;
+      T* values = keys + kTile * D;
+      if (first == 0) {
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) load_query<T, D>(fragment[i], query, warp * kWarpRows, i);
+      }
+      if (kStages > 1 && first + kTile < a.N) {
+        T* next = stages + ((first / kTile + 1) % kStages) * 2 * kTile * D;
+        load_tile<T, D>(next, k, first + kTile, a.N, stride);
+        load_tile<T, D>(next + kTile * D, v, first + kTile, a.N, stride);
+        copy_async_commit();
+      }
+
+      float p[kTile / 8][4] = {};
+#pragma unroll
+      for (int n = 0; n < kTile / 16; ++n) {
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) {
+          uint32_t key[4];
+          load_key<T, D>(key, keys, n * 16, i);
+          mma_16x8x16<T>(p[2 * n], fragment[i], key[0], key[1]);
+          mma_16x8x16<T>(p[2 * n + 1], fragment[i], key[2], key[3]);
+        }
+      }
+      softmax_step<D>(p, out, shift, sum, a.N - first, a.scale);
+#pragma unroll
+      for (int n = 0; n < kTile / 16; ++n) {
+        const uint32_t weight[4] = {pack<T>(p[2 * n][0], p[2 * n][1]), pack<T>(p[2 * n][2], p[2 * n][3]),
+                                    pack<T>(p[2 * n + 1][0], p[2 * n + 1][1]), pack<T>(p[2 * n + 1][2], p[2 * n + 1][3])};
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) {
+          uint32_t value[4];
+          load_value<T, D>(value, values, n * 16, i);
+          mma_16x8x16<T>(out[2 * i], weight, value[0], value[1]);
+          mma_16x8x16<T>(out[2 * i + 1], weight, value[2], value[3]);
+        }
+      }
+
+      if (kStages == 1 && first + kTile < a.N) {
+        __syncthreads();
+        load_tile<T, D>(stages, k, first + kTile, a.N, stride);
+        load_tile<T, D>(stages + kTile * D, v, first + kTile, a.N, stride);
+      }
+    }
+
+    const bool meets_template = a.mask && tile * kTile < a.T;
+    const bool chosen =
+        meets_template && a.N > a.T && threadIdx.x < kTile && is_chosen(a, b, tile * kTile + threadIdx.x);
+    const bool any_chosen = __syncthreads_or(chosen);  // and from here on the key and value tiles are free
+    if (any_chosen) {
+      load_tile<T, D>(stages, k + a.T * stride, 0, a.N - a.T, stride);
+      copy_async_commit();
+    }
+
+    // Rows leave through shared memory (the first value tile): 16 bytes a lane, whole lines of out.
+    T* staged = stages + kTile * D;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = warp * kWarpRows + lane / 4 + 8 * r, token = tile * kTile + row;
+      const float total = row_sum(sum[r]);
+      const float inverse = 1.0f / total;
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        *reinterpret_cast<uint32_t*>(chunk_at<T, D>(staged, row, n) + lane % 4 * 2) =
+            pack<T>(out[n][2 * r] * inverse, out[n][2 * r + 1] * inverse);
+      }
+      if (lane % 4 == 0) {
+        if (a.lse && token < a.N) a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(shift[r], total);
+        if (any_chosen) softmax[row] = make_float2(shift[r], is_chosen(a, b, token) ? inverse : 0.0f);
+      }
+    }
+    __syncwarp();
+    constexpr int kChunks = D / 8;
+    T* rows = static_cast<T*>(a.out) + b * a.N * C + h * D;
+#pragma unroll
+    for (int step = 0; step < kWarpRows * kChunks / 32; ++step) {
+      const int item = step * 32 + lane;
+      const int row = warp * kWarpRows + item / kChunks, token = tile * kTile + row;
+      if (token < a.N) {
+        *reinterpret_cast<uint4*>(rows + token * C + item % kChunks * 8) =
+            *reinterpret_cast<const uint4*>(chunk_at<T, D>(staged, row, item % kChunks));
+      }
+    }
+
+    if (any_chosen) {
+      float* sums = score_sums(a, b, (a.T + kTile - 1) / kTile, tile, h);
+      sum_chosen_rows<T, D>(a, sums, query, stages, k + a.T * stride, stride, softmax);
+    }
+    if (meets_template) finish_score<kTile>(a, b);
+  }
+}
+
+}  // namespace ostf

@@ -1,0 +1,75 @@
+// The C ABI of the compiled kernels: plain pointers and sizes, no torch, no Python.
+//
+// Letters: B batch, H heads, D head dimension, C = H * D channels, N = T + S tokens (T template tokens first,
+// then S search tokens), K kept, F side of the search token grid, Z side of a crop in pixels.
+// Every array is dense and row-major. cpu_* functions run on at most `threads` threads and return when done;
+// cuda_* functions enqueue on `stream` (a cudaStream_t) and return at once. A pointer marked "or null" is optional.
+// Return value: 0 on success, a positive cudaError_t, or a negative ostf_status.
+#pragma once
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define OSTF_API
+#else
+#define OSTF_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { OSTF_F32 = 0, OSTF_F16 = 1, OSTF_BF16 = 2 } ostf_dtype;
+
+typedef enum {
+  OSTF_OK = 0,
+  OSTF_EINVAL = -1,       // a size is out of the supported range
+  OSTF_EDTYPE = -2,       // this kernel has no code for the dtype on this machine
+  OSTF_ENOMEM = -3,       // host memory for scratch space could not be had
+} ostf_status;
+
+// attention: qkv (B,N,3,H,D) -> out (B,N,H*D), softmax(Q K' / sqrt(D)) V, all in `dtype`.
+// template_mask (mask_batch,T) bytes, mask_batch 1 or B, or null: the query rows whose probabilities score the search
+// tokens. score (B,S) float32: mean over heads and chosen rows (0 where no row is chosen), or null together with the mask.
+// lse (B,H,N) float32: natural log of each softmax denominator (with the running maximum), or null.
+OSTF_API int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
+                                float* score, float* lse, int B, int N, int H, int D, int T, int threads);
+// CUDA: D is 32, 64, 96 or 128; OSTF_BF16 needs compute capability 8.0 (else OSTF_EDTYPE). The heads' shares of the score
+// meet in `scratch`, B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch item to arrive, by its
+// count in `tickets` (B) uint32, adds them in a fixed order. tickets are zero before the first launch and every launch
+// leaves them zero, so a CUDA graph replays. Launches that may overlap share neither. Both may be null when score is.
+OSTF_API int ostf_cuda_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
+                                 float* score, float* lse, float* scratch, uint32_t* tickets, int B, int N, int H,
+                                 int D, int T, void* stream);
+
+// eliminate: tokens (B,T+S,C), score (B,S), ids (B,S) -> out (B,T+K,C), out_ids (B,K), removed (B,S-K).
+// Stable, by score descending; -0 equals +0; NaN ranks last. `elem_size` is the size of one channel in bytes (2, 4 or 8).
+OSTF_API int ostf_cpu_eliminate(int elem_size, const void* tokens, const float* score, const int64_t* ids, void* out,
+                                int64_t* out_ids, int64_t* removed, int B, int T, int S, int K, int C, int threads);
+OSTF_API int ostf_cuda_eliminate(int elem_size, const void* tokens, const float* score, const int64_t* ids, void* out,
+                                 int64_t* out_ids, int64_t* removed, int B, int T, int S, int K, int C, void* stream);
+
+// restore: tokens (B,K,C), ids (B,K) -> map (B,C,F,F), zeros at the places no id names.
+OSTF_API int ostf_cpu_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C,
+                              int F, int threads);
+OSTF_API int ostf_cuda_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C,
+                               int F, void* stream);
+
+// crop: frame (height,width,3) uint8, box (B,4) float64 xywh pixels -> patch (B,3,Z,Z) in `dtype`, scale (B,) float64.
+// mean and inv_std have 3 floats: patch = (pixel / 255 - mean) * inv_std.
+OSTF_API int ostf_cpu_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
+                           const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z,
+                           int threads);
+OSTF_API int ostf_cuda_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
+                            const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z,
+                            void* stream);
+
+// decode: score (B,F,F), size (B,2,F,F), offset (B,2,F,F) in `dtype`, window (F,F) float32 or null
+// -> box (B,4) float32 cxcywh in units of the crop, best (B,) float32 the score (without window) at the chosen cell.
+OSTF_API int ostf_cpu_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
+                             float* box, float* best, int B, int F, int threads);
+OSTF_API int ostf_cuda_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
+                              float* box, float* best, int B, int F, void* stream);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,37 @@
+"""OSTrack (ECCV 2022) visual object tracking on fused kernels.
+
+>>> tracker = Tracker("small")
+>>> tracker.initialize(first_frame, (x, y, width, height))
+>>> tracker.track(next_frame).box
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .model import OSTrack, build_ostrack
+    from .tracker import Tracker, TrackResult
+
+try:
+    __version__ = version("ostrack_fast")
+except PackageNotFoundError:
+    # A source tree on the path, not installed.
+    __version__ = "0+unknown"
+
+__all__ = ["OSTrack", "TrackResult", "Tracker", "__version__", "build_ostrack"]
+
+# Imported when first used: the command line's help should not wait for torch.
+_HOME = {"OSTrack": "model", "TrackResult": "tracker", "Tracker": "tracker", "build_ostrack": "model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

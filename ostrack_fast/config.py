@@ -1,0 +1,178 @@
+"""Model configurations: frozen dataclasses, named presets, and a reader for the published yaml files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEMPLATE_RANGES = ("CTR_POINT", "CTR_REC", "ALL", "GT_BOX")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the network's shape and the geometry of its two crops.
+
+    Args:
+        template_size, search_size: side of the square crops, pixels; multiples of `patch_size`.
+        template_factor, search_factor: side of the crop over sqrt(w*h) of the target.
+        patch_size, embed_dim, depth, num_heads, mlp_ratio: the ViT, in timm's terms.
+        head_channels: width of the first layer of the three head towers, halved four times.
+        ce_layers: blocks, counted from 0, that eliminate candidates; empty for none.
+        ce_keep_ratio: share of the search tokens each of these blocks keeps.
+        ce_template_range: which template tokens rank the candidates, one of `TEMPLATE_RANGES`.
+        drop_path: stochastic depth of the last block in training, growing linearly from 0.
+    """
+
+    template_size: int = 128
+    search_size: int = 256
+    template_factor: float = 2.0
+    search_factor: float = 4.0
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    head_channels: int = 256
+    ce_layers: tuple[int, ...] = ()
+    ce_keep_ratio: tuple[float, ...] = ()
+    ce_template_range: str = "CTR_POINT"
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("template_size", "search_size"):
+            if getattr(self, name) % self.patch_size or getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be a positive multiple of {self.patch_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}")
+        if self.head_channels % 8:
+            raise ValueError(f"head_channels={self.head_channels} must be divisible by 8: the towers halve it")
+        if len(self.ce_layers) != len(self.ce_keep_ratio):
+            raise ValueError(f"{len(self.ce_layers)} ce_layers but {len(self.ce_keep_ratio)} ce_keep_ratio")
+        if list(self.ce_layers) != sorted(set(self.ce_layers)) or not all(0 <= i < self.depth for i in self.ce_layers):
+            raise ValueError(f"ce_layers={self.ce_layers} must be increasing block numbers in [0, {self.depth})")
+        if not all(0 < ratio <= 1 for ratio in self.ce_keep_ratio):
+            raise ValueError(f"ce_keep_ratio={self.ce_keep_ratio} must lie in (0, 1]")
+        if self.ce_template_range not in TEMPLATE_RANGES:
+            raise ValueError(f"ce_template_range={self.ce_template_range!r} is none of {TEMPLATE_RANGES}")
+
+    @property
+    def template_grid(self) -> int:
+        """Side of the template's token grid."""
+        return self.template_size // self.patch_size
+
+    @property
+    def search_grid(self) -> int:
+        """Side of the search region's token grid, and of the head's maps."""
+        return self.search_size // self.patch_size
+
+    def search_tokens(self, keep_rate: float | None = None) -> list[int]:
+        """Search tokens that leave each block, first entry: those that enter the first block.
+
+        `keep_rate` overrides every `ce_keep_ratio`, as the published `ce_keep_rate` argument does.
+        """
+        counts = [self.search_grid**2]
+        ratios = dict(zip(self.ce_layers, self.ce_keep_ratio, strict=True))
+        for block in range(self.depth):
+            ratio = ratios.get(block, 1.0)
+            if ratio < 1 and keep_rate is not None:
+                ratio = keep_rate
+            counts.append(ceil(ratio * counts[-1]))
+        return counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as stored in a checkpoint's metadata."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`. Raises ValueError on a key this version does not know."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown model settings {sorted(unknown)}: was this file written by a newer version?")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+_CE = {"ce_layers": (3, 6, 9), "ce_keep_ratio": (0.7, 0.7, 0.7)}
+_256 = ModelConfig()
+_384 = ModelConfig(template_size=192, search_size=384, search_factor=5.0)
+_LARGE = ModelConfig(embed_dim=1024, depth=24, num_heads=16, ce_layers=(6, 12, 18), ce_keep_ratio=(0.7, 0.7, 0.7))
+
+PRESETS: dict[str, ModelConfig] = {
+    "ostrack_256": _256,
+    "ostrack_256_ce": replace(_256, **_CE),
+    "ostrack_384": _384,
+    "ostrack_384_ce": replace(_384, **_CE),
+    "ostrack_256_ce_got10k": replace(_256, **_CE),
+    "ostrack_384_ce_got10k": replace(_384, **_CE),
+    "ostrack_large_256_ce": _LARGE,
+    "small": ModelConfig(
+        embed_dim=384,
+        depth=8,
+        num_heads=6,
+        head_channels=128,
+        ce_layers=(3, 5),
+        ce_keep_ratio=(0.7, 0.7),
+    ),
+}
+
+PUBLISHED_NAMES: dict[str, str] = {
+    "vitb_256_mae_32x4_ep300": "ostrack_256",
+    "vitb_256_mae_ce_32x4_ep300": "ostrack_256_ce",
+    "vitb_384_mae_32x4_ep300": "ostrack_384",
+    "vitb_384_mae_ce_32x4_ep300": "ostrack_384_ce",
+    "vitb_256_mae_ce_32x4_got10k_ep100": "ostrack_256_ce_got10k",
+    "vitb_384_mae_ce_32x4_got10k_ep100": "ostrack_384_ce_got10k",
+}
+
+
+def get_config(name: str) -> ModelConfig:
+    """The preset of this name; the names of the published yaml files are accepted too."""
+    key = PUBLISHED_NAMES.get(name, name)
+    if key not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join([*PRESETS, *PUBLISHED_NAMES])}")
+    return PRESETS[key]
+
+
+_BACKBONES = {
+    "vit_base_patch16_224": {},
+    "vit_base_patch16_224_ce": {},
+    "vit_large_patch16_224": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "vit_large_patch16_224_ce": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+
+
+def read_published_yaml(path: str | Path) -> ModelConfig:
+    """Read the model part of a yaml file of the published code (its `experiments/ostrack/*.yaml`).
+
+    Raises:
+        ValueError: for a backbone or head this package does not implement, naming it.
+    """
+    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or "MODEL" not in document:
+        raise ValueError(f"{path} has no MODEL section: not a yaml file of the published code")
+    model, data = document["MODEL"], document.get("DATA", {})
+    backbone, head = model.get("BACKBONE", {}), model.get("HEAD", {})
+    kind = backbone.get("TYPE", "vit_base_patch16_224")
+    if kind not in _BACKBONES:
+        raise ValueError(f"{path}: backbone {kind!r} is not supported; supported: {', '.join(_BACKBONES)}")
+    if head.get("TYPE", "CENTER") != "CENTER":
+        raise ValueError(f"{path}: head {head['TYPE']!r} is not supported, only CENTER")
+    template, search, test = data.get("TEMPLATE", {}), data.get("SEARCH", {}), document.get("TEST", {})
+    ce = kind.endswith("_ce")
+    return ModelConfig(
+        template_size=template.get("SIZE", 128),
+        search_size=search.get("SIZE", 256),
+        template_factor=float(test.get("TEMPLATE_FACTOR", template.get("FACTOR", 2.0))),
+        search_factor=float(test.get("SEARCH_FACTOR", search.get("FACTOR", 4.0))),
+        patch_size=backbone.get("STRIDE", 16),
+        head_channels=head.get("NUM_CHANNELS", 256),
+        ce_layers=tuple(backbone.get("CE_LOC", ())) if ce else (),
+        ce_keep_ratio=tuple(backbone.get("CE_KEEP_RATIO", ())) if ce else (),
+        ce_template_range=backbone.get("CE_TEMPLATE_RANGE", "ALL") if ce else "CTR_POINT",
+        drop_path=float(document.get("TRAIN", {}).get("DROP_PATH_RATE", 0.1)),
+        **_BACKBONES[kind],
+    )

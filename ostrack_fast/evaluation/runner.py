@@ -1,0 +1,194 @@
+"""One-pass evaluation: start a tracker on each video's first frame, let it run, score its boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..files import write_atomically
+from .datasets import Video, format_boxes, load_videos
+from .metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS, Array, Scores, score_video
+
+FORMAT = 1
+"""Version of the layout of `EvaluationResult.to_dict`."""
+
+_TICK = 1e-9
+"""Seconds; a coarse clock may see a trivial tracker take none."""
+
+
+class SingleObjectTracker(Protocol):
+    """What the evaluation needs of a tracker; `ostrack_fast.Tracker` is one."""
+
+    def initialize(self, frame: NDArray[np.uint8], box: tuple[float, float, float, float]) -> Any:
+        """Start on a target: frame (h,w,3) uint8 RGB, box xywh in pixels counted from 0. The result is not used."""
+
+    def track(self, frame: NDArray[np.uint8]) -> Any:
+        """The target in the next frame: four numbers xywh, or an object with such a `box`; None for "not found"."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoResult:
+    """One video's outcome.
+
+    Args:
+        name: of the video.
+        boxes: (frames, 4) float64 xywh in pixels counted from 0; the first is the one given, NaN is "not found".
+        scored_frames: frames with ground truth.
+        seconds: spent in `track`, without reading and decoding images.
+        scores: curves and numbers.
+    """
+
+    name: str
+    boxes: Array
+    scored_frames: int
+    seconds: float
+    scores: Scores
+
+    @property
+    def fps(self) -> float:
+        """Tracked frames per second of tracking time."""
+        return (len(self.boxes) - 1) / max(self.seconds, _TICK)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """All videos' outcomes, in the order they ran."""
+
+    videos: tuple[VideoResult, ...]
+
+    @property
+    def mean(self) -> Scores:
+        """Mean over videos, each of the same weight."""
+        return Scores.mean([video.scores for video in self.videos])
+
+    @property
+    def fps(self) -> float:
+        """Tracked frames of all videos per second of tracking time."""
+        frames = sum(len(video.boxes) - 1 for video in self.videos)
+        return frames / max(sum(video.seconds for video in self.videos), _TICK)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON: `format`, `thresholds`, `mean` (numbers, fps, curves), `videos` (the same of each)."""
+        mean = self.mean
+        return {
+            "format": FORMAT,
+            "thresholds": {
+                "success": OVERLAP_THRESHOLDS.tolist(),
+                "precision": PIXEL_THRESHOLDS.tolist(),
+                "normalized_precision": NORMALIZED_THRESHOLDS.tolist(),
+            },
+            "mean": {**mean.numbers(), "fps": self.fps, "curves": _curves(mean)},
+            "videos": [
+                {
+                    "name": video.name,
+                    "frames": len(video.boxes),
+                    "scored_frames": video.scored_frames,
+                    **video.scores.numbers(),
+                    "fps": video.fps,
+                    "curves": _curves(video.scores),
+                }
+                for video in self.videos
+            ],
+        }
+
+    def save(self, path: str | Path, **notes: Any) -> None:
+        """Write `to_dict()` as JSON, with further top-level entries `notes`; the file appears whole or not at all."""
+        text = json.dumps({**notes, **self.to_dict()}, indent=1, allow_nan=False) + "\n"
+        write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def evaluate_folder(
+    folder: str | Path,
+    tracker: SingleObjectTracker | Callable[[], SingleObjectTracker],
+    *,
+    one_based: Sequence[str] = (),
+    results: str | Path | None = None,
+    progress: bool = False,
+) -> EvaluationResult:
+    """Run a tracker once over every video of a folder and score it.
+
+    Args:
+        folder: see `load_videos`.
+        tracker: started anew on each video; or a function that makes one, called for each video, for trackers that
+            can be started only once (OpenCV's).
+        one_based: videos whose ground truth counts from 1; see `load_videos`.
+        results: folder for the boxes, `NAME.txt`, in the format and the pixel count of the ground truth; each file is
+            written when its video is done.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_videos`; also for an unreadable image or what is no box.
+    """
+    videos = load_videos(folder, one_based)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        transient=True, disable=not progress,
+    )  # fmt: skip
+    outcomes = []
+    with bar:
+        task = bar.add_task("frames", total=sum(map(len, videos)))
+        for video in videos:
+            bar.update(task, description=video.name)
+            outcome = evaluate_video(video, tracker, lambda: bar.advance(task))
+            outcomes.append(outcome)
+            if results is not None:
+                _save_boxes(outcome, video.origin, Path(results) / f"{video.name}.txt")
+    return EvaluationResult(tuple(outcomes))
+
+
+def evaluate_video(
+    video: Video,
+    tracker: SingleObjectTracker | Callable[[], SingleObjectTracker],
+    on_frame: Callable[[], object] = lambda: None,
+) -> VideoResult:
+    """Run a tracker once over a video and score it; `on_frame` is called after every frame. See `evaluate_folder`."""
+    # A class has the methods of its instances, but is itself the function that makes one.
+    is_instance = hasattr(tracker, "initialize") and not isinstance(tracker, type)
+    one: Any = tracker if is_instance else tracker()  # type: ignore[operator]
+    boxes = np.full((len(video), 4), np.nan)
+    seconds = 0.0
+    for index, frame in enumerate(_frames(video)):
+        if index == 0:
+            boxes[0] = video.boxes[0]
+            one.initialize(frame, tuple(video.boxes[0].tolist()))
+        else:
+            start = perf_counter()
+            answer = one.track(frame)
+            seconds += perf_counter() - start
+            boxes[index] = _box(answer, video.frames[index])
+        on_frame()
+    scored = int(np.isfinite(video.boxes[:, 0]).sum())
+    return VideoResult(video.name, boxes, scored, seconds, score_video(boxes, video.boxes))
+
+
+def _frames(video: Video) -> Iterator[NDArray[np.uint8]]:
+    return (video.frame(index) for index in range(len(video)))
+
+
+def _box(answer: Any, frame: Path) -> Array:
+    """What `track` returned as (4,) float64."""
+    box = getattr(answer, "box", answer)
+    if box is None:
+        return np.full(4, np.nan)
+    values = np.asarray(box, dtype=np.float64)
+    if values.shape != (4,):
+        raise ValueError(f"{frame}: the tracker's box must be four numbers x,y,w,h, got {box!r}")
+    return values
+
+
+def _curves(scores: Scores) -> dict[str, list[float]]:
+    return {name: getattr(scores, name).tolist() for name in ("success", "precision", "normalized_precision")}
+
+
+def _save_boxes(outcome: VideoResult, origin: int, path: Path) -> None:
+    boxes = outcome.boxes.copy()
+    boxes[:, :2] += origin
+    write_atomically(path, lambda temporary: Path(temporary).write_text(format_boxes(boxes), encoding="utf-8"))

@@ -1,0 +1,163 @@
+"""The one-stream ViT: template and search tokens through the same blocks, candidates eliminated on the way.
+
+Parameter names are those of the published `VisionTransformerCE` (and so of timm's ViT).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from .. import ops
+from ..config import ModelConfig
+
+
+class Features(NamedTuple):
+    """What the backbone hands on.
+
+    tokens (B,T+K,C) after the final LayerNorm; ids (B,K) places of the search tokens that are left; removed: per
+    eliminating block (B,n) int64, or None where it kept everything; scores: per eliminating block the candidates'
+    score (B,S) and the places (B,S) it belongs to; attn (B,H,N,N) of the last block, or None.
+    """
+
+    tokens: Tensor
+    ids: Tensor
+    removed: list[Tensor | None]
+    scores: list[tuple[Tensor, Tensor]]
+    attn: Tensor | None
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.heads = cfg.num_heads
+        self.qkv = nn.Linear(cfg.embed_dim, 3 * cfg.embed_dim)
+        self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Query, key and value side by side, (B,N,3,H,D)."""
+        return self.qkv(x).unflatten(2, (3, self.heads, -1))
+
+    def forward(self, x: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        out, score = ops.attention(self.packed(x), template_mask)
+        return self.proj(out), score
+
+
+class Mlp(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        hidden = int(cfg.embed_dim * cfg.mlp_ratio)
+        self.fc1 = nn.Linear(cfg.embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; elimination sits after the attention residual, before the MLP."""
+
+    def __init__(self, cfg: ModelConfig, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.attn = Attention(cfg)
+        self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.mlp = Mlp(cfg)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(
+        self, x: Tensor, ids: Tensor, template_mask: Tensor | None = None, keep: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Returns tokens, ids, the removed ids (None without elimination) and the score (None without a mask)."""
+        attended, score = self.attn(self.norm1(x), template_mask)
+        x = x + self.drop_path(attended)
+        removed = None
+        if score is not None and keep is not None and keep < ids.shape[1]:
+            x, ids, removed = ops.eliminate(x, score, ids, keep)
+        return x + self.drop_path(self.mlp(self.norm2(x))), ids, removed, score
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        template, search = cfg.template_grid**2, cfg.search_grid**2
+        self.patch_embed = PatchEmbed(cfg)
+        # The pretrained ViT's class token and position table: unused here, part of every published checkpoint.
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (224 // cfg.patch_size) ** 2 + 1, cfg.embed_dim))
+        self.pos_embed_z = nn.Parameter(torch.zeros(1, template, cfg.embed_dim))
+        self.pos_embed_x = nn.Parameter(torch.zeros(1, search, cfg.embed_dim))
+        rates = [cfg.drop_path * i / max(cfg.depth - 1, 1) for i in range(cfg.depth)]
+        self.blocks = nn.ModuleList(Block(cfg, rate) for rate in rates)
+        self.norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.apply(_init_weights)
+
+    def embed_template(self, template: Tensor) -> Tensor:
+        """Template image (B,3,Z,Z) -> tokens (B,T,C) with positions: constant for as long as a target is tracked."""
+        return self.patch_embed(template) + self.pos_embed_z
+
+    def embed_search(self, search: Tensor) -> Tensor:
+        """Search image (B,3,X,X) -> tokens (B,S,C) with positions."""
+        return self.patch_embed(search) + self.pos_embed_x
+
+    def forward(
+        self,
+        template: Tensor,
+        search: Tensor,
+        template_mask: Tensor | None = None,
+        keep_rate: float | None = None,
+        return_last_attn: bool = False,
+    ) -> Features:
+        """Images to tokens. Arguments as `OSTrack.forward`; `template_mask` (T,) or (B,T) bool."""
+        return self.forward_tokens(
+            self.embed_template(template), self.embed_search(search), template_mask, keep_rate, return_last_attn
+        )
+
+    def forward_tokens(
+        self,
+        z: Tensor,
+        x: Tensor,
+        template_mask: Tensor | None = None,
+        keep_rate: float | None = None,
+        return_last_attn: bool = False,
+    ) -> Features:
+        ratios = dict(zip(self.cfg.ce_layers, self.cfg.ce_keep_ratio, strict=True))
+        ids = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        tokens = torch.cat((z, x), dim=1)
+        removed: list[Tensor | None] = []
+        scores: list[tuple[Tensor, Tensor]] = []
+        attn = None
+        for index, block in enumerate(self.blocks):
+            if return_last_attn and index == len(self.blocks) - 1:
+                attn = ops.reference.attention_map(block.attn.packed(block.norm1(tokens)))
+            if index not in ratios:
+                tokens, *_ = block(tokens, ids)
+                continue
+            ratio = ratios[index]
+            if ratio < 1 and keep_rate is not None:
+                ratio = keep_rate
+            before = ids
+            tokens, ids, gone, score = block(tokens, ids, template_mask, ceil(ratio * ids.shape[1]))
+            removed.append(gone)
+            scores.append((score, before))
+        return Features(self.norm(tokens), ids, removed, scores, attn)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

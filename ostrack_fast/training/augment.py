@@ -1,0 +1,180 @@
+"""Augmentation of a template and search pair: what the published code does, and what a small training set needs more.
+
+Works on uint8 RGB crops of any size, before the final resize: a degraded small crop that is then enlarged looks like
+a real small target, and costs less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import cos, pi, sin
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+_LEVELS = np.arange(256, dtype=np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+# Drawing Gaussian noise costs more than the rest of a pair, so one fixed field is read at random offsets.
+_NOISE_SIDE = 512
+_NOISE = np.random.default_rng(0).standard_normal((_NOISE_SIDE, _NOISE_SIDE, 3)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Strengths and probabilities. The defaults are those of the published code; `robust()` suits small sets.
+
+    Args:
+        gray, flip: probability that both images become gray, are mirrored.
+        flip_each: probability that one image alone is mirrored, drawn for each (0.5 in the published code).
+        brightness: each image is multiplied by U(1 - brightness, 1 + brightness).
+        gamma: standard deviation of the log exponent of each image's gray levels; black stays black.
+        tint: standard deviation of the log gain of each colour channel, shared by both images.
+        saturation: probability that the colours of both images are weakened or strengthened.
+        low_resolution: probability that both images lose up to two thirds of their resolution.
+        blur, motion_blur: probability, for each image, of a defocus or of a straight motion.
+        noise, jpeg: probability that both images get Gaussian noise, compression artefacts.
+
+    Raises:
+        ValueError: when a value lies outside [0, 1].
+    """
+
+    gray: float = 0.05
+    flip: float = 0.5
+    flip_each: float = 0.0
+    brightness: float = 0.2
+    gamma: float = 0.0
+    tint: float = 0.0
+    saturation: float = 0.0
+    low_resolution: float = 0.0
+    blur: float = 0.0
+    motion_blur: float = 0.0
+    noise: float = 0.0
+    jpeg: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} must lie in [0, 1]")
+
+    @classmethod
+    def robust(cls) -> AugmentConfig:
+        """Settings for few images: gray, blurred, noisy, compressed and low-resolution video is common in use."""
+        return cls(
+            gray=0.15,
+            brightness=0.25,
+            gamma=0.2,
+            tint=0.06,
+            saturation=0.25,
+            low_resolution=0.12,
+            blur=0.08,
+            motion_blur=0.1,
+            noise=0.2,
+            jpeg=0.15,
+        )
+
+
+class Augment:
+    """Draws and applies one augmentation to a pair."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+
+    def __call__(self, images: tuple[Image, Image], rng: Generator) -> tuple[list[Image], tuple[bool, bool]]:
+        """Augmented (template, search), mirrored where the second result says so; boxes follow with `flip_box`.
+
+        Args:
+            images: two (n, n, 3) uint8 RGB crops, sizes may differ.
+            rng: source of every random choice.
+        """
+        c = self.config
+        draw = rng.random(8)
+        out = list(images)
+        if draw[0] < c.gray:
+            out = [to_gray(image) for image in out]
+        elif draw[1] < c.saturation:
+            amount = 1.6 * rng.random()
+            out = [saturate(image, amount) for image in out]
+        tint = np.exp(rng.standard_normal(3) * c.tint) if c.tint and draw[0] >= c.gray else np.ones(3)
+        quality = int(rng.integers(20, 85)) if draw[2] < c.jpeg else None
+        sigma = rng.uniform(2, 12) if draw[3] < c.noise else None
+        detail = rng.uniform(0.33, 0.9) if draw[4] < c.low_resolution else None
+        both = draw[5] < c.flip
+        flips = [bool(both), bool(both)]
+        for i, image in enumerate(out):
+            own = rng.random(4)
+            if own[0] < c.blur:
+                image = cv2.GaussianBlur(image, (0, 0), 0.5 + 1.2 * rng.random() * image.shape[0] / 128)
+            if own[1] < c.motion_blur:
+                image = motion_blur(image, rng.uniform(0.01, 0.06) * image.shape[0], rng.uniform(0, pi))
+            if detail is not None:
+                image = reduce_resolution(image, detail)
+            image = adjust(image, 1 + c.brightness * (2 * own[2] - 1), np.exp(c.gamma * rng.standard_normal()), tint)
+            if sigma is not None:
+                image = add_noise(image, sigma, rng)
+            if quality is not None:
+                image = compress(image, quality)
+            flips[i] ^= bool(own[3] < c.flip_each)
+            out[i] = image[:, ::-1] if flips[i] else image
+        return out, (flips[0], flips[1])
+
+
+def flip_box(box: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The xywh box, in [0, 1] units of the crop, in the mirrored crop."""
+    return np.array([1 - box[0] - box[2], box[1], box[2], box[3]], dtype=box.dtype)
+
+
+def to_gray(image: Image) -> Image:
+    """Luma in all three channels."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def saturate(image: Image, amount: float) -> Image:
+    """Blend with the gray image: 0 is gray, 1 the image itself, more is more colourful."""
+    matrix = amount * np.eye(3, dtype=np.float32) + (1 - amount) * np.tile(_LUMA, (3, 1))
+    return cv2.transform(image, matrix)
+
+
+def adjust(image: Image, brightness: float, gamma: float = 1.0, tint: NDArray | None = None) -> Image:
+    """255 (v / 255) ** gamma * brightness * tint of the channel, rounded and clipped: black stays black."""
+    level = (_LEVELS if gamma == 1 else 255 * (_LEVELS / 255) ** gamma) * brightness
+    if tint is None or np.all(tint == 1):
+        return cv2.LUT(image, np.clip(level + 0.5, 0, 255).astype(np.uint8))
+    table = level[:, None] * np.asarray(tint, dtype=np.float32)
+    return cv2.LUT(image, np.clip(table + 0.5, 0, 255).astype(np.uint8)[None])
+
+
+def motion_blur(image: Image, length: float, angle: float) -> Image:
+    """Mean along a straight line of `length` pixels at `angle` radians."""
+    radius = int(np.ceil(length / 2))
+    if radius < 1:
+        return image
+    kernel = np.zeros((2 * radius + 1, 2 * radius + 1), dtype=np.float32)
+    for t in np.linspace(-length / 2, length / 2, 2 * radius + 1):
+        kernel[round(radius + t * sin(angle)), round(radius + t * cos(angle))] += 1
+    return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
+
+
+def reduce_resolution(image: Image, share: float) -> Image:
+    """Keep `share` of the rows and columns: scaled down and up again."""
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (max(4, round(width * share)), max(4, round(height * share))))
+    return cv2.resize(small, (width, height))
+
+
+def add_noise(image: Image, sigma: float, rng: Generator) -> Image:
+    """Add Gaussian noise of standard deviation `sigma` gray levels; images up to 512 pixels wide and high."""
+    height, width = image.shape[:2]
+    y, x = rng.integers(0, (_NOISE_SIDE - height + 1, _NOISE_SIDE - width + 1))
+    return cv2.addWeighted(image, 1, _NOISE[y : y + height, x : x + width], sigma, 0, dtype=cv2.CV_8U)
+
+
+def compress(image: Image, quality: int) -> Image:
+    """JPEG there and back. RGB is passed as if it were BGR: the artefacts look alike."""
+    done, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as JPEG")
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)

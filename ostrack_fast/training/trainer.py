@@ -1,0 +1,248 @@
+"""The training loop: exact resume, atomic checkpoints, one process a device."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import log
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from ..files import write_atomically
+from ..model import OSTrack
+from ..model.checkpoint import load_pretrained, save_weights
+from ..ops.reference import IMAGE_MEAN, IMAGE_STD
+from .config import TrainConfig
+from .data import make_loader
+from .losses import ostrack_loss
+from .mix import build_dataset
+from .pretrained import load_backbone, mark_template, resize_positions
+from .schedule import keep_rate, rate_factor
+
+CHECKPOINT = "last.pt"
+WEIGHTS = "weights.safetensors"
+
+
+class Trainer:
+    """Trains an OSTrack as a `TrainConfig` says, in its `output` folder.
+
+    `run()` continues from the folder's checkpoint if there is one: a run that was stopped and resumed gives the same
+    weights as one that was not. The folder holds `last.pt` (everything a resume needs), `weights.safetensors` (what
+    `OSTrack.from_pretrained` reads; the running average where there is one) and `log.jsonl`.
+    """
+
+    def __init__(self, cfg: TrainConfig, device: str | torch.device = "cpu"):
+        self.cfg, self.device = cfg, torch.device(device)
+        self.output = Path(cfg.output)
+        self.seen = 0
+        torch.manual_seed(cfg.seed)
+        self.model = build_model(cfg).to(self.device).train()
+        freeze_blocks(self.model, cfg.optim.freeze_blocks)
+        self.optimizer = build_optimizer(self.model, cfg)
+        self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.optim.ema else None
+        mean_std = torch.tensor([IMAGE_MEAN, IMAGE_STD], device=self.device)
+        self.mean, self.std = mean_std[:, None, :, None, None].unbind(0)
+        self._stop = False
+
+    def run(self, progress: bool = True) -> None:
+        """Train to the end, or until SIGINT or SIGTERM: either way the last step is in the checkpoint."""
+        cfg = self.cfg
+        self.output.mkdir(parents=True, exist_ok=True)
+        if (self.output / CHECKPOINT).exists():
+            self.load(self.output / CHECKPOINT)
+        loader = make_loader(build_dataset(cfg), cfg.batch_size, cfg.workers, self.seen)
+        saved = time.monotonic()
+        recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=100)
+        bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(), disable=not progress,
+        )  # fmt: skip
+        with bar, self._interruptible(), open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
+            task = bar.add_task("pairs", total=cfg.total_pairs, completed=self.seen, status="")
+            for batch in loader:
+                terms = self.step(batch)
+                recent.append((time.monotonic(), terms))
+                bar.update(task, completed=self.seen, status=_status(recent, cfg.batch_size))
+                if (self.seen // cfg.batch_size) % 50 == 0:
+                    line = {"pairs": self.seen, "keep": self.keep, "rate": self.rate, **_summary(recent, cfg.batch_size)}
+                    log.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
+                    log.flush()
+                if self._stop or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+                if self._stop:
+                    return
+        self.save()
+
+    @property
+    def epoch(self) -> float:
+        """How far the run is, fractional."""
+        return self.seen / self.cfg.pairs_per_epoch
+
+    @property
+    def keep(self) -> float:
+        """The candidates' keep rate of the next step; the smallest configured ratio is where it ends."""
+        final = min(self.cfg.model.ce_keep_ratio, default=1.0)
+        return keep_rate(self.epoch, self.cfg.ce_start_epoch, self.cfg.ce_warmup_epochs, final)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step over its base value."""
+        optim = self.cfg.optim
+        return rate_factor(self.epoch, self.cfg.epochs, optim.warmup_epochs, optim.drop_epoch, optim.decay_epochs)
+
+    def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """One optimizer step on a batch of `PairDataset`; returns the terms of the loss.
+
+        Raises:
+            FloatingPointError: when the loss is not finite; the last checkpoint is then still good.
+        """
+        cfg = self.cfg
+        template, search = (self._normalized(batch[name]) for name in ("template", "search"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
+            out = self.model(template, search, ce_keep_rate=self.keep)
+        loss, terms = ostrack_loss(out, batch["search_box"].to(self.device), cfg.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if cfg.optim.grad_clip:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, cfg.optim.grad_clip)
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        if not values["loss"] < float("inf"):
+            raise FloatingPointError(f"the loss became {values['loss']} after {self.seen} pairs: lower the learning rate")
+        self.optimizer.step()
+        self.seen += len(template)
+        self._update_average()
+        return values
+
+    def save(self) -> None:
+        """Write checkpoint and weights; each file is replaced whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "seen": self.seen,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "config": json.dumps(asdict(self.cfg)),
+        }
+        write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+        weights = self.average or self.model.state_dict()
+        save_weights(weights, self.cfg.model, self.output / WEIGHTS, pairs=str(self.seen))
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint of `save`. Raises ValueError where it belongs to another model or batch size."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        before = json.loads(state["config"])
+        now = json.loads(json.dumps(asdict(self.cfg)))
+        changed = [key for key in ("model", "batch_size", "seed") if before[key] != now[key]]
+        if changed:
+            raise ValueError(f"{path} was written with another {', '.join(changed)}: choose another output folder")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, base in zip(self.optimizer.param_groups, _base_rates(self.cfg), strict=True):
+            group["base_lr"] = base
+        self.average, self.seen = state["average"], state["seen"]
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        return images.sub_(self.mean).div_(self.std)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # A young average follows closely: its first value is the untrained model.
+        decay = min(self.cfg.optim.ema, (1 + self.seen / self.cfg.batch_size) / (10 + self.seen / self.cfg.batch_size))
+        state = self.model.state_dict()
+        floating = [name for name in state if state[name].is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floating], [state[n] for n in floating], 1 - decay)
+        for name in state.keys() - set(floating):
+            self.average[name].copy_(state[name])
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Finish the step in hand on the first SIGINT or SIGTERM; the second one interrupts as usual."""
+
+        def request_stop(number: int, _: object) -> None:
+            self._stop = True
+            signal.signal(number, previous[number])
+
+        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def build_model(cfg: TrainConfig) -> OSTrack:
+    """The model a run starts from."""
+    model = OSTrack(cfg.model)
+    if cfg.weights:
+        _, state = load_pretrained(cfg.weights)
+        for name, grid in (("pos_embed_z", cfg.model.template_grid), ("pos_embed_x", cfg.model.search_grid)):
+            table = state[f"backbone.{name}"]
+            if table.shape[1] != grid**2:
+                state[f"backbone.{name}"] = resize_positions(table, grid)
+        model.load_state_dict(state)
+        return model
+    if cfg.backbone:
+        load_backbone(model.backbone, cfg.backbone)
+        if cfg.mark_template:
+            mark_template(model.backbone, cfg.mark_template, cfg.seed)
+    nn.init.constant_(model.box_head.conv5_ctr.bias, log(cfg.score_prior / (1 - cfg.score_prior)))
+    return model
+
+
+def freeze_blocks(model: OSTrack, count: int) -> None:
+    """Exclude the patch embedding, the position tables and the first `count` blocks from training."""
+    if not count:
+        return
+    backbone = model.backbone
+    backbone.patch_embed.requires_grad_(False)
+    for table in (backbone.pos_embed_z, backbone.pos_embed_x):
+        table.requires_grad_(False)
+    for block in backbone.blocks[:count]:
+        block.requires_grad_(False)
+
+
+def build_optimizer(model: OSTrack, cfg: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with the published two rates: the head's, and the backbone's lower one."""
+    # Part of every published checkpoint, but no gradient ever reaches them.
+    for unused in (model.backbone.cls_token, model.backbone.pos_embed):
+        unused.requires_grad_(False)
+    modules = (model.box_head, model.backbone)
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "base_lr": rate, "lr": rate}
+        for module, rate in zip(modules, _base_rates(cfg), strict=True)
+    ]
+    return torch.optim.AdamW(groups, weight_decay=cfg.optim.weight_decay, fused=True)
+
+
+def _base_rates(cfg: TrainConfig) -> tuple[float, float]:
+    return cfg.optim.lr, cfg.optim.lr * cfg.optim.backbone_lr
+
+
+def _summary(recent: deque[tuple[float, dict[str, float]]], batch: int) -> dict[str, float]:
+    mean = {key: sum(terms[key] for _, terms in recent) / len(recent) for key in recent[0][1]}
+    seconds = recent[-1][0] - recent[0][0]
+    return mean | {"pairs_per_second": (len(recent) - 1) * batch / seconds if seconds else 0.0}
+
+
+def _status(recent: deque[tuple[float, dict[str, float]]], batch: int) -> str:
+    mean = _summary(recent, batch)
+    return f"{mean['pairs_per_second']:.0f}/s  loss {mean['loss']:.3f}  IoU {mean['iou']:.3f}"

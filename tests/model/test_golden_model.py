@@ -1,0 +1,86 @@
+"""The model against the published code's outputs (tests/golden), in every configuration stored there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast.config import get_config
+from ostrack_fast.model import OSTrack, template_mask
+
+from ..golden import seeded
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+CASES = {
+    "ostrack256": ("ostrack_256", {}, None),
+    "ostrack256_ce": ("ostrack_256_ce", {}, None),
+    "ostrack256_ce_all": ("ostrack_256_ce", {"ce_template_range": "ALL"}, None),
+    "ostrack256_ce_ctr_rec": ("ostrack_256_ce", {"ce_template_range": "CTR_REC"}, None),
+    "ostrack256_ce_gt_box": ("ostrack_256_ce", {"ce_template_range": "GT_BOX"}, None),
+    "ostrack256_ce_keep085": ("ostrack_256_ce", {}, 0.85),
+    "ostrack384": ("ostrack_384", {}, None),
+    "ostrack384_ce": ("ostrack_384_ce", {}, None),
+}
+
+
+def seeded_model(cfg, dtype):
+    model = OSTrack(cfg).eval()
+    model.load_state_dict(seeded.state_dict(model.state_dict(), 1))
+    return model.to(dtype)
+
+
+def relative_error(actual, expected):
+    return np.abs(actual.double().numpy() - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_equals_the_published_code(case, dtype):
+    preset, changes, keep_rate = CASES[case]
+    expected = np.load(GOLDEN / f"{case}.npz")
+    cfg = replace(get_config(preset), **changes)
+    batch = int(expected["batch"])
+    template = seeded.image("template", batch, cfg.template_size, 1).to(dtype)
+    search = seeded.image("search", batch, cfg.search_size, 1).to(dtype)
+    mask = None
+    if cfg.ce_template_range == "GT_BOX":
+        mask = template_mask(cfg, torch.from_numpy(expected["template_box"]))
+        assert np.array_equal(mask.numpy(), expected["template_mask"])
+
+    with torch.inference_mode():
+        out = seeded_model(cfg, dtype)(template, search, mask, keep_rate)
+
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    for name in ("score_map", "size_map", "offset_map", "pred_boxes"):
+        assert relative_error(out[name], expected[name]) < tolerance, name
+    # Stored in float32, whatever the model computed in.
+    assert relative_error(out["backbone_feat"][:, ::7, ::13], expected["backbone_feat"]) < max(tolerance, 1e-6)
+    assert len(out["removed_indexes_s"]) == len(cfg.ce_layers)
+    for i, removed in enumerate(out["removed_indexes_s"]):
+        assert np.array_equal(removed.numpy(), expected[f"removed_{i}"])
+        assert relative_error(out["ce_scores"][i][0], expected[f"ce_score_{i}"]) < tolerance
+
+
+@pytest.mark.parametrize("case", ["ostrack256_ce", "ostrack384_ce", "ostrack256_ce_all", "ostrack256_ce_ctr_rec"])
+def test_template_mask_is_the_published_one(case):
+    preset, changes, _ = CASES[case]
+    cfg = replace(get_config(preset), **changes)
+    grid = cfg.template_grid
+    mask = template_mask(cfg).reshape(grid, grid)
+    centre = {8: 3, 12: 5}[grid]
+    expected = {
+        "CTR_POINT": [(centre, centre)],
+        "CTR_REC": [(y, x) for y in (centre, centre + 1) for x in (centre, centre + 1)],
+        "ALL": [(y, x) for y in range(grid) for x in range(grid)],
+    }[cfg.ce_template_range]
+    assert [tuple(place) for place in mask.nonzero().tolist()] == expected
+
+
+def test_state_dict_is_the_published_one():
+    for name, shapes in json.loads((GOLDEN / "state_dict_shapes.json").read_text()).items():
+        own = {key: list(value.shape) for key, value in OSTrack.from_preset(name).state_dict().items()}
+        assert own == shapes

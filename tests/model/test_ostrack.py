@@ -1,0 +1,136 @@
+"""The model's interface beyond what the goldens hold."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ostrack_fast
+from ostrack_fast.config import PRESETS, PUBLISHED_NAMES, ModelConfig, get_config, read_published_yaml
+from ostrack_fast.model import OSTrack, build_ostrack, template_mask
+
+TINY = ModelConfig(
+    template_size=64, search_size=128, embed_dim=64, depth=4, num_heads=2, head_channels=16,
+    ce_layers=(1, 2), ce_keep_ratio=(0.7, 0.7),
+)  # fmt: skip
+
+
+def images(cfg, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (cfg.template_size, cfg.search_size)
+    return [torch.randn(batch, 3, size, size, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("template_range", ["CTR_POINT", "CTR_REC", "ALL"])
+def test_a_batch_equals_its_samples_one_by_one(template_range, batch):
+    cfg = replace(TINY, ce_template_range=template_range)
+    model = build_ostrack(cfg).double()
+    template, search = (x.double() for x in images(cfg, batch))
+    together = model(template, search)
+    for i in range(batch):
+        alone = model(template[i : i + 1], search[i : i + 1])
+        torch.testing.assert_close(together["pred_boxes"][i : i + 1], alone["pred_boxes"])
+        assert torch.equal(together["removed_indexes_s"][1][i : i + 1], alone["removed_indexes_s"][1])
+
+
+def test_gt_box_takes_boxes_of_different_size_in_one_batch():
+    cfg = replace(TINY, ce_template_range="GT_BOX")
+    boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.0, 0.0, 0.9, 0.4], [0.5, 0.5, 0.001, 0.001]])
+    mask = template_mask(cfg, boxes)
+    assert mask.sum(1).tolist() == [4, 8, 1]
+    model = build_ostrack(cfg).double()
+    template, search = (x.double() for x in images(cfg, 3))
+    together = model(template, search, mask)
+    alone = model(template[1:2], search[1:2], mask[1:2])
+    torch.testing.assert_close(together["score_map"][1:2], alone["score_map"])
+
+
+def test_gt_box_without_a_box_says_what_to_pass():
+    with pytest.raises(ValueError, match="ce_template_mask"):
+        build_ostrack(replace(TINY, ce_template_range="GT_BOX"))(*images(TINY))
+
+
+def test_keep_rate_of_one_eliminates_nothing():
+    out = build_ostrack(TINY)(*images(TINY), ce_keep_rate=1.0)
+    assert out["removed_indexes_s"] == [None, None]
+    assert "attn" not in out
+
+
+def test_eliminated_places_are_zero_and_kept_and_removed_partition_the_grid():
+    out = build_ostrack(TINY)(*images(TINY))
+    search = out["backbone_feat"][:, TINY.template_grid**2 :]
+    removed = torch.cat(out["removed_indexes_s"], dim=1)
+    assert TINY.search_tokens() == [64, 64, 45, 32, 32]
+    assert removed.shape == (2, 32) and all(len(set(row)) == 32 for row in removed.tolist())
+    zero = (search == 0).all(-1)
+    assert torch.equal(zero.sum(1), torch.tensor([32, 32]))
+    assert zero.gather(1, removed).all()
+
+
+def test_last_attention_is_a_distribution_over_the_tokens_left():
+    attn = build_ostrack(TINY)(*images(TINY), return_last_attn=True)["attn"]
+    assert attn.shape == (2, 2, 16 + 32, 16 + 32)
+    torch.testing.assert_close(attn.sum(-1), torch.ones(2, 2, 48))
+
+
+def test_gradients_reach_every_used_parameter():
+    model = build_ostrack(TINY, training=True)
+    out = model(*images(TINY))
+    (out["score_map"].sum() + out["size_map"].sum() + out["offset_map"].sum()).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {"backbone.cls_token", "backbone.pos_embed"}
+
+
+def test_every_preset_and_published_name_builds():
+    with torch.device("meta"):
+        for name in [*PRESETS, *PUBLISHED_NAMES]:
+            model = OSTrack.from_preset(name)
+            assert not model.training
+    assert ostrack_fast.OSTrack is OSTrack
+    with pytest.raises(ValueError, match="unknown preset 'nonsense'"):
+        OSTrack.from_preset("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search_size": 250}, "multiple of 16"),
+        ({"num_heads": 7}, "divisible"),
+        ({"ce_layers": (3,)}, "ce_keep_ratio"),
+        ({"ce_layers": (5, 3), "ce_keep_ratio": (0.7, 0.7)}, "increasing"),
+        ({"ce_layers": (1,), "ce_keep_ratio": (0.0,)}, "lie in"),
+        ({"ce_template_range": "CENTER"}, "none of"),
+    ],
+)
+def test_a_bad_configuration_is_refused_with_its_reason(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(ModelConfig(), **changes)
+
+
+def test_published_yaml(tmp_path):
+    path = tmp_path / "vitb_384_mae_ce_32x4_ep300.yaml"
+    path.write_text(
+        """
+DATA: {SEARCH: {SIZE: 384, FACTOR: 5.0}, TEMPLATE: {SIZE: 192, FACTOR: 2.0}}
+MODEL:
+  BACKBONE: {TYPE: vit_base_patch16_224_ce, STRIDE: 16, CE_LOC: [3, 6, 9], CE_KEEP_RATIO: [0.7, 0.7, 0.7],
+             CE_TEMPLATE_RANGE: CTR_POINT}
+  HEAD: {TYPE: CENTER, NUM_CHANNELS: 256}
+TRAIN: {DROP_PATH_RATE: 0.1}
+TEST: {SEARCH_FACTOR: 5.0, SEARCH_SIZE: 384, TEMPLATE_FACTOR: 2.0, TEMPLATE_SIZE: 192}
+"""
+    )
+    assert read_published_yaml(path) == get_config("ostrack_384_ce")
+    path.write_text(path.read_text().replace("CENTER", "CORNER"))
+    with pytest.raises(ValueError, match="CORNER"):
+        read_published_yaml(path)
+    path.write_text("a: 1")
+    with pytest.raises(ValueError, match="no MODEL section"):
+        read_published_yaml(path)
+
+
+def test_config_round_trip():
+    assert ModelConfig.from_dict(TINY.to_dict()) == TINY
+    with pytest.raises(ValueError, match="newer"):
+        ModelConfig.from_dict({"wings": 2})
