@@ -61,7 +61,7 @@ def crop_window(box: Sequence[float], factor: float) -> tuple[int, int, int]:
 
 
 def image_to_crop(box: Tensor, around: Tensor, scale: Tensor, size: int) -> Tensor:
-    """Image xywh boxes in a crop made around the boxes `around`, as xywh normalized by size - 1.
+    """Image xywh boxes in a crop made around the boxes `around`, as xywh in units of the crop.
 
     Args:
         box, around: (..., 4) xywh in pixels of the image.
@@ -73,7 +73,7 @@ def image_to_crop(box: Tensor, around: Tensor, scale: Tensor, size: int) -> Tens
     centre = (box[..., :2] + 0.5 * box[..., 2:]) - (around[..., :2] + 0.5 * around[..., 2:])
     centre = (size - 1) / 2 + centre * scale[..., None]
     extent = box[..., 2:] * scale[..., None]
-    return torch.cat((centre - 0.5 * extent, extent), dim=-1) / (size - 1)
+    return torch.cat((centre - 0.5 * extent, extent), dim=-1) / size
 
 
 def crop_to_image(

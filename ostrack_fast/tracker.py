@@ -166,10 +166,10 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if resolved.type == "cpu":
         return torch.device("cpu")
     if not available:
-        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch {torch.__version__} finds no CUDA GPU here")
+        raise ValueError(f"device {str(device)!r} is not here: PyTorch {torch.__version__} finds no CUDA GPU")
     index = torch.cuda.current_device() if resolved.index is None else resolved.index
     if index >= torch.cuda.device_count():
-        raise ValueError(f"device {str(device)!r} was asked for, but there are only {torch.cuda.device_count()} CUDA GPUs")
+        raise ValueError(f"device {str(device)!r} is not here: PyTorch finds {torch.cuda.device_count()} CUDA GPUs")
     return torch.device("cuda", index)
 
 

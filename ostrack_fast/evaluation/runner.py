@@ -178,10 +178,11 @@ def _box(answer: Any, frame: Path) -> Array:
     box = getattr(answer, "box", answer)
     if box is None:
         return np.full(4, np.nan)
-    values = np.asarray(box, dtype=np.float64)
-    if values.shape != (4,):
-        raise ValueError(f"{frame}: the tracker's box must be four numbers x,y,w,h, got {box!r}")
-    return values
+    try:
+        x, y, w, h = map(float, box)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{frame}: the tracker's box must be four numbers x,y,w,h, got {box!r}") from error
+    return np.array((x, y, w, h))
 
 
 def _curves(scores: Scores) -> dict[str, list[float]]:

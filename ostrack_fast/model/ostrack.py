@@ -76,12 +76,13 @@ class OSTrack(nn.Module):
             z, search, ce_template_mask, ce_keep_rate, return_last_attn
         )
         boxes, _ = ops.decode(score, size, offset)
+        template_features = features.tokens[:, : z.shape[1]]
         out = {
             "pred_boxes": boxes[:, None],
             "score_map": score,
             "size_map": size,
             "offset_map": offset,
-            "backbone_feat": torch.cat((features.tokens[:, : z.shape[1]], feature_map.flatten(2).transpose(1, 2)), dim=1),
+            "backbone_feat": torch.cat((template_features, feature_map.flatten(2).transpose(1, 2)), dim=1),
             "removed_indexes_s": features.removed,
             "ce_scores": features.scores,
         }

@@ -7,6 +7,7 @@ Decoded images stay in memory and are shared with the workers by forking.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
@@ -57,7 +58,7 @@ class CropConfig:
 
 
 class Pair(NamedTuple):
-    """Two square uint8 RGB crops of any side, and the target in them: xywh over the side of the final crop - 1."""
+    """Two square uint8 RGB crops of any side, and the target in them: xywh over the side of the final crop."""
 
     template: Image
     template_box: NDArray[np.float32]
@@ -113,7 +114,7 @@ def draw_window(
     bx, by = (size - 1) / 2 + (cx - jx) * scale, (size - 1) / 2 + (cy - jy) * scale
     if side < 8 or not (0 <= bx <= size - 1 and 0 <= by <= size - 1):
         return None
-    inside = np.array([bx - 0.5 * w * scale, by - 0.5 * h * scale, w * scale, h * scale]) / (size - 1)
+    inside = np.array([bx - 0.5 * w * scale, by - 0.5 * h * scale, w * scale, h * scale]) / size
     return Window(left, top, side, size), inside.astype(np.float32)
 
 
@@ -521,7 +522,7 @@ class PairDataset(Dataset):
         config: crops, augmentation, seed and length.
 
     Items are dicts: `template` (Z, Z, 3) and `search` (X, X, 3) uint8 RGB tensors, `template_box` and `search_box`
-    (4,) float32 xywh over the side of the crop - 1.
+    (4,) float32 xywh over the side of the crop.
 
     Raises:
         ValueError: without a source or with a ratio that is not positive.
@@ -580,7 +581,10 @@ class _From(Sampler):
         return self.stop - self.start
 
 
-def _single_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, but it is the trainer that ends the run, after a last checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -601,9 +605,11 @@ def make_loader(dataset: PairDataset, batch_size: int, workers: int = 0, start: 
         batch_size=batch_size,
         sampler=_From(start, len(dataset)),
         num_workers=workers,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
         drop_last=True,
+        # Its own, as starting an iteration draws a number: a resumed run must not see another random state.
+        generator=torch.Generator(),
     )

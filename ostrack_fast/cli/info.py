@@ -1,0 +1,69 @@
+"""`ostrack-fast info`: what runs here, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("ostrack_fast", "torch", "triton", "timm", "numpy", "opencv-python", "opencv-python-headless")
+
+
+def info() -> None:
+    """Show versions, devices, shipped weights, and which backend runs each op and why."""
+    import torch
+
+    from .. import ops
+    from ..model.checkpoint import shipped_weights
+
+    console = Console(soft_wrap=True)
+    for title, value in _versions():
+        console.print(f"[bold]{title:>16}[/]  {value}", highlight=False)
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    console.print(f"[bold]{'cpu':>16}[/]  {platform.processor() or platform.machine()}, {threads}", highlight=False)
+    for title, value in _gpus():
+        console.print(f"[bold]{title:>16}[/]  {value}", highlight=False)
+    console.print(f"[bold]{'weights':>16}[/]  {', '.join(shipped_weights()) or 'none'}", highlight=False)
+    table = Table(title="ops", title_justify="left", title_style="bold")
+    for column in ("op", "device", "runs on", "why not the others"):
+        table.add_column(column, overflow="fold")
+    for op, device, chosen, others in ops.report():
+        table.add_row(op, device, chosen, "\n".join(f"{backend}: {reason}" for backend, reason in others))
+    Console().print(table)
+
+
+def _versions() -> list[tuple[str, str]]:
+    from ..ops import native
+
+    rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    for package in _PACKAGES:
+        try:
+            rows.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            # OpenCV goes by two names, and Triton is optional: say so only for what everybody has.
+            continue
+    try:
+        built = native.build_info()
+    except RuntimeError as error:
+        return [*rows, ("compiled kernels", f"none: {error}")]
+    return [*rows, ("compiled kernels", ", ".join(f"{key} {_plain(value)}" for key, value in built.items()))]
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _gpus() -> list[tuple[str, str]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [("gpu", "none that PyTorch can use")]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        memory = f"{facts.total_memory / 2**30:.0f} GiB"
+        rows.append((f"cuda:{index}", f"{facts.name}, compute {facts.major}.{facts.minor}, {memory}"))
+    return rows

@@ -1,0 +1,81 @@
+"""`ostrack-fast track`: follow one object through a video."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def track(
+    source: Annotated[str, typer.Argument(help="A video file, a folder of images, or the number of a camera.")],
+    box: Annotated[
+        str | None, typer.Option(help="The target in the first frame, x,y,w,h in pixels. Without it, draw it.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the annotated video (.mp4).")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Write the boxes, a line x,y,w,h a frame.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw frames and score over time (.png, .pdf, ...).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+) -> None:
+    """Follow one object through a video.
+
+    Ctrl-C ends the run early; what was tracked until then is written.
+    """
+    target = None if box is None else _parse_box(box)
+
+    from ._run import Outputs, follow, print_summary
+
+    outputs = Outputs(output, boxes, plot)
+    outputs.check(source)
+
+    from ..tracker import Tracker, checked_box
+    from ..video import open_source
+
+    opened = open_source(source)
+    tracker = Tracker(weights, device, dtype)
+    frames = iter(opened)
+    if target is None:
+        first = next(frames)
+        target, frames = _draw_box(first), chain([first], frames)
+    width, height = opened.size
+    run = follow(tracker, opened, frames, checked_box(target, height, width), outputs)
+    print_summary(run, outputs)
+    if not (output or boxes or plot):
+        print("nothing was written: ask for a video with -o, for --boxes or a --plot")
+    if run.interrupted:
+        raise typer.Exit(130)
+
+
+def _parse_box(text: str) -> tuple[float, ...]:
+    try:
+        x, y, w, h = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--box {text!r} is not four numbers x,y,w,h, such as --box 120,80,64,48") from None
+    return x, y, w, h
+
+
+def _draw_box(frame: np.ndarray) -> tuple[float, ...]:
+    """Let the user draw the box with the mouse. Raises ValueError where no window can open or none was drawn."""
+    import cv2
+
+    # Asked beforehand: without a display the window library ends the whole process.
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise ValueError("there is no display to draw the box on: give it as --box x,y,w,h")
+    title = "draw the target, then press Enter"
+    try:
+        x, y, w, h = cv2.selectROI(title, frame[..., ::-1].copy(), showCrosshair=False)
+        cv2.destroyWindow(title)
+    except cv2.error as error:
+        raise ValueError(f"this OpenCV ({cv2.__version__}) cannot open windows: give --box x,y,w,h") from error
+    if w == 0 or h == 0:
+        raise ValueError("no box was drawn: drag with the mouse from corner to corner, or give --box x,y,w,h")
+    return x, y, w, h

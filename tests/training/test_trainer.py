@@ -1,0 +1,209 @@
+"""The loop: exact resume, atomic checkpoints, freezing, and the yaml that describes a run."""
+
+import json
+import signal
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.model import OSTrack
+from ostrack_fast.model.checkpoint import save_weights
+from ostrack_fast.training.config import OptimConfig, TrainConfig, read_train_config
+from ostrack_fast.training.data import CropConfig
+from ostrack_fast.training.losses import LossConfig
+from ostrack_fast.training.mix import build_dataset
+from ostrack_fast.training.trainer import CHECKPOINT, WEIGHTS, Trainer, build_model
+
+MODEL = ModelConfig(
+    template_size=32, search_size=64, embed_dim=32, depth=3, num_heads=1, head_channels=16,
+    ce_layers=(1,), ce_keep_ratio=(0.7,), drop_path=0.3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A folder with one video of a bright square that moves over noise."""
+    root = tmp_path_factory.mktemp("videos")
+    (root / "square" / "img").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(24):
+        frame = rng.integers(0, 90, (96, 128, 3), dtype=np.uint8)
+        x, y = 20 + 2 * i, 30 + i
+        frame[y : y + 20, x : x + 24] = (250, 240, 60)
+        cv2.imwrite(str(root / "square" / "img" / f"{i:04d}.png"), frame)
+        lines.append(f"{x},{y},24,20")
+    (root / "square" / "groundtruth_rect.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def config(videos, tmp_path):
+    return TrainConfig(
+        model=MODEL,
+        data={"videos": {"path": "."}},
+        data_root=str(videos),
+        output=str(tmp_path / "run"),
+        crops=CropConfig(template_size=32, search_size=64),
+        loss=LossConfig(box_cells="target", attention=0.1),
+        optim=OptimConfig(lr=1e-3, ema=0.9, decay_epochs=1.0),
+        epochs=2,
+        pairs_per_epoch=24,
+        batch_size=4,
+        ce_start_epoch=0.5,
+        ce_warmup_epochs=1.0,
+        workers=0,
+    )
+
+
+def run(config, output, stop_after=None):
+    trainer = Trainer(replace(config, output=str(output)))
+    if stop_after is not None:
+        plain = trainer.step
+
+        def step(batch):
+            terms = plain(batch)
+            if trainer.seen >= stop_after:
+                signal.raise_signal(signal.SIGTERM)
+            return terms
+
+        trainer.step = step
+    trainer.run(progress=False)
+    return trainer
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(config, tmp_path):
+    whole = run(config, tmp_path / "whole")
+    stopped = run(config, tmp_path / "parts", stop_after=20)
+    assert stopped.seen == 20
+    assert not same(whole.model.state_dict(), stopped.model.state_dict())
+    resumed = run(config, tmp_path / "parts")
+
+    assert whole.seen == resumed.seen == 48
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    assert same(whole.optimizer.state_dict(), resumed.optimizer.state_dict())
+    assert same(whole.average, resumed.average)
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
+
+
+def test_training_learns_and_exports_weights_that_load(config, tmp_path):
+    config = replace(config, epochs=20, optim=OptimConfig(lr=3e-3, backbone_lr=1.0, grad_clip=1.0, drop_epoch=None))
+    config = replace(config, model=replace(MODEL, drop_path=0.0))
+    trainer = Trainer(replace(config, output=str(tmp_path / "run")))
+    losses = []
+    plain = trainer.step
+    trainer.step = lambda batch: losses.append(plain(batch)) or losses[-1]
+    trainer.run(progress=False)
+    first, last = (np.mean([terms["loss"] for terms in part]) for part in (losses[:10], losses[-10:]))
+    assert last < 0.5 * first
+    loaded = OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS)
+    assert same(dict(loaded.state_dict()), dict(trainer.model.state_dict()))
+
+
+def test_frozen_blocks_stay_and_the_others_move(config, videos, tmp_path):
+    start = build_model(config)
+    save_weights(start.state_dict(), MODEL, tmp_path / "start.safetensors")
+    config = replace(config, weights=str(tmp_path / "start.safetensors"), optim=replace(config.optim, freeze_blocks=1))
+    after = run(replace(config, epochs=0.5), tmp_path / "frozen").model.state_dict()
+    before = start.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith(("backbone.blocks.0.", "backbone.patch_embed", "backbone.pos_embed")) for name in moved)
+    assert "backbone.blocks.1.attn.qkv.weight" in moved and "box_head.conv1_ctr.0.weight" in moved
+
+
+def test_fine_tuning_at_another_size_resizes_the_positions(config, tmp_path):
+    save_weights(build_model(config).state_dict(), MODEL, tmp_path / "start.safetensors")
+    larger = replace(MODEL, template_size=48, search_size=96)
+    model = build_model(replace(config, model=larger, weights=str(tmp_path / "start.safetensors")))
+    assert model.backbone.pos_embed_z.shape == (1, 9, 32) and model.backbone.pos_embed_x.shape == (1, 36, 32)
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
+    run(replace(config, epochs=0.5), tmp_path / "run")
+    other = replace(config, model=replace(MODEL, depth=4), output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="another model"):
+        Trainer(other).run(progress=False)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
+    run(replace(config, epochs=0.5), tmp_path / "run")
+    good = (tmp_path / "run" / CHECKPOINT).read_bytes()
+    trainer = Trainer(replace(config, output=str(tmp_path / "run")))
+    plain = trainer.model.forward
+    trainer.model.forward = lambda *args, **kw: {k: v * float("nan") if k == "size_map" else v for k, v in plain(*args, **kw).items()}
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        trainer.run(progress=False)
+    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == good
+
+
+def test_the_log_has_a_line_for_every_fifty_steps(config, tmp_path):
+    run(replace(config, epochs=10), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["pairs"] for line in lines] == [200]
+    assert {"loss", "giou", "l1", "focal", "iou", "keep", "rate"} <= lines[0].keys()
+
+
+def test_the_published_recipe_is_the_default():
+    optim, loss = OptimConfig(), LossConfig()
+    assert (optim.lr, optim.lr * optim.backbone_lr, optim.weight_decay, optim.grad_clip) == (4e-4, 4e-5, 1e-4, 0.1)
+    assert (loss.giou, loss.l1, loss.focal, loss.box_cells) == (2, 5, 1, "predicted")
+
+
+def test_yaml(tmp_path, videos):
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        f"""
+model: {{preset: ostrack_256_ce, depth: 4, ce_layers: [1], ce_keep_ratio: [0.5], search_size: 192}}
+output: out
+data_root: {videos}
+data: {{videos: {{path: ., share: 2}}}}
+augment: robust
+loss: {{attention: 0.5}}
+optim: {{lr: 1.0e-3}}
+epochs: 2
+"""
+    )
+    config = read_train_config(path)
+    assert config.model.depth == 4 and config.model.ce_keep_ratio == (0.5,)
+    assert config.crops.search_size == 192 and config.crops.template_size == 128
+    assert config.output == str(tmp_path / "out") and config.optim.lr == 1e-3 and config.augment.noise > 0
+    assert len(build_dataset(config)) == 120_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: small", "lacks the setting 'data'"),
+        ("[]", "not a mapping"),
+        ("{model: small, data: {}, output: x, speed: 3}", "unknown settings \\['speed'\\]"),
+        ("{model: small, data: {}, output: x, optim: {rl: 3}}", "optim: unknown settings \\['rl'\\]"),
+        ("{model: tiny, data: {}, output: x}", "unknown preset 'tiny'"),
+        ("{model: small, data: {}, output: x, precision: half}", "precision"),
+        ("{model: small, data: {}, output: x, optim: {freeze_blocks: 3}}", "freeze_blocks"),
+    ],
+)
+def test_yaml_mistakes_are_named(tmp_path, text, message):
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_train_config(tmp_path / "t.yaml")
+
+
+def test_data_section_mistakes_are_named(config):
+    with pytest.raises(ValueError, match="unknown sources \\['vidoes'\\]"):
+        build_dataset(replace(config, data={"vidoes": {}}))
+    with pytest.raises(ValueError, match="'path' is missing"):
+        build_dataset(replace(config, data={"videos": {}}))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        build_dataset(replace(config, data={"videos": {"path": "nowhere"}}))
