@@ -29,7 +29,8 @@ class BuildWithCMake(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve()
+        # Not setuptools' own folder, which is a new one for each editable install: nothing would be built just once.
+        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         cmake = find_program("cmake")
         configure = [
             cmake,

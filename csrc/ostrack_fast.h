@@ -33,7 +33,8 @@ typedef enum {
 // lse (B,H,N) float32: natural log of each softmax denominator (with the running maximum), or null.
 OSTF_API int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
                                 float* score, float* lse, int B, int N, int H, int D, int T, int threads);
-// CUDA: D is 32, 64, 96 or 128; OSTF_BF16 needs compute capability 8.0 (else OSTF_EDTYPE). The heads' shares of the score
+// CUDA: D is 32, 64, 96 or 128, qkv and out start at multiples of 16 bytes (else OSTF_EINVAL), and OSTF_BF16 needs code
+// for compute capability 8.0 or later (else OSTF_EDTYPE). The heads' shares of the score
 // meet in `scratch`, B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch item to arrive, by its
 // count in `tickets` (B) uint32, adds them in a fixed order. tickets are zero before the first launch and every launch
 // leaves them zero, so a CUDA graph replays. Launches that may overlap share neither. Both may be null when score is.
@@ -55,7 +56,7 @@ OSTF_API int ostf_cuda_restore(int elem_size, const void* tokens, const int64_t*
                                int F, void* stream);
 
 // crop: frame (height,width,3) uint8, box (B,4) float64 xywh pixels -> patch (B,3,Z,Z) in `dtype`, scale (B,) float64.
-// mean and inv_std have 3 floats: patch = (pixel / 255 - mean) * inv_std.
+// mean and inv_std have 3 floats, on the host for both: patch = (pixel / 255 - mean) * inv_std.
 OSTF_API int ostf_cpu_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
                            const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z,
                            int threads);

@@ -93,10 +93,11 @@ class ModelConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown model settings {sorted(unknown)}: was this file written by a newer version?")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        made: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**made)
 
 
-_CE = {"ce_layers": (3, 6, 9), "ce_keep_ratio": (0.7, 0.7, 0.7)}
+_CE: dict[str, Any] = {"ce_layers": (3, 6, 9), "ce_keep_ratio": (0.7, 0.7, 0.7)}
 _256 = ModelConfig()
 _384 = ModelConfig(template_size=192, search_size=384, search_factor=5.0)
 _LARGE = ModelConfig(embed_dim=1024, depth=24, num_heads=16, ce_layers=(6, 12, 18), ce_keep_ratio=(0.7, 0.7, 0.7))
@@ -110,12 +111,15 @@ PRESETS: dict[str, ModelConfig] = {
     "ostrack_384_ce_got10k": replace(_384, **_CE),
     "ostrack_large_256_ce": _LARGE,
     "small": ModelConfig(
+        template_size=96,
+        search_size=192,
         embed_dim=384,
         depth=8,
         num_heads=6,
-        head_channels=128,
+        head_channels=96,
         ce_layers=(3, 5),
         ce_keep_ratio=(0.7, 0.7),
+        drop_path=0.0,
     ),
 }
 

@@ -99,16 +99,16 @@ class Tracker:
         Raises:
             TypeError, ValueError: a frame or box that is none, saying why.
         """
-        image = self._image(frame)
-        start = checked_box(box["init_bbox"] if isinstance(box, Mapping) else box, *frame.shape[:2])
-        cfg = self.cfg
+        image, cfg = self._image(frame), self.cfg
+        height, width = frame.shape[:2]
+        start = checked_box(box.get("init_bbox") if isinstance(box, Mapping) else box, height, width)
         template, scale = self._crop(image, start, cfg.template_factor, cfg.template_size)
-        self._template_mask = None
+        mask = None
         if cfg.ce_layers:
             place = torch.tensor([start], dtype=torch.float32)
             place = image_to_crop(place, place, torch.tensor([scale]), cfg.template_size)
-            self._template_mask = template_mask(cfg, place, self.device)
-        self._template = self.model.backbone.embed_template(template)
+            mask = template_mask(cfg, place, self.device)
+        self._template, self._template_mask = self.model.backbone.embed_template(template), mask
         self._box = start
 
     @torch.inference_mode()
@@ -133,7 +133,8 @@ class Tracker:
                 f"the network's output is not finite in {self.dtype}: try dtype='float32', and if it stays, the "
                 "weights are damaged"
             )
-        self._box = clip_xywh(crop_to_image(place, before, scale, cfg.search_size), *frame.shape[:2], CLIP_MARGIN)
+        height, width = frame.shape[:2]
+        self._box = clip_xywh(crop_to_image(place, before, scale, cfg.search_size), height, width, CLIP_MARGIN)
         return TrackResult(self._box, score, score < self.lost_below)
 
     def _image(self, frame: np.ndarray) -> Tensor:
@@ -182,7 +183,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved not in DTYPES.values():
+    if resolved is None or resolved not in DTYPES.values():
         raise ValueError(f"dtype {str(dtype)!r} is not supported: choose auto, {', '.join(DTYPES)}")
     return resolved
 
@@ -208,12 +209,15 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"the frame is empty: shape {frame.shape}")
 
 
-def checked_box(box: Sequence[float], height: int, width: int) -> Box:
+def checked_box(box: Sequence[float] | None, height: int, width: int) -> Box:
     """The box as four floats. Raises TypeError or ValueError unless it is a target inside a frame of this size."""
     try:
-        x, y, w, h = values = tuple(float(value) for value in box)
+        x, y, w, h = map(float, box)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise TypeError(f"a box must be four numbers x, y, width, height, got {box!r}") from error
+        raise TypeError(
+            f"a box must be four numbers x, y, width, height, or {{'init_bbox': them}}, got {box!r}"
+        ) from error
+    values = (x, y, w, h)
     if not all(map(isfinite, values)):
         raise ValueError(f"the box {values} is not finite")
     if w <= 0 or h <= 0:

@@ -55,7 +55,7 @@ def open_source(source: str | Path | int) -> FrameSource:
     if path.is_file():
         return _open_capture(str(path), f"{path}", _file_problem)
     if str(source).isdecimal():
-        return _open_capture(int(source), f"camera {source}", _camera_problem)
+        return _open_capture(int(str(source)), f"camera {source}", _camera_problem)
     raise FileNotFoundError(f"{source} does not exist: give a video file, a folder of images or the number of a camera")
 
 
@@ -82,8 +82,8 @@ def _read_image(path: Path) -> np.ndarray:
 def _open_capture(target: str | int, name: str, problem: Callable[[str], Exception]) -> FrameSource:
     capture = cv2.VideoCapture(target)
     # The size of a real frame: the header's ignores rotation, and a file that opens may still hold nothing.
-    readable, first = capture.read() if capture.isOpened() else (False, None)
-    if not readable:
+    first = capture.read()[1] if capture.isOpened() else None
+    if first is None:
         capture.release()
         raise problem(name)
     fps, length = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -108,7 +108,7 @@ def _captured(capture: cv2.VideoCapture, frame: np.ndarray | None) -> Iterator[n
     try:
         while frame is not None:
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            _, frame = capture.read()
+            frame = capture.read()[1]
     finally:
         capture.release()
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <new>
 
+#include "cpu/features.h"
 #include "cpu/parallel.h"
 #include "ostrack_fast.h"
 
@@ -15,35 +16,21 @@ namespace {
 using ostf::AttentionCall;
 using ostf::AttentionKernel;
 
-// What this machine can run, by increasing ability.
+// What a machine can run, by increasing ability.
 enum Level { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-Level machine_level() {
-#if defined(OSTF_ATTENTION_X86)
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
-    return kPortable;
-  }
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
-    return kAvx2;
-  }
-  return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
-#else
-  return kPortable;
-#endif
-}
-
-// The level in use: the machine's, or a lower one named by OSTRACK_FAST_CPU_CAPABILITY (to compare and to test on one
+// The level in use: the machine's, or a lower one named by OSTRACK_FAST_CPU_CAPABILITY (to compare, and to test on one
 // machine what others will run). -1 if that names none.
 int level() {
   static const int chosen = [] {
-    const int able = machine_level();
+    const ostf::CpuFeatures& has = ostf::cpu_features();
+    const bool avx512 = has.avx2 && has.avx512f && has.avx512bw && has.avx512dq && has.avx512vl;
+    const int able = !has.avx2 ? kPortable : !avx512 ? kAvx2 : !has.avx512_bf16 ? kAvx512 : kAvx512Bf16;
     const char* wanted = std::getenv("OSTRACK_FAST_CPU_CAPABILITY");
     if (!wanted || !*wanted) return able;
     const char* const names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
     for (int i = 0; i < 4; ++i) {
-      if (std::strcmp(wanted, names[i]) == 0) return i < able ? i : able;
+      if (std::strcmp(wanted, names[i]) == 0) return std::min(i, able);
     }
     return -1;
   }();

@@ -66,30 +66,40 @@ OSTF_INLINE void multiply(const typename S::Unit* a, ptrdiff_t a_row, ptrdiff_t 
   }
 }
 
+template <class S, int R, int V>
+OSTF_INLINE void clear(typename S::Vec (&acc)[R][V]) {
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) acc[r][v] = S::zero();
+  }
+}
+
 // Logits s (key, query) of one block of keys, and their running maximum over keys. A NaN never enters the maximum; the
 // exponential passes it on.
 template <class S, int V>
 void logits(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, float* s, float* maximum) {
   constexpr int R = S::rows(V);
   constexpr int Q = V * S::kWidth;
+  // In float32 two sums of half the length, for less rounding error than one long chain of additions has.
+  const int half = S::kStep == 1 ? units / 2 : 0;
   typename S::Vec best[V];
   for (int v = 0; v < V; ++v) best[v] = S::load(maximum + v * S::kWidth);
-  for (int i = 0; i < keys; i += R) {
+  for (int i = 0; i < keys; i += R, k += R * units, s += R * Q) {
     typename S::Vec acc[R][V];
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) acc[r][v] = S::zero();
-    }
-    multiply<S, R, V>(k + static_cast<ptrdiff_t>(i) * units, units, 1, q, Q, units, acc);
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) S::store(s + (i + r) * Q + v * S::kWidth, acc[r][v]);
-    }
-    if (i + R <= keys) {
+    clear<S>(acc);
+    if (half > 0) {
+      multiply<S>(k, units, 1, q, Q, half, acc);
       for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) best[v] = S::max(acc[r][v], best[v]);
+        for (int v = 0; v < V; ++v) S::store(s + r * Q + v * S::kWidth, acc[r][v]);
       }
-    } else {
-      for (int r = i; r < keys; ++r) {
-        for (int v = 0; v < V; ++v) best[v] = S::max(S::load(s + r * Q + v * S::kWidth), best[v]);
+      clear<S>(acc);
+    }
+    multiply<S>(k + half, units, 1, q + half * Q, Q, units - half, acc);
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) {
+        float* at = s + r * Q + v * S::kWidth;
+        if (half > 0) acc[r][v] = S::add(acc[r][v], S::load(at));
+        S::store(at, acc[r][v]);
+        if (i + r < keys) best[v] = S::max(acc[r][v], best[v]);
       }
     }
   }
@@ -170,10 +180,8 @@ void accumulate(const typename S::Unit* p, int Q, const typename S::Unit* v, int
   constexpr int R = S::rows(G);
   for (int i = 0; i < queries; i += R) {
     typename S::Vec acc[R][G];
-    for (int r = 0; r < R; ++r) {
-      for (int g = 0; g < G; ++g) acc[r][g] = S::zero();
-    }
-    multiply<S, R, G>(p + i, 1, Q, v, width, steps, acc);
+    clear<S>(acc);
+    multiply<S>(p + i, 1, Q, v, width, steps, acc);
     for (int r = 0; r < R; ++r) {
       const typename S::Vec keep = S::set(fade[i + r]);
       for (int g = 0; g < G; ++g) {

@@ -1,13 +1,14 @@
-// Attention in float32 on vectors of four that the compiler maps to the machine's own (SSE, NEON), or one by one.
+// Attention in float32 on vectors of four (GCC and Clang), which become SSE, NEON or whatever the machine has.
 #include "cpu/attention_target.h"
 #include "cpu/attention_kernel.h"
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 namespace {
 
-#if defined(__GNUC__)
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef uint32_t UInt4 __attribute__((vector_size(16)));
-#endif
 
 struct Portable {
   static constexpr int kWidth = 4;
@@ -31,8 +32,13 @@ struct Portable {
   static OSTF_INLINE Vec sub(Vec a, Vec b) { return a - b; }
   static OSTF_INLINE Vec mul(Vec a, Vec b) { return a * b; }
   static OSTF_INLINE Vec div(Vec a, Vec b) { return a / b; }
+#if defined(__aarch64__)  // the build forbids the compiler to fuse by itself
+  static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return reinterpret_cast<Vec>(vfmaq_f32(c, a, b)); }
+  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return reinterpret_cast<Vec>(vfmsq_f32(a, b, c)); }
+#else
   static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return a - b * c; }
+#endif
   static OSTF_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
   static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) {
     UInt4 mask;

@@ -50,6 +50,10 @@ int ostf_cuda_attention(int dtype, const void* qkv, const uint8_t* template_mask
   using namespace ostf;
   if (B < 0 || B > 65535 || H < 1 || H > 65535 || N < 1 || T < 0 || T > N) return OSTF_EINVAL;
   if (!aligned(qkv, 16) || !aligned(out, 16)) return OSTF_EINVAL;
+  if (N == T) {  // no search token: the score is empty
+    template_mask = nullptr;
+    score = nullptr;
+  }
   if ((template_mask != nullptr) != (score != nullptr)) return OSTF_EINVAL;
   if (score && (!scratch || !tickets || T < 1 || (mask_batch != 1 && mask_batch != B))) return OSTF_EINVAL;
   if (B == 0) return OSTF_OK;

@@ -88,7 +88,6 @@ __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* s
   const int row = threadIdx.x / kColumns * kThreadRows, column = threadIdx.x % kColumns, warp = threadIdx.x / 32;
   const int S = a.N - a.T;
   for (int first = 0; first < S; first += kKeys) {
-    __syncthreads();
     load_rows<D>(tiles.key, keys, first, S, stride);
     copy_async_commit();
     copy_async_wait();
@@ -118,7 +117,7 @@ __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* s
 }
 
 template <int D>
-__global__ void __launch_bounds__(kAttentionThreads) attention_fp32(AttentionArgs a) {
+__global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(AttentionArgs a) {
   constexpr int kKeys = Fp32Tiles<D>::kKeys, kCount = kKeys / kColumns, kPairs = D / (2 * kColumns);
   auto& tiles = *reinterpret_cast<Fp32Tiles<D>*>(dynamic_shared());
   const int row = threadIdx.x / kColumns * kThreadRows, column = threadIdx.x % kColumns;

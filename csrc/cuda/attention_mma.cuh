@@ -251,8 +251,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_mma(AttentionArgs
     }
 
     const bool meets_template = a.mask && tile * kTile < a.T;
-    const bool chosen =
-        meets_template && a.N > a.T && threadIdx.x < kTile && is_chosen(a, b, tile * kTile + threadIdx.x);
+    const bool chosen = meets_template && threadIdx.x < kTile && is_chosen(a, b, tile * kTile + threadIdx.x);
     const bool any_chosen = __syncthreads_or(chosen);  // and from here on the key and value tiles are free
     if (any_chosen) {
       load_tile<T, D>(stages, k + a.T * stride, 0, a.N - a.T, stride);

@@ -47,9 +47,9 @@ __device__ __forceinline__ bool is_last_block(const AttentionArgs& a, int b, int
   __syncthreads();  // this block's sums are written, as far as thread 0 can tell
   if (threadIdx.x == 0) {
     __threadfence();  // ... and, before the ticket is taken, as far as any thread can tell
-    last.value = atomicAdd(&a.tickets[b], 1u) == static_cast<uint32_t>(blocks - 1);
+    // Counts up and, at the last block, back to zero: ready for the next launch, a replayed graph's too.
+    last.value = atomicInc(&a.tickets[b], blocks - 1) == static_cast<uint32_t>(blocks - 1);
     __threadfence();
-    if (last.value) a.tickets[b] = 0;  // ready for the next launch, a replayed graph's too
   }
   __syncthreads();
   return last.value;

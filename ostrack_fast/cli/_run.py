@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..files import write_atomically
@@ -176,7 +177,7 @@ def print_summary(run: Run, outputs: Outputs) -> None:
     how = "interrupted after" if run.interrupted else "tracked"
     whole = len(run.results) / run.total if run.total else 0.0
     console.print(
-        f"{how} [bold]{len(run.results)}[/] frames of {run.source.name}: {run.fps:.1f} frames/s, "
+        f"{how} [bold]{len(run.results)}[/] frames of {escape(run.source.name)}: {run.fps:.1f} frames/s, "
         f"with reading, drawing and writing {whole:.1f}",
         highlight=False,
     )
@@ -187,4 +188,4 @@ def print_summary(run: Run, outputs: Outputs) -> None:
         console.print(f"[yellow]note:[/] the header claims {claimed} frames; the others could not be read")
     for title, path in (("video", outputs.video), ("boxes", outputs.boxes), ("picture", outputs.plot)):
         if path and run.results:
-            console.print(f"{title:>8}  {path}", highlight=False)
+            console.print(f"{title:>8}  {escape(str(path))}", highlight=False)

@@ -16,7 +16,7 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
-    """Track the head of Big Buck Bunny through the video that comes with the package. Needs no network."""
+    """Track Big Buck Bunny through the video that comes with the package. Needs no network."""
     from ._run import Outputs, follow, print_summary
 
     outputs = Outputs(output / "demo.mp4", output / "boxes.txt", output / "demo.png")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,14 +15,13 @@ if TYPE_CHECKING:
 
 _COLUMNS = {
     "AUC": "auc",
-    "P@20": "precision_20",
-    "P_norm@0.2": "normalized_precision_20",
-    "P_norm AUC": "normalized_precision_auc",
+    "P": "precision_20",
+    "P_norm": "normalized_precision_20",
     "AO": "average_overlap",
     "SR0.5": "success_50",
     "SR0.75": "success_75",
 }
-_PICTURES = ("pdf", "png", "svg")
+_CAPTION = "P: centres within 20 pixels; P_norm: within 0.2 of the target's size"
 
 
 def evaluate(
@@ -43,12 +43,10 @@ def evaluate(
 
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
     """
-    # Found out now, not after hours of tracking.
-    if plot is not None and plot.suffix.lower().lstrip(".") not in _PICTURES:
-        raise ValueError(f"--plot {plot}: the file's suffix must be one of {', '.join(_PICTURES)}")
     from ..evaluation import evaluate_folder
     from ..tracker import Tracker
 
+    _check_outputs(json, plot)
     tracker = Tracker(weights, device, dtype)
     patterns = one_based or []
     result = evaluate_folder(data, tracker, one_based=patterns, results=results, progress=True)
@@ -66,13 +64,28 @@ def evaluate(
         save_plot(result, plot, Path(weights).stem)
 
 
+def _check_outputs(json: Path | None, plot: Path | None) -> None:
+    """Find out now, not after hours of tracking, what cannot be written. Raises ValueError."""
+    for path in (json, plot):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder: give the name of a file to write")
+    if plot is not None:
+        from ..evaluation.plots import check_suffix
+
+        check_suffix(plot)
+
+
 def _table(result: EvaluationResult) -> Table:
-    table = Table(title=f"One-pass evaluation, {len(result.videos)} videos", show_footer=True)
+    # Fits into the 80 columns that rich assumes where there is no terminal.
+    title = f"One-pass evaluation, {len(result.videos)} videos"
+    table = Table(
+        title=title, caption=_CAPTION, show_footer=True, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("video", "mean", overflow="fold")
-    table.add_column("frames", str(sum(len(video.boxes) for video in result.videos)), justify="right")
-    for title, mean in zip(_COLUMNS, _cells(result.mean), strict=True):
-        table.add_column(title, mean, justify="right")
-    table.add_column("fps", f"{result.fps:.1f}", justify="right")
+    table.add_column("frames", str(sum(len(video.boxes) for video in result.videos)), justify="right", no_wrap=True)
+    for column, mean in zip(_COLUMNS, _cells(result.mean), strict=True):
+        table.add_column(column, mean, justify="right", no_wrap=True)
+    table.add_column("fps", f"{result.fps:.1f}", justify="right", no_wrap=True)
     for video in result.videos:
         table.add_row(video.name, str(len(video.boxes)), *_cells(video.scores), f"{video.fps:.1f}")
     return table

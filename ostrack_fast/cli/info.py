@@ -7,6 +7,7 @@ import platform
 from importlib import metadata
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _PACKAGES = ("ostrack_fast", "torch", "triton", "timm", "numpy", "opencv-python", "opencv-python-headless")
@@ -19,19 +20,26 @@ def info() -> None:
     from .. import ops
     from ..model.checkpoint import shipped_weights
 
-    console = Console(soft_wrap=True)
-    for title, value in _versions():
-        console.print(f"[bold]{title:>16}[/]  {value}", highlight=False)
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    console.print(f"[bold]{'cpu':>16}[/]  {platform.processor() or platform.machine()}, {threads}", highlight=False)
-    for title, value in _gpus():
-        console.print(f"[bold]{title:>16}[/]  {value}", highlight=False)
-    console.print(f"[bold]{'weights':>16}[/]  {', '.join(shipped_weights()) or 'none'}", highlight=False)
-    table = Table(title="ops", title_justify="left", title_style="bold")
+    rows = [
+        *_versions(),
+        ("cpu", f"{platform.processor() or platform.machine()}, {threads}"),
+        *_gpus(),
+        ("weights", ", ".join(shipped_weights()) or "none"),
+    ]
+    console = Console(soft_wrap=True)
+    for title, value in rows:
+        console.print(f"[bold]{title:>22}[/]  {escape(value)}", highlight=False)
+    table = Table(show_lines=True)
     for column in ("op", "device", "runs on", "why not the others"):
         table.add_column(column, overflow="fold")
+    # One row for all ops that run alike.
+    alike: dict[tuple, list[str]] = {}
     for op, device, chosen, others in ops.report():
-        table.add_row(op, device, chosen, "\n".join(f"{backend}: {reason}" for backend, reason in others))
+        alike.setdefault((device, chosen, tuple(others)), []).append(op)
+    for (device, chosen, others), names in alike.items():
+        reasons = "\n".join(f"{backend}: {escape(reason)}" for backend, reason in others)
+        table.add_row("\n".join(names), device, chosen, reasons)
     Console().print(table)
 
 
@@ -49,10 +57,13 @@ def _versions() -> list[tuple[str, str]]:
         built = native.build_info()
     except RuntimeError as error:
         return [*rows, ("compiled kernels", f"none: {error}")]
-    return [*rows, ("compiled kernels", ", ".join(f"{key} {_plain(value)}" for key, value in built.items()))]
+    facts = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in built.items())
+    return [*rows, ("compiled kernels", facts)]
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(key for key, present in value.items() if present) or "none"
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

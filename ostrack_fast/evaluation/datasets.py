@@ -43,7 +43,7 @@ class Video:
         image = cv2.imread(str(self.frames[index]), cv2.IMREAD_COLOR)
         if image is None:
             raise ValueError(f"{self.frames[index]} cannot be read as an image: is it damaged?")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def load_videos(folder: str | Path, one_based: Sequence[str] = ()) -> list[Video]:

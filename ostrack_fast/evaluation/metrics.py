@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +39,7 @@ _AT_20_PIXELS = _AT_A_FIFTH = 20
 def present(boxes: ArrayLike) -> NDArray[np.bool_]:
     """Which rows of (n,4) are boxes: (n,) bool, four finite numbers with positive sides."""
     boxes = _boxes(boxes)
-    return np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    return np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1))
 
 
 def overlap(predicted: ArrayLike, truth: ArrayLike) -> Array:
@@ -135,8 +136,11 @@ class Scores:
         """Mean over videos, each of the same weight. Raises ValueError without any."""
         if not scores:
             raise ValueError("no scores to average")
-        means = {f.name: np.mean([getattr(one, f.name) for one in scores], axis=0) for f in fields(cls)}
-        return cls(**{name: value if value.ndim else float(value) for name, value in means.items()})
+        means: dict[str, Any] = {}
+        for field in fields(cls):
+            value = np.mean([getattr(one, field.name) for one in scores], axis=0)
+            means[field.name] = value if value.ndim else float(value)
+        return cls(**means)
 
 
 SCALARS = (

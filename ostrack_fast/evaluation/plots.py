@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import write_atomically
@@ -43,10 +44,14 @@ def plot_curves(result: EvaluationResult, label: str = "tracker") -> Figure:
 
 
 def save_plot(result: EvaluationResult, path: str | Path, label: str = "tracker") -> None:
-    """Write `plot_curves` as a picture; the suffix of `path` says which kind (png, pdf, svg).
-
-    Raises:
-        ValueError: a suffix that matplotlib cannot write.
-    """
+    """Write `plot_curves` as a picture, of the kind the suffix of `path` says. Raises as `check_suffix`."""
+    check_suffix(path)
     figure = plot_curves(result, label)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raise ValueError unless matplotlib can write a file of this name."""
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if Path(path).suffix.lower().lstrip(".") not in kinds:
+        raise ValueError(f"{path}: a picture's name must end in one of {', '.join('.' + kind for kind in kinds)}")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..files import write_atomically
@@ -122,7 +123,7 @@ def evaluate_folder(
         one_based: videos whose ground truth counts from 1; see `load_videos`.
         results: folder for the boxes, `NAME.txt`, in the format and the pixel count of the ground truth; each file is
             written when its video is done.
-        progress: show a progress bar.
+        progress: show a progress bar on stderr.
 
     Raises:
         FileNotFoundError, ValueError: as `load_videos`; also for an unreadable image or what is no box.
@@ -130,7 +131,7 @@ def evaluate_folder(
     videos = load_videos(folder, one_based)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=not progress,
+        console=Console(stderr=True), transient=True, disable=not progress,
     )  # fmt: skip
     outcomes = []
     with bar:

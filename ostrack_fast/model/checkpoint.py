@@ -13,7 +13,7 @@ import pickle
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,9 @@ State = dict[str, Tensor]
 def shipped_weights() -> list[str]:
     """Names `OSTrack.from_pretrained` finds inside the package."""
     folder = resources.files("ostrack_fast") / "weights"
-    return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors"))
+    return sorted(
+        item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors")
+    )
 
 
 def load_pretrained(name_or_path: str | Path, cfg: ModelConfig | str | None = None) -> tuple[ModelConfig, State]:
@@ -45,7 +47,9 @@ def load_pretrained(name_or_path: str | Path, cfg: ModelConfig | str | None = No
         cfg = get_config(cfg)
     state, stored = read_state(path)
     cfg = cfg or stored or _guess_config(state, path)
-    return cfg, _checked({key: value.float() if value.is_floating_point() else value for key, value in state.items()}, cfg, path)
+    return cfg, _checked(
+        {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, cfg, path
+    )
 
 
 def read_state(path: Path) -> tuple[State, ModelConfig | None]:
@@ -78,7 +82,9 @@ def read_state(path: Path) -> tuple[State, ModelConfig | None]:
     return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}, None
 
 
-def save_weights(state: State, cfg: ModelConfig, path: str | Path, dtype: torch.dtype = torch.float32, **notes: str) -> None:
+def save_weights(
+    state: State, cfg: ModelConfig, path: str | Path, dtype: torch.dtype = torch.float32, **notes: str
+) -> None:
     """Write a safetensors file that `OSTrack.from_pretrained` reads; it appears whole or not at all.
 
     Args:
@@ -109,7 +115,11 @@ def _checked(state: State, cfg: ModelConfig, path: Path) -> State:
     with torch.device("meta"):
         expected = {key: tuple(value.shape) for key, value in OSTrack(cfg).state_dict().items()}
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} instead of {expected[k]}" for k in expected.keys() & state.keys() if tuple(state[k].shape) != expected[k]]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} instead of {expected[k]}"
+        for k in expected.keys() & state.keys()
+        if tuple(state[k].shape) != expected[k]
+    ]
     problems = [
         f"{title} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
@@ -184,7 +194,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles containers, numbers, strings and tensors; everything else becomes `_Inert`."""
 
-    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile, root: str):
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, root: str):
         super().__init__(file, encoding="utf-8")
         self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}

@@ -77,7 +77,7 @@ class OSTrack(nn.Module):
         )
         boxes, _ = ops.decode(score, size, offset)
         template_features = features.tokens[:, : z.shape[1]]
-        out = {
+        out: dict[str, Tensor | list] = {
             "pred_boxes": boxes[:, None],
             "score_map": score,
             "size_map": size,
@@ -86,7 +86,9 @@ class OSTrack(nn.Module):
             "removed_indexes_s": features.removed,
             "ce_scores": features.scores,
         }
-        return out | {"attn": features.attn} if return_last_attn else out
+        if features.attn is not None:
+            out["attn"] = features.attn
+        return out
 
     def forward_tokens(
         self,
@@ -143,7 +145,9 @@ def _box_mask(cfg: ModelConfig, box: Tensor) -> Tensor:
     low, high = edge[:, :2].int(), (edge[:, :2] + edge[:, 2:] - 1).int()
     # A bilinear reduction by the patch size reads, of each patch, the two middle pixels along either side.
     middle = torch.arange(cfg.template_grid) * cfg.patch_size + cfg.patch_size // 2
-    inside = [((middle - 1 < high[:, i, None]) & (middle >= low[:, i, None]) & (high > low)[:, i, None]) for i in (0, 1)]
+    inside = [
+        ((middle - 1 < high[:, i, None]) & (middle >= low[:, i, None]) & (high > low)[:, i, None]) for i in (0, 1)
+    ]
     mask = (inside[1][:, :, None] & inside[0][:, None, :]).flatten(1)
     centre = ((cfg.template_grid - 1) // 2) * (cfg.template_grid + 1)
     mask[~mask.any(1), centre] = True

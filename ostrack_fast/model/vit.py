@@ -6,7 +6,7 @@ Parameter names are those of the published `VisionTransformerCE` (and so of timm
 from __future__ import annotations
 
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from timm.layers import DropPath, trunc_normal_
@@ -141,7 +141,7 @@ class VisionTransformer(nn.Module):
         removed: list[Tensor | None] = []
         scores: list[tuple[Tensor, Tensor]] = []
         attn = None
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(cast("list[Block]", self.blocks)):
             if return_last_attn and index == len(self.blocks) - 1:
                 attn = ops.reference.attention_map(block.attn.packed(block.norm1(tokens)))
             if index not in ratios:

@@ -6,7 +6,7 @@ F side of the search token grid, Z side of a crop in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,11 @@ def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor,
     if template_mask is not None:
         rows = template_mask.shape[-1] if template_mask.dim() else 0
         shapes = ((rows,), (qkv.shape[0], rows))
-        if template_mask.dtype != torch.bool or tuple(template_mask.shape) not in shapes or not 0 < rows <= qkv.shape[1]:
+        if (
+            template_mask.dtype != torch.bool
+            or tuple(template_mask.shape) not in shapes
+            or not 0 < rows <= qkv.shape[1]
+        ):
             raise ValueError(
                 f"template_mask must be bool (T,) or (B,T) with T at most N for qkv {tuple(qkv.shape)}, "
                 f"got {_describe(template_mask)}"
@@ -158,7 +162,7 @@ def _example(op: str, device: str) -> dict[str, Any]:
         return torch.zeros(shape, device=device)
 
     ids = torch.arange(256, device=device)[None]
-    return {
+    examples: dict[str, Callable[[], dict[str, Any]]] = {
         "crop": lambda: {
             "frame": torch.zeros(8, 8, 3, dtype=torch.uint8, device=device),
             "box": torch.ones(1, 4, dtype=torch.float64, device=device),
@@ -178,7 +182,8 @@ def _example(op: str, device: str) -> dict[str, Any]:
             "offset_map": floats(1, 2, 16, 16),
             "window": floats(16, 16),
         },
-    }[op]()
+    }
+    return examples[op]()
 
 
 def _describe(value: Tensor) -> str:

@@ -6,6 +6,7 @@ they have no backward pass. `supports` says in words why a kernel cannot take a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .reference import IMAGE_MEAN, IMAGE_STD
 try:
     from .. import _C
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     _missing = (
         f"the compiled module ostrack_fast._C cannot be imported ({error}) from {Path(__file__).parents[1]}: "
         "install the package with pip, and if this is a source checkout, with pip install -e ."
@@ -62,7 +63,7 @@ def _cuda_problem(device: int) -> str | None:
 
 
 def supports(op: str, **arguments: Any) -> str | None:
-    """None if the compiled kernel of `op` can take these arguments (named as in `ostrack_fast.ops`), else the reason."""
+    """Why the compiled kernel of `op` cannot take these arguments (named as in `ostrack_fast.ops`), or None."""
     if _C is None:
         return _missing
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
@@ -92,6 +93,8 @@ def _attention_reason(device: torch.device, qkv: Tensor, template_mask: Tensor |
         return f"head dimension must be one of {_CUDA_HEAD_DIMS}, is {width}"
     if qkv.dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return "bfloat16 needs compute capability 8.0 or newer"
+    if qkv.data_ptr() % 16:
+        return "qkv must start at a multiple of 16 bytes"
     return _float_reason(qkv.dtype)
 
 
@@ -122,7 +125,7 @@ def _decode_reason(
     return _float_reason(score_map.dtype) if grid <= _MAX_GRID else f"map side of at most {_MAX_GRID}, is {grid}"
 
 
-_REASONS = {
+_REASONS: dict[str, Callable[..., str | None]] = {
     "attention": _attention_reason,
     "crop": _crop_reason,
     "decode": _decode_reason,
@@ -151,10 +154,11 @@ def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor,
         mask = template_mask.contiguous()
         template = mask.shape[-1]
         score = torch.empty(batch, tokens - template, dtype=torch.float32, device=qkv.device)
+        mask = mask if template < tokens else None  # no candidates, nothing to score
     workspace: tuple[int, ...] = ()
     if qkv.is_cuda:
-        # The tensors must outlive the call: freed earlier, their memory could be handed out again before the launch.
-        scratch, tickets = _cuda_workspace(batch, heads, tokens, template, qkv.device, score is not None)
+        # Held in variables: freed before the launch, their memory could be handed out again.
+        scratch, tickets = _cuda_workspace(batch, heads, tokens, template, qkv.device, mask is not None)
         workspace = (_pointer(scratch), _pointer(tickets))
     _call(
         "attention",

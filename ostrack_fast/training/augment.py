@@ -177,4 +177,4 @@ def compress(image: Image, quality: int) -> Image:
     done, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as JPEG")
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))

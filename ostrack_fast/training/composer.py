@@ -92,6 +92,8 @@ def make_cutout(color: Image, alpha: NDArray[np.uint8]) -> Cutout | None:
     near = (weight == 0) & (total > 1e-3)
     color[near] = (spread[near] / total[near][:, None]).astype(np.uint8)
     outline = mask_outline(alpha > 127)
+    if outline is None:
+        return None
     colors, alphas = [color], [alpha]
     while min(colors[-1].shape[:2]) >= 16:
         size = (colors[-1].shape[1] // 2, colors[-1].shape[0] // 2)
@@ -249,7 +251,9 @@ def _mask_bank(rng: Generator, count: int = 256) -> list[tuple[NDArray[np.uint8]
             inside = np.clip(edge, 0.2, 0.94) - radius
         alpha = np.clip(127.5 + inside * rng.choice((300, 1500, 4000)), 0, 255).astype(np.uint8)
         alpha[[0, -1]] = alpha[:, [0, -1]] = 0
-        masks.append((alpha, mask_outline(alpha > 127)))
+        outline = mask_outline(alpha > 127)
+        if outline is not None:
+            masks.append((alpha, outline))
     return masks
 
 
@@ -286,7 +290,7 @@ class PhotoRegions:
         self.store = ImageStore([path for f in folders for path in list_images(Path(f), True)], memory_limit)
 
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
-        photo = self.store[rng.integers(len(self.store))]
+        photo = self.store[int(rng.integers(len(self.store)))]
         side = min(photo.shape[:2]) * np.exp(rng.uniform(np.log(0.1), np.log(0.45)))
         aspect = np.exp(0.4 * rng.standard_normal())
         w, h = int(min(side * aspect, photo.shape[1] - 1)), int(min(side / aspect, photo.shape[0] - 1))
@@ -390,7 +394,7 @@ class Composer:
 
     def _photo(self, rng: Generator) -> Image:
         photos = self.photos[_choose(self._photo_edges, rng)]
-        return photos[rng.integers(len(photos))]
+        return photos[int(rng.integers(len(photos)))]
 
     def _photo_group(self, rng: Generator) -> CutoutGroup | None:
         """A random shape cut from a random photo."""
@@ -451,7 +455,7 @@ class Composer:
             placed = _place(cutout, linear, size, where, frame, slack)
             box = None if placed is None else _visible_box(transform(placed, cutout.outline), frame)
             drawn = None if box is None else draw_window(box, crops, search, rng)
-            if drawn is None:
+            if placed is None or box is None or drawn is None:
                 return None
             window, inside = drawn
             canvas = self._background(backs[search], frame, window, search, rng)
@@ -464,7 +468,8 @@ class Composer:
         """Lighting of the target in the template, and a slightly different one in the search image."""
         base = rng.normal(0, (0.12, 0.1, 0.05, 0.05, 0.05))
         later = base + rng.normal(0, (0.1, 0.06, 0.03, 0.03, 0.03))
-        return tuple(_Look(*np.exp(v[:2]), np.exp(v[2:])) for v in (base, later))
+        first, second = (_Look(float(np.exp(v[0])), float(np.exp(v[1])), np.exp(v[2:])) for v in (base, later))
+        return first, second
 
     def _background(self, photo: Image, frame: NDArray, window: Window, search: bool, rng: Generator) -> Image:
         """The crop of the photo stretched over the frame; for the search image, of a slightly moved camera."""

@@ -116,11 +116,15 @@ def read_train_config(path: str | Path) -> TrainConfig:
     model = document["model"]
     if isinstance(model, dict):
         changes = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if k != "preset"}
-        document["model"] = _make(ModelConfig, changes, f"{path}: model", get_config(model.get("preset", "ostrack_256_ce")))
+        document["model"] = _make(
+            ModelConfig, changes, f"{path}: model", get_config(model.get("preset", "ostrack_256_ce"))
+        )
     else:
         document["model"] = get_config(model)
     cfg = document["model"]
-    geometry = {name: getattr(cfg, name) for name in ("template_size", "search_size", "template_factor", "search_factor")}
+    geometry = {
+        name: getattr(cfg, name) for name in ("template_size", "search_size", "template_factor", "search_factor")
+    }
     document["crops"] = geometry | (document.get("crops") or {})
     augment = document.get("augment")
     if augment == "robust":
@@ -137,7 +141,9 @@ def _make(kind: type, values: dict[str, Any], where: str, base: Any = None) -> A
     hints = get_type_hints(kind)
     unknown = set(values) - {f.name for f in fields(kind)}
     if unknown:
-        raise ValueError(f"{where}: unknown settings {sorted(unknown)}; known: {', '.join(f.name for f in fields(kind))}")
+        raise ValueError(
+            f"{where}: unknown settings {sorted(unknown)}; known: {', '.join(f.name for f in fields(kind))}"
+        )
     made = {}
     for name, value in values.items():
         if is_dataclass(hints[name]) and isinstance(value, dict):

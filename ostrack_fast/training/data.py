@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..boxes import crop_window
@@ -93,7 +93,7 @@ class Window(NamedTuple):
 
 
 def draw_window(
-    box: Sequence[float], crops: CropConfig, search: bool, rng: Generator
+    box: Sequence[float] | NDArray, crops: CropConfig, search: bool, rng: Generator
 ) -> tuple[Window, NDArray[np.float32]] | None:
     """Jitter the xywh box, put the crop around it; the window and the true box in it (normalized, see `Pair`).
 
@@ -163,10 +163,10 @@ def transform(matrix: NDArray, points: NDArray) -> NDArray:
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
-def around(center: Sequence[float], linear: NDArray) -> NDArray:
+def around(center: ArrayLike, linear: NDArray) -> NDArray:
     """The 2x3 map with this 2x2 linear part that keeps `center` in place."""
-    center = np.asarray(center, dtype=np.float64)
-    return np.column_stack((linear, center - linear @ center))
+    fixed = np.asarray(center, dtype=np.float64)
+    return np.column_stack((linear, fixed - linear @ fixed))
 
 
 def bounds(points: NDArray) -> NDArray:
@@ -175,7 +175,7 @@ def bounds(points: NDArray) -> NDArray:
     return np.concatenate((low, high - low))
 
 
-def corners(box: Sequence[float]) -> NDArray:
+def corners(box: Sequence[float] | NDArray) -> NDArray:
     """(4, 2) corners of an xywh box."""
     x, y, w, h = box
     return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], dtype=np.float64)

@@ -1,20 +1,20 @@
 """The data section of a training file: which sources, from which folders, in which shares.
 
-    data_root: /data                                # paths below count from here
-    data:
-      videos: {path: davis_train, share: 2}         # NAME/img + groundtruth_rect.txt, masks optional
-      coco: {images: coco/images, annotations: coco/instances.json, share: 2}
-      photos: {folders: [photos], share: 1}         # any textured region of any photo
-      composer:                                     # cut-outs pasted on backgrounds
-        share: 5
-        cutouts:
-          - {kind: alpha, path: cutouts, share: 3}  # images with an alpha channel
-          - {kind: plain, path: objects, share: 2}  # objects before an even background
-          - {kind: whole, path: faces, share: 1}    # photos that their object fills
-          - {kind: coco, share: 4}                  # outlines of the coco source above
-          - {kind: videos, share: 3}                # masks of the videos source above
-        backgrounds:
-          - {path: photos, share: 2}
+data_root: /data                                # paths below count from here
+data:
+  videos: {path: davis_train, share: 2}         # NAME/img + groundtruth_rect.txt, masks optional
+  coco: {images: coco/images, annotations: coco/instances.json, share: 2}
+  photos: {folders: [photos], share: 1}         # any textured region of any photo
+  composer:                                     # cut-outs pasted on backgrounds
+    share: 5
+    cutouts:
+      - {kind: alpha, path: cutouts, share: 3}  # images with an alpha channel
+      - {kind: plain, path: objects, share: 2}  # objects before an even background
+      - {kind: whole, path: faces, share: 1}    # photos that their object fills
+      - {kind: coco, share: 4}                  # outlines of the coco source above
+      - {kind: videos, share: 3}                # masks of the videos source above
+    backgrounds:
+      - {path: photos, share: 2}
 """
 
 from __future__ import annotations

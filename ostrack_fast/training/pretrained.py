@@ -66,7 +66,8 @@ def mark_template(vit: VisionTransformer, strength: float, seed: int = 0) -> Non
     share = 0.5 / vit.cfg.template_factor
     inside = ((place[:, None].abs() < share) & (place[None].abs() < share)).flatten().float()[:, None]
     norm = vit.pos_embed_x.norm(dim=2).mean()
-    table += strength * norm * (inside * codes[0] + (1 - inside) * codes[1])
+    added = strength * norm * (inside * codes[0] + (1 - inside) * codes[1])
+    table.add_(added)
 
 
 def resize_positions(table: Tensor, grid: int) -> Tensor:

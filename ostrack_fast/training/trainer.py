@@ -72,7 +72,12 @@ class Trainer:
                 recent.append((time.monotonic(), terms))
                 bar.update(task, completed=self.seen, status=_status(recent, cfg.batch_size))
                 if (self.seen // cfg.batch_size) % 50 == 0:
-                    line = {"pairs": self.seen, "keep": self.keep, "rate": self.rate, **_summary(recent, cfg.batch_size)}
+                    line = {
+                        "pairs": self.seen,
+                        "keep": self.keep,
+                        "rate": self.rate,
+                        **_summary(recent, cfg.batch_size),
+                    }
                     log.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
                     log.flush()
                 if self._stop or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
@@ -119,7 +124,9 @@ class Trainer:
             nn.utils.clip_grad_norm_(trained, cfg.optim.grad_clip)
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         if not values["loss"] < float("inf"):
-            raise FloatingPointError(f"the loss became {values['loss']} after {self.seen} pairs: lower the learning rate")
+            raise FloatingPointError(
+                f"the loss became {values['loss']} after {self.seen} pairs: lower the learning rate"
+            )
         self.optimizer.step()
         self.seen += len(template)
         self._update_average()
@@ -179,7 +186,7 @@ class Trainer:
 
         def request_stop(number: int, _: object) -> None:
             self._stop = True
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
 
         previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -204,7 +211,7 @@ def build_model(cfg: TrainConfig) -> OSTrack:
         load_backbone(model.backbone, cfg.backbone)
         if cfg.mark_template:
             mark_template(model.backbone, cfg.mark_template, cfg.seed)
-    nn.init.constant_(model.box_head.conv5_ctr.bias, log(cfg.score_prior / (1 - cfg.score_prior)))
+    nn.init.constant_(model.box_head.get_parameter("conv5_ctr.bias"), log(cfg.score_prior / (1 - cfg.score_prior)))
     return model
 
 

@@ -37,7 +37,9 @@ def test_half_precision_files_load_as_float32(model, tmp_path):
     save_weights(model.state_dict(), TINY, tmp_path / "w.safetensors", torch.float16)
     state = OSTrack.from_pretrained(tmp_path / "w.safetensors").state_dict()
     assert {v.dtype for v in state.values()} == {torch.float32, torch.int64}
-    torch.testing.assert_close(state["backbone.blocks.0.mlp.fc1.weight"], model.backbone.blocks[0].mlp.fc1.weight, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        state["backbone.blocks.0.mlp.fc1.weight"], model.backbone.blocks[0].mlp.fc1.weight, atol=1e-3, rtol=0
+    )
 
 
 class Settings:
@@ -72,7 +74,12 @@ def test_published_checkpoint_loads_without_its_code(model, tmp_path):
 
 def test_shared_and_strided_tensors_are_read_as_they_were(tmp_path):
     base = torch.arange(24.0)
-    saved = {"a": base[4:16].view(3, 4).t(), "b": base[::5], "c": torch.nn.Parameter(torch.ones(2)), "d": torch.tensor(7)}
+    saved = {
+        "a": base[4:16].view(3, 4).t(),
+        "b": base[::5],
+        "c": torch.nn.Parameter(torch.ones(2)),
+        "d": torch.tensor(7),
+    }
     torch.save(saved, tmp_path / "x.pth")
     state, cfg = read_state(tmp_path / "x.pth")
     assert cfg is None

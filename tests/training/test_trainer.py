@@ -3,13 +3,14 @@
 import json
 import signal
 from dataclasses import replace
+from importlib import resources
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from ostrack_fast.config import ModelConfig
+from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
 from ostrack_fast.training.config import OptimConfig, TrainConfig, read_train_config
@@ -119,7 +120,9 @@ def test_frozen_blocks_stay_and_the_others_move(config, videos, tmp_path):
     after = run(replace(config, epochs=0.5), tmp_path / "frozen").model.state_dict()
     before = start.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert not any(name.startswith(("backbone.blocks.0.", "backbone.patch_embed", "backbone.pos_embed")) for name in moved)
+    assert not any(
+        name.startswith(("backbone.blocks.0.", "backbone.patch_embed", "backbone.pos_embed")) for name in moved
+    )
     assert "backbone.blocks.1.attn.qkv.weight" in moved and "box_head.conv1_ctr.0.weight" in moved
 
 
@@ -142,7 +145,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
     good = (tmp_path / "run" / CHECKPOINT).read_bytes()
     trainer = Trainer(replace(config, output=str(tmp_path / "run")))
     plain = trainer.model.forward
-    trainer.model.forward = lambda *args, **kw: {k: v * float("nan") if k == "size_map" else v for k, v in plain(*args, **kw).items()}
+    trainer.model.forward = lambda *args, **kw: {
+        k: v * float("nan") if k == "size_map" else v for k, v in plain(*args, **kw).items()
+    }
     with pytest.raises(FloatingPointError, match="learning rate"):
         trainer.run(progress=False)
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == good
@@ -180,6 +185,12 @@ epochs: 2
     assert config.crops.search_size == 192 and config.crops.template_size == 128
     assert config.output == str(tmp_path / "out") and config.optim.lr == 1e-3 and config.augment.noise > 0
     assert len(build_dataset(config)) == 120_000
+
+
+def test_the_shipped_recipe_can_be_read():
+    config = read_train_config(str(resources.files("ostrack_fast") / "training" / "recipes" / "small.yaml"))
+    assert config.model == get_config("small") and config.total_pairs == 70_000
+    assert config.crops.search_size == config.model.search_size
 
 
 @pytest.mark.parametrize(

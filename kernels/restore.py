@@ -1,0 +1,132 @@
+"""Search tokens back on their grid, with or without the final LayerNorm, and the gradient.
+
+Each program owns a few cells of the map and looks for the token that goes there, so that empty cells are written by
+the same launch and nothing has to be zeroed before.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+CELLS = 16  # 32 bytes of half precision: one sector of the transposed store
+BLOCK_C = 64  # channels per program: a frame of one batch element is 16 x 12 programs
+MAX_CHANNELS = 2048  # a block of CELLS whole tokens is held in registers for the LayerNorm
+
+
+@triton.jit(do_not_specialize=["K"])
+def _restore(
+    tokens, ids, out, norm_weight, norm_bias, eps, K, F: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    batch = tl.program_id(2)
+    cells = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    places = tl.arange(0, BLOCK_K)
+    at = tl.load(ids + batch * K + places, mask=places < K, other=-1)
+    token = tl.max(tl.where(at[None, :] == cells[:, None], places[None, :], -1), axis=1)
+    tokens += batch.to(tl.int64) * K * C
+    mask = (token >= 0)[:, None] & (channels < C)[None, :]
+    value = tl.load(tokens + token[:, None] * C + channels[None, :], mask=mask, other=0.0)
+    if NORM:
+        row = tl.arange(0, ROW)
+        row_mask = (token >= 0)[:, None] & (row < C)[None, :]
+        whole = tl.load(tokens + token[:, None] * C + row[None, :], mask=row_mask, other=0.0).to(tl.float32)
+        mean = tl.sum(whole, axis=1) / C
+        centred = tl.where(row_mask, whole - mean[:, None], 0.0)
+        scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(centred * centred, axis=1) / C + eps))
+        weight = tl.load(norm_weight + channels, mask=channels < C, other=0.0).to(tl.float32)
+        bias = tl.load(norm_bias + channels, mask=channels < C, other=0.0).to(tl.float32)
+        normed = (value.to(tl.float32) - mean[:, None]) * scale[:, None] * weight[None, :] + bias[None, :]
+        value = tl.where(mask, normed, 0.0).to(value.dtype)
+    out += batch.to(tl.int64) * C * F * F
+    tl.store(
+        out + channels[:, None] * (F * F) + cells[None, :],
+        tl.trans(value),
+        mask=(channels < C)[:, None] & (cells < F * F)[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=["K"])
+def _restore_backward(
+    grad_map, ids, grad_tokens, K, F: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    batch = tl.program_id(2)
+    places = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    cells = tl.load(ids + batch * K + places, mask=places < K, other=0)
+    mask = (places < K)[:, None] & (channels < C)[None, :]
+    grad_map += batch.to(tl.int64) * C * F * F
+    grad = tl.load(grad_map + channels[None, :] * (F * F) + cells[:, None], mask=mask)
+    grad_tokens += batch.to(tl.int64) * K * C
+    tl.store(grad_tokens + places[:, None] * C + channels[None, :], grad, mask=mask)
+
+
+def _restore_forward(
+    tokens: torch.Tensor,
+    ids: torch.Tensor,
+    grid: int,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    batch, kept, channels = tokens.shape
+    out = tokens.new_empty(batch, channels, grid, grid)
+    with torch.cuda.device_of(tokens):
+        _restore[(triton.cdiv(grid * grid, CELLS), triton.cdiv(channels, BLOCK_C), batch)](
+            tokens.contiguous(), ids.contiguous(), out, norm_weight, norm_bias, eps, kept,
+            F=grid, C=channels, CELLS=CELLS, BLOCK_K=triton.next_power_of_2(kept), BLOCK_C=BLOCK_C,
+            ROW=triton.next_power_of_2(channels), NORM=norm_weight is not None,
+            num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+    return out
+
+
+def restore_backward(grad_map: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Gradient of `restore` without LayerNorm: (B,C,F,F), ids (B,K) -> (B,K,C). A gather, no atomics."""
+    batch, channels, grid, _ = grad_map.shape
+    kept = ids.shape[1]
+    grad_tokens = grad_map.new_empty(batch, kept, channels)
+    with torch.cuda.device_of(grad_map):
+        _restore_backward[(triton.cdiv(kept, CELLS), triton.cdiv(channels, BLOCK_C), batch)](
+            grad_map.contiguous(), ids.contiguous(), grad_tokens, kept,
+            F=grid, C=channels, CELLS=CELLS, BLOCK_C=BLOCK_C, enable_fp_fusion=True,
+        )  # fmt: skip
+    return grad_tokens
+
+
+class _Restore(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens, ids, grid):
+        ctx.save_for_backward(ids)
+        return _restore_forward(tokens, ids, grid)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_map):
+        return restore_backward(grad_map, *ctx.saved_tensors), None, None
+
+
+def restore(
+    tokens: torch.Tensor,
+    ids: torch.Tensor,
+    grid: int,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """Put search tokens on their grid; cells that no id names are exact zeros.
+
+    Args:
+        tokens: (B,K,C), any floating dtype.
+        ids: (B,K) int64, distinct places in [0, grid * grid).
+        grid: F, side of the grid.
+        norm_weight, norm_bias: (C,), apply LayerNorm over channels first, computed in float32; both or
+            neither. With them there is no backward pass.
+        eps: of that LayerNorm.
+
+    Returns:
+        map (B,C,F,F) in the dtype of tokens.
+    """
+    if norm_weight is None:
+        return _Restore.apply(tokens, ids, grid)
+    return _restore_forward(tokens, ids, grid, norm_weight.contiguous(), norm_bias.contiguous(), eps)

@@ -1,0 +1,81 @@
+"""Makes the tests use the installed package, and tells which backends can run here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _leave_the_checkout() -> None:
+    """Take the checkout off sys.path if the package is installed elsewhere.
+
+    `python -m pytest` puts the working folder first on sys.path. After `pip install .` the compiled module and the
+    kernels are in site-packages only, so the sources lying here must not hide the installed package. After
+    `pip install -e .` the installed package is the checkout, and nothing needs to change.
+    """
+    if "ostrack_fast" in sys.modules:
+        return
+    others = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT]
+    ours, sys.path[:] = list(sys.path), others
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("ostrack_fast") is None:
+        sys.path[:] = ours  # not installed at all: the sources still serve, with the reference kernels
+
+
+_leave_the_checkout()
+
+# After the line above, so that these come from the package under test.
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from ostrack_fast import ops  # noqa: E402
+from ostrack_fast.ops import native  # noqa: E402
+
+# A slow machine is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+def _missing(name: str, device: str) -> str | None:
+    """Why a backend cannot be tested here. On the CPU native and reference must run: nothing is skipped there."""
+    if device == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if name == "native" and native.build_info()["cuda"] is None:
+        return "the compiled module was built without CUDA"
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("reference", "cpu"), id="reference-cpu"),
+        pytest.param(("native", "cpu"), id="native-cpu"),
+        pytest.param(("native", "cuda"), id="native-cuda", marks=pytest.mark.gpu),
+        pytest.param(("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest):
+    """A device on which every op of the test runs in the backend of the parameter."""
+    name, where = request.param
+    reason = _missing(name, where)
+    if reason is not None:
+        pytest.skip(reason)
+    with ops.use(name):
+        yield torch.device(where)
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest):
+    """Runs the test with PyTorch, and so the C++ kernels, on this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -1,0 +1,37 @@
+"""The emulated kernels: built once per change of their source, into pytest's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import emulator
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sanitize: runs the emulated kernels under AddressSanitizer or ThreadSanitizer")
+
+
+@pytest.fixture(scope="session")
+def build_folder(pytestconfig: pytest.Config) -> Path:
+    if reason := emulator.missing():
+        pytest.skip(reason)
+    return Path(pytestconfig.cache.mkdir("emulation"))
+
+
+@pytest.fixture(scope="session")
+def built(build_folder: Path) -> emulator.Emulator:
+    return emulator.Emulator(emulator.build(build_folder))
+
+
+@pytest.fixture
+def kernels(built: emulator.Emulator) -> emulator.Emulator:
+    """The kernels as compiled for compute capability 8.0 and later, in the plain schedule."""
+    built.configure()
+    return built
+
+
+@pytest.fixture(scope="session")
+def turing(build_folder: Path) -> emulator.Emulator:
+    """Attention as compiled for compute capability 7.5: no cp.async, products eight deep."""
+    return emulator.Emulator(emulator.build(build_folder, arch=750, kernels=("attention",)))

@@ -1,0 +1,132 @@
+"""Run named cases on one library, in a process of its own: sanitizers end the process, or are preloaded into it.
+
+Usage: worker.py LIBRARY CASE [CASE ...], a case being a JSON object {"name": ..., "configure": {...}}. Prints one JSON line
+for each case that ended: {"name": ..., "digest": ...} with a digest of all output bytes, or {"name": ..., "error": ...}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from emulator import BF16, F16, EmulationError, Emulator, bf16_bits
+
+
+def random(*shape: int, dtype=np.float32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def attention(kernels: Emulator, dtype: str, tokens: int, width: int, heads: int = 2) -> list[np.ndarray]:
+    """Chosen rows in two template tiles, a batch of two with masks of their own, partial tiles."""
+    qkv = random(2, tokens, 3, heads, width)
+    qkv = bf16_bits(qkv) if dtype == "bfloat16" else qkv.astype(dtype)
+    mask = np.zeros((2, 66), np.uint8)
+    mask[0, [2, 65]] = mask[1, 40] = 1
+    return list(kernels.attention(qkv, mask))
+
+
+def eliminate(kernels: Emulator, channels: int) -> list[np.ndarray]:
+    score = np.round(random(2, 33, seed=1))
+    return list(kernels.eliminate(random(2, 40, channels), score, np.tile(np.arange(33), (2, 1)), 20))
+
+
+def restore(kernels: Emulator) -> list[np.ndarray]:
+    ids = np.stack([np.random.default_rng(b).permutation(49)[:30] for b in range(2)]).astype(np.int64)
+    return [kernels.restore(random(2, 30, 70, dtype=dtype), ids, 7) for dtype in (np.float16, np.float32, np.float64)]
+
+
+def crop(kernels: Emulator) -> list[np.ndarray]:
+    frame = np.random.default_rng(0).integers(0, 256, (33, 41, 3), dtype=np.uint8)
+    box = np.array([[-5.0, -5, 20, 20], [25.0, 20, 14, 11], [10.0, 10, 20, 20]])
+    patches = [kernels.crop(frame, box, 2.0, 20, [0.5] * 3, [2] * 3, code) for code in (0, F16, BF16)]
+    return [array for pair in patches for array in pair]
+
+
+def decode(kernels: Emulator) -> list[np.ndarray]:
+    maps = [random(2, c, 17, 17, seed=c) for c in (1, 2, 3)]
+    return list(kernels.decode(maps[0], maps[1], np.ascontiguousarray(maps[2][:, :2]), random(17, 17)))
+
+
+def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
+    """A kernel told of one row more than the array has: what the address sanitizer must notice."""
+    if op == "attention":
+        qkv = random(1, 20, 3, 1, 32, dtype=np.float16)
+        out = np.zeros((1, 21, 32), np.float16)
+        kernels.call("ostf_cuda_attention", F16, qkv, None, 1, out, None, None, None, None, 1, 21, 1, 32, 0, None)
+    elif op == "eliminate":
+        tokens, out = random(1, 7, 8), random(1, 8, 8)
+        kept, removed, ids = np.zeros(8, np.int64), np.zeros(1, np.int64), np.arange(8)
+        sizes = (1, 0, 8, 8, 8)
+        kernels.call("ostf_cuda_eliminate", 4, tokens, random(8), ids, out, kept, removed, *sizes, None)
+    elif op == "restore":
+        kernels.call("ostf_cuda_restore", 4, random(1, 3, 8), np.arange(4), random(1, 8, 2, 2), 1, 4, 8, 2, None)
+    elif op == "crop":
+        frame = np.zeros((9, 10, 3), np.uint8)
+        arrays = (np.ones(3, np.float32), np.ones(3, np.float32), random(1, 3, 16, 16), np.zeros(1))
+        kernels.call("ostf_cuda_crop", 0, frame, 13, 10, np.array([[0.0, 0, 10, 13]]), 1.0, *arrays, 1, 16, None)
+    else:
+        maps = [random(1, c, 5, 5) for c in (1, 2, 2)]
+        kernels.call("ostf_cuda_decode", 0, *maps, None, random(4), random(1), 1, 6, None)
+    return []
+
+
+def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
+    """One kernel of faults.cu; raises where the result is wrong."""
+    data = np.zeros(64, np.float32)
+    pointer = data.ctypes.data_as(ctypes.c_void_p)
+    code = kernels.library.run_fault(name.encode(), broken, pointer)
+    if code:
+        raise EmulationError(code, kernels.library.cuemu_error().decode() if code > 0 else "unknown fault")
+    if np.isnan(data).any():
+        raise EmulationError(0, "NaN: shared memory was read before it was written")
+    return [data]
+
+
+CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
+    "attention float16": lambda k: attention(k, "float16", 131, 32),
+    "attention float16 long": lambda k: attention(k, "float16", 200, 32, 1),
+    "attention bfloat16": lambda k: attention(k, "bfloat16", 131, 96, 1),
+    "attention float32": lambda k: attention(k, "float32", 131, 32, 1),
+    "attention float32 wide": lambda k: attention(k, "float32", 70, 128, 1),
+    "eliminate": lambda k: eliminate(k, 64),
+    "eliminate narrow": lambda k: eliminate(k, 7),
+    "restore": restore,
+    "crop": crop,
+    "decode": decode,
+}
+
+
+def run(kernels: Emulator, name: str) -> list[np.ndarray]:
+    kind, _, rest = name.partition(":")
+    if kind == "shorter":
+        return shorter(kernels, rest)
+    if kind in ("broken", "sound"):
+        return fault(kernels, rest, kind == "broken")
+    return CASES[name](kernels)
+
+
+def digest(arrays: list[np.ndarray]) -> str:
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(array.tobytes())
+    return whole.hexdigest()
+
+
+def main() -> None:
+    kernels = Emulator(sys.argv[1])
+    for argument in sys.argv[2:]:
+        case = json.loads(argument)
+        kernels.configure(**case.get("configure", {}))
+        try:
+            answer = {"digest": digest(run(kernels, case["name"]))}
+        except EmulationError as error:
+            answer = {"error": str(error)}
+        print(json.dumps({"name": case["name"], **answer}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

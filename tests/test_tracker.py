@@ -1,0 +1,302 @@
+"""The tracker: the published inference to a fiftieth of a pixel, and every mistake told."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast import OSTrack, Tracker, build_ostrack, ops
+from ostrack_fast.boxes import clip_xywh, crop_to_image, image_to_crop
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.model import template_mask
+from ostrack_fast.tracker import TrackResult, hann_window, resolve_device, resolve_dtype
+
+from .golden import seeded
+
+GOLDEN = Path(__file__).parent / "golden"
+SEQUENCES = ("DAVIS_libby", "OTB_Crossing", "VOT_bag")
+TINY = ModelConfig(
+    template_size=64, search_size=128, embed_dim=24, depth=2, num_heads=2, head_channels=16,
+    ce_layers=(1,), ce_keep_ratio=(0.7,),
+)  # fmt: skip
+BOX = (50.0, 30.5, 20.0, 28.0)
+
+
+def tiny(cfg=TINY):
+    torch.manual_seed(0)
+    model = build_ostrack(cfg)
+    # Position tables start at zero: without places, every cell would look alike.
+    for table in (model.backbone.pos_embed_z, model.backbone.pos_embed_x):
+        torch.nn.init.normal_(table)
+    return model
+
+
+@pytest.fixture
+def model():
+    return tiny()
+
+
+@pytest.fixture
+def tracker(model):
+    return Tracker(model, "cpu")
+
+
+def frame(seed=0, height=96, width=128):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size, bias", [(256, -1.1), (384, -1.386)])
+def test_boxes_of_the_published_tracker(size, bias):
+    folder = os.environ.get("OSTRACK_FAST_DATA")
+    if folder is None:
+        pytest.skip("OSTRACK_FAST_DATA does not name the folder that holds sequences/")
+    model = build_ostrack(f"ostrack_{size}_ce")
+    weights = seeded.state_dict(model.state_dict(), 1)
+    weights["box_head.conv5_size.bias"].fill_(bias)
+    model.load_state_dict(weights)
+    tracker = Tracker(model, "cpu", "float32")
+    with np.load(GOLDEN / "tracker.npz") as golden:
+        for name in SEQUENCES:
+            expected = golden[f"boxes_{size}_{name}"]
+            paths = sorted(Path(folder, "sequences", name, "img").iterdir())[: len(expected)]
+            frames = [cv2.imread(str(path))[..., ::-1] for path in paths]
+            tracker.initialize(frames[0], {"init_bbox": list(expected[0])})
+            boxes = [tracker.track(each)["target_bbox"] for each in frames[1:]]
+            np.testing.assert_allclose(boxes, expected[1:], rtol=0, atol=0.02, err_msg=name)
+
+
+def test_window_of_the_published_tracker():
+    with np.load(GOLDEN / "processing.npz") as golden:
+        for key in (key for key in golden if "hann" in key.lower()):
+            expected = golden[key].squeeze()
+            np.testing.assert_allclose(hann_window(expected.shape[-1]), expected, atol=1e-6)
+            break
+        else:
+            pytest.fail("processing.npz holds no Hann window")
+
+
+@pytest.mark.parametrize("template_range", ["CTR_POINT", "CTR_REC", "ALL", "GT_BOX", None])
+def test_a_frame_is_crop_network_window_and_way_back(template_range):
+    """The same steps over the network's image-to-box interface."""
+    if template_range is None:
+        cfg = replace(TINY, ce_layers=(), ce_keep_ratio=())
+    else:
+        cfg = replace(TINY, ce_template_range=template_range)
+    model = tiny(cfg)
+    tracker = Tracker(model, "cpu")
+    tracker.initialize(frame(), BOX)
+    state = torch.tensor([BOX], dtype=torch.float64)
+    template, scale = ops.crop(torch.from_numpy(frame()), state, cfg.template_factor, cfg.template_size)
+    mask = template_mask(cfg, image_to_crop(state, state, scale, cfg.template_size).float()) if cfg.ce_layers else None
+    for seed in (1, 2, 3):
+        search, scale = ops.crop(torch.from_numpy(frame(seed)), state, cfg.search_factor, cfg.search_size)
+        with torch.no_grad():
+            out = model(template, search, mask)
+        response = out["score_map"] * hann_window(cfg.search_grid)
+        found, score = ops.decode(response, out["size_map"], out["offset_map"])
+        place = response.flatten().argmax()
+        box = crop_to_image(found[0].tolist(), state[0].tolist(), scale.item(), cfg.search_size)
+        box = clip_xywh(box, 96, 128, margin=10)
+        result = tracker.track(frame(seed))
+        assert result.box == pytest.approx(box, abs=1e-3)
+        assert result.score == pytest.approx(out["score_map"].flatten()[place].item(), abs=1e-5)
+        assert result.score > score.item()  # the window is not part of it
+        state = torch.tensor([result.box], dtype=torch.float64)
+
+
+def test_a_result_is_the_published_dictionary(tracker):
+    tracker.initialize(frame(), {"init_bbox": list(BOX)})
+    result = tracker.track(frame(1))
+    assert isinstance(result, TrackResult)
+    assert dict(result) == {"target_bbox": list(result.box), "score": result.score}
+    assert "target_bbox" in result and result.get("time") is None
+    assert all(type(value) is float for value in (*result.box, result.score))
+    with pytest.raises(KeyError):
+        result["best"]
+
+
+def test_lost_is_a_low_score(model):
+    for threshold, lost in ((0.0, False), (1.0, True)):
+        tracker = Tracker(model, "cpu", lost_below=threshold)
+        tracker.initialize(frame(), BOX)
+        assert tracker.track(frame(1)).lost is lost
+
+
+def test_the_template_is_embedded_once(tracker, monkeypatch):
+    calls = []
+    embed = tracker.model.backbone.embed_template
+    monkeypatch.setattr(tracker.model.backbone, "embed_template", lambda image: calls.append(1) or embed(image))
+    tracker.initialize(frame(), BOX)
+    tracker.track(frame(1))
+    tracker.track(frame(2))
+    assert len(calls) == 1
+
+
+def test_initialize_again_starts_afresh(tracker):
+    tracker.initialize(frame(), BOX)
+    first = [tracker.track(frame(seed)).box for seed in (1, 2)]
+    tracker.initialize(frame(5), (3, 3, 40, 9))
+    assert tracker.track(frame(1)).box != first[0]
+    tracker.initialize(frame(), BOX)
+    assert [tracker.track(frame(seed)).box for seed in (1, 2)] == first
+
+
+def test_views_and_read_only_frames(tracker):
+    plain = frame()
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    big = np.zeros((96, 256, 3), np.uint8)
+    big[:, ::2] = plain
+    results = []
+    for view in (plain, plain[..., ::-1].copy()[..., ::-1], frozen, big[:, ::2]):
+        before = view.copy()
+        tracker.initialize(view, BOX)
+        results.append(tracker.track(view))
+        np.testing.assert_array_equal(view, before)
+    assert all(result == results[0] for result in results)
+
+
+def test_frames_may_change_size(tracker):
+    tracker.initialize(frame(), BOX)
+    tracker.track(frame(1, 200, 300))
+    x, y, w, h = tracker.track(frame(2, 40, 30)).box
+    assert 0 <= x <= 20 and 0 <= y <= 30 and x + w <= 30.001 and y + h <= 40.001
+
+
+@pytest.mark.parametrize("box", [(-10, -10, 30, 30), (120, 90, 60, 60), (0, 0, 128, 96), (64, 48, 0.01, 0.01)])
+def test_targets_at_the_edge_and_tiny_ones(tracker, box):
+    tracker.initialize(frame(), box)
+    for seed in range(3):
+        x, y, w, h = tracker.track(frame(seed)).box
+        assert x <= 118 and y <= 86 and x + w >= 10 and y + h >= 10
+
+
+@pytest.mark.parametrize(
+    "bad, kind, message",
+    [
+        ("picture.jpg", TypeError, "numpy array"),
+        (torch.zeros(9, 9, 3, dtype=torch.uint8), TypeError, "numpy array"),
+        (np.zeros((9, 9, 3), np.float32), TypeError, "uint8"),
+        (np.zeros((9, 9), np.uint8), ValueError, r"\(h,w,3\)"),
+        (np.zeros((9, 9, 4), np.uint8), ValueError, r"\(h,w,3\)"),
+        (np.zeros((3, 9, 9), np.uint8), ValueError, r"\(h,w,3\)"),
+        (np.zeros((0, 9, 3), np.uint8), ValueError, "empty"),
+    ],
+)
+def test_what_is_no_frame(tracker, bad, kind, message):
+    with pytest.raises(kind, match=message):
+        tracker.initialize(bad, BOX)
+    tracker.initialize(frame(), BOX)
+    expected = tracker.track(frame(1))
+    tracker.initialize(frame(), BOX)
+    with pytest.raises(kind, match=message):
+        tracker.track(bad)
+    assert tracker.track(frame(1)) == expected  # a refused frame changes nothing
+
+
+@pytest.mark.parametrize(
+    "bad, kind, message",
+    [
+        ((1, 2, 3), TypeError, "four numbers"),
+        ("1,2,3,4", TypeError, "four numbers"),
+        (None, TypeError, "four numbers"),
+        ((1, 2, "x", 4), TypeError, "four numbers"),
+        ({"bbox": [1, 2, 3, 4]}, TypeError, "init_bbox"),
+        ((1, 2, float("nan"), 4), ValueError, "finite"),
+        ((1, float("inf"), 3, 4), ValueError, "finite"),
+        ((1, 2, 0, 4), ValueError, "empty"),
+        ((1, 2, 3, -4), ValueError, "empty"),
+        ((128, 2, 3, 4), ValueError, "outside"),
+        ((-9, 2, 9, 4), ValueError, "outside"),
+        ((1, 96, 3, 4), ValueError, "outside"),
+        ((-5000, 2, 10000, 4), ValueError, "ten times"),
+    ],
+)
+def test_what_is_no_box(tracker, bad, kind, message):
+    with pytest.raises(kind, match=message):
+        tracker.initialize(frame(), bad)
+    with pytest.raises(RuntimeError, match="initialize"):
+        tracker.track(frame())
+
+
+def test_boxes_of_any_kind(tracker):
+    tracker.initialize(frame(), BOX)
+    expected = tracker.track(frame(1))
+    for box in (list(BOX), np.array(BOX), torch.tensor(BOX), np.array(BOX, np.float32)):
+        tracker.initialize(frame(), box)
+        assert tracker.track(frame(1)) == expected
+
+
+def test_the_given_model_stays_as_it_was(model):
+    assert Tracker(model, "cpu", "float32").model is model
+    other = Tracker(model, "cpu", "bfloat16")
+    assert other.model is not model and other.model.backbone.norm.weight.dtype == torch.bfloat16
+    assert model.backbone.norm.weight.dtype == torch.float32
+    model.train()
+    tracker = Tracker(model, "cpu")
+    assert model.training and not tracker.model.training
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_half_precision_places_boxes_between_cells(model, dtype):
+    tracker = Tracker(model, "cpu", dtype)
+    tracker.initialize(frame(), BOX)
+    image, _ = tracker._crop(tracker._image(frame(1)), BOX, TINY.search_factor, TINY.search_size)
+    with torch.inference_mode():
+        _, _, maps = tracker.model.forward_tokens(tracker._template, image, tracker._template_mask)
+    assert {one.dtype for one in maps} == {torch.float32}
+    assert all(np.isfinite(tracker.track(frame(1)).box))
+
+
+def test_an_output_that_is_not_finite_is_no_box():
+    model = tiny(replace(TINY, ce_layers=(), ce_keep_ratio=()))
+    with torch.no_grad():
+        model.backbone.norm.weight.fill_(float("nan"))
+    tracker = Tracker(model, "cpu")
+    tracker.initialize(frame(), BOX)
+    with pytest.raises(FloatingPointError, match="float32"):
+        tracker.track(frame(1))
+
+
+def test_devices_and_dtypes():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "meta", ""):
+        with pytest.raises(ValueError, match="auto, cpu, cuda"):
+            resolve_device(name)
+    with pytest.raises(ValueError, match="not here"):
+        resolve_device("cuda:99")
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
+    assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    for dtype in ("half", "float64", torch.int8):
+        with pytest.raises(ValueError, match="float16, bfloat16"):
+            resolve_dtype(dtype, torch.device("cpu"))
+
+
+def test_weights_by_name_or_path(tmp_path, model):
+    from ostrack_fast.model.checkpoint import save_weights
+
+    save_weights(model.state_dict(), TINY, tmp_path / "tiny.safetensors")
+    tracker = Tracker(tmp_path / "tiny.safetensors", "cpu")
+    assert isinstance(tracker.model, OSTrack) and tracker.cfg == TINY
+    with pytest.raises(FileNotFoundError, match="no weights 'no-such-name'"):
+        Tracker("no-such-name")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu(model):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    results = []
+    for device in ("cpu", "cuda"):
+        tracker = Tracker(model, device, "float32")
+        tracker.initialize(frame(), BOX)
+        results.append([tracker.track(frame(seed)) for seed in (1, 2)])
+    for a, b in zip(*results, strict=True):
+        assert a.box == pytest.approx(b.box, abs=0.05) and a.score == pytest.approx(b.score, abs=1e-3)
