@@ -147,6 +147,7 @@ def _attention_backward_q(
         k = _load_rows(k_base, keys, N, row_stride, D, BLOCK_D)
         v = _load_rows(v_base, keys, N, row_stride, D, BLOCK_D)
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        # Keys from N on are zero, but where log2_sum is very negative their exp2 is infinite, and 0 x inf is NaN.
         probability = tl.where(keys[None, :] < N, tl.exp2(logits - log2_sum[:, None]), 0.0)
         grad_probability = tl.dot(grad, tl.trans(v), input_precision="ieee")
         grad_logits = probability * (grad_probability - row_delta[:, None])
@@ -178,8 +179,9 @@ def _attention_backward_kv(
         q = _load_rows(qkv + start_of_batch, rows, N, row_stride, D, BLOCK_D)
         grad = _load_rows(grad_base, rows, N, H * D, D, BLOCK_D)
         # Transposed (keys down, rows across): both products below then take it as their left operand as it is.
+        # Rows from N on need no mask: their q and grad are zero, and so is all they add.
         logits = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2
-        probability = tl.where(rows[None, :] < N, tl.exp2(logits - log2_sum[None, :]), 0.0)
+        probability = tl.exp2(logits - log2_sum[None, :])
         grad_v = tl.dot(probability.to(grad.dtype), grad, grad_v, input_precision="ieee")
         grad_probability = tl.dot(v, tl.trans(grad), input_precision="ieee")
         grad_logits = probability * (grad_probability - row_delta[None, :])

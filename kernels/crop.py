@@ -1,8 +1,10 @@
 """The search crop in one launch: geometry, zero border, resize and normalization, no image in between.
 
-The resize is OpenCV's `resize` (INTER_LINEAR on uint8) to the bit: weights in 11-bit fixed point from coordinates in
-float32, the vertical pass on products cut to 20 bits, and the mean of four for an exact halving. OpenCV sets the
-weights of columns beyond the border to one and zero but leaves those of rows alone, which shows in the last bit.
+The resize is OpenCV's `resize` (INTER_LINEAR on uint8) to the bit: coordinates rounded to float32, weights in 11-bit
+fixed point, and a vertical pass that cuts each of its two products before adding them. Two special cases of OpenCV's
+need no code here. For an exact halving it takes the mean of four pixels, which the weights of one half give to the
+bit. For columns beyond the border it sets the weights to one and zero, and here both columns are the border's, whose
+weights add up to one. Rows beyond the border keep their weights, there as here, and that does show in the last bit.
 """
 
 import torch
@@ -20,14 +22,12 @@ def _round_half_even(x):
 
 
 @triton.jit
-def _taps(index, side, step, CLAMP_WEIGHT: tl.constexpr):
+def _taps(index, side, step):
     """First and second source place and their weights in 1/2048, for destination places `index`."""
     position = ((index.to(tl.float64) + 0.5) * step - 0.5).to(tl.float32)
     low = tl.floor(position)
     fraction = position - low
     first = low.to(tl.int32)
-    if CLAMP_WEIGHT:
-        fraction = tl.where((first < 0) | (first >= side - 1), 0.0, fraction)
     weight_first = _round_half_even((1.0 - fraction) * 2048.0).to(tl.int32)
     weight_second = _round_half_even(fraction * 2048.0).to(tl.int32)
     second = tl.minimum(tl.maximum(first + 1, 0), side - 1)
@@ -60,8 +60,8 @@ def _crop(
     step = 1.0 / (size_f64 / exact_side)
     y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    y0, y1, b0, b1 = _taps(y, side, step, False)
-    x0, x1, a0, a1 = _taps(x, side, step, True)
+    y0, y1, b0, b1 = _taps(y, side, step)
+    x0, x1, a0, a1 = _taps(x, side, step)
     y0, y1, x0, x1 = y0 + top, y1 + top, x0 + left, x1 + left
     mask = (y < size)[:, None] & (x < size)[None, :]
     for channel in tl.static_range(3):
@@ -71,8 +71,7 @@ def _crop(
         p11 = _pixels(frame, y1, x1, height, width, channel)
         upper = (p00 * a0[None, :] + p01 * a1[None, :]) >> 4
         lower = (p10 * a0[None, :] + p11 * a1[None, :]) >> 4
-        blended = (((b0[:, None] * upper) >> 16) + ((b1[:, None] * lower) >> 16) + 2) >> 2
-        value = tl.where(side == 2 * size, (p00 + p01 + p10 + p11 + 2) >> 2, blended)
+        value = (((b0[:, None] * upper) >> 16) + ((b1[:, None] * lower) >> 16) + 2) >> 2
         mean = mean0 if channel == 0 else (mean1 if channel == 1 else mean2)
         std = std0 if channel == 0 else (std1 if channel == 1 else std2)
         # IEEE division: the same numbers as PyTorch's, where `/` would compile to an approximation.

@@ -133,7 +133,8 @@ def test_an_interrupted_run_leaves_what_it_did(weights, tmp_path, number):
         ),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while process.poll() is None and not (out.exists() and any(path.stat().st_size for path in out.iterdir())):
+    # More than the header of the video: some frames are in.
+    while process.poll() is None and not (out.exists() and any(path.stat().st_size > 1000 for path in out.iterdir())):
         time.sleep(0.01)
     process.send_signal(number)
     stdout, stderr = process.communicate()

@@ -12,7 +12,11 @@ typedef uint32_t UInt4 __attribute__((vector_size(16)));
 
 struct Portable {
   static constexpr int kWidth = 4;
-  static constexpr int kMaxVectors = 2;
+#if defined(__aarch64__)
+  static constexpr int kMaxVectors = 4;  // of 32 registers 16 accumulate
+#else
+  static constexpr int kMaxVectors = 2;  // of 16 registers 8 accumulate
+#endif
   static constexpr int kStep = 1;
   static constexpr int rows(int) { return 4; }
 

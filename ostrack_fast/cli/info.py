@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_PACKAGES = ("ostrack_fast", "torch", "triton", "timm", "numpy", "opencv-python", "opencv-python-headless")
+_PACKAGES = ("ostrack_fast", "torch", "triton", "timm", "numpy", "opencv-python-headless", "opencv-python")
 
 
 def info() -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def track(
@@ -32,6 +27,7 @@ def track(
     """
     target = None if box is None else _parse_box(box)
 
+    from ._draw_box import draw_box
     from ._run import Outputs, follow, print_summary
 
     outputs = Outputs(output, boxes, plot)
@@ -45,7 +41,7 @@ def track(
     frames = iter(opened)
     if target is None:
         first = next(frames)
-        target, frames = _draw_box(first), chain([first], frames)
+        target, frames = draw_box(first), chain([first], frames)
     width, height = opened.size
     run = follow(tracker, opened, frames, checked_box(target, height, width), outputs)
     print_summary(run, outputs)
@@ -60,22 +56,4 @@ def _parse_box(text: str) -> tuple[float, ...]:
         x, y, w, h = (float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--box {text!r} is not four numbers x,y,w,h, such as --box 120,80,64,48") from None
-    return x, y, w, h
-
-
-def _draw_box(frame: np.ndarray) -> tuple[float, ...]:
-    """Let the user draw the box with the mouse. Raises ValueError where no window can open or none was drawn."""
-    import cv2
-
-    # Asked beforehand: without a display the window library ends the whole process.
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise ValueError("there is no display to draw the box on: give it as --box x,y,w,h")
-    title = "draw the target, then press Enter"
-    try:
-        x, y, w, h = cv2.selectROI(title, frame[..., ::-1].copy(), showCrosshair=False)
-        cv2.destroyWindow(title)
-    except cv2.error as error:
-        raise ValueError(f"this OpenCV ({cv2.__version__}) cannot open windows: give --box x,y,w,h") from error
-    if w == 0 or h == 0:
-        raise ValueError("no box was drawn: drag with the mouse from corner to corner, or give --box x,y,w,h")
     return x, y, w, h

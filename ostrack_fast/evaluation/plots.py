@@ -18,19 +18,19 @@ def plot_curves(result: EvaluationResult, label: str = "tracker") -> Figure:
     figure = Figure(figsize=(13, 4), layout="constrained")
     mean = result.mean
     panels = (
-        ("success", OVERLAP_THRESHOLDS, "overlap threshold", f"{label} [{mean.auc:.3f}]"),
-        ("precision", PIXEL_THRESHOLDS, "centre error threshold (pixels)", f"{label} [{mean.precision_20:.3f}]"),
+        ("success", OVERLAP_THRESHOLDS, "overlap threshold", f"AUC {mean.auc:.3f}"),
+        ("precision", PIXEL_THRESHOLDS, "centre error threshold (pixels)", f"{mean.precision_20:.3f} at 20"),
         (
             "normalized_precision",
             NORMALIZED_THRESHOLDS,
             "normalized centre error threshold",
-            f"{label} [{mean.normalized_precision_auc:.3f}]",
+            f"{mean.normalized_precision_20:.3f} at 0.2",
         ),
     )
-    for axes, (name, thresholds, quantity, text) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axes, (name, thresholds, quantity, score) in zip(figure.subplots(1, 3), panels, strict=True):
         for video in result.videos:
             axes.plot(thresholds, getattr(video.scores, name), color="0.75", linewidth=0.8)
-        axes.plot(thresholds, getattr(mean, name), color="tab:red", linewidth=2.5, label=text)
+        axes.plot(thresholds, getattr(mean, name), color="tab:red", linewidth=2.5, label=f"{label}: {score}")
         axes.set(
             title=f"{name.replace('_', ' ').capitalize()}, {len(result.videos)} videos",
             xlabel=quantity,

@@ -13,7 +13,7 @@ import pickle
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any, IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open

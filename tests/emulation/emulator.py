@@ -1,8 +1,8 @@
 """Build the CUDA kernels for the CPU and call them on numpy arrays.
 
 The kernels' own source is compiled with a host compiler against cuda_emulation.h. Flavours: "plain" (fast), "address"
-(AddressSanitizer and UndefinedBehaviorSanitizer) and "thread" (ThreadSanitizer); the last two are for worker.py. This module
-must import without torch, which does not run under the sanitizers.
+(AddressSanitizer and UndefinedBehaviorSanitizer) and "thread" (ThreadSanitizer); the last two are for worker.py. This
+module must import without torch, which does not run under the sanitizers.
 """
 
 from __future__ import annotations
@@ -205,9 +205,9 @@ def dtype_code(array: np.ndarray) -> int:
 
 def garbage(shape: tuple[int, ...], dtype) -> np.ndarray:
     """An array that no kernel would write: NaN, or -1."""
-    return (
-        np.frombuffer(bytearray(b"\xff" * int(np.prod(shape) * np.dtype(dtype).itemsize)), dtype).reshape(shape).copy()
-    )
+    array = np.empty(shape, dtype)
+    array.view(np.uint8).fill(0xFF)
+    return array
 
 
 def bf16_bits(values: np.ndarray) -> np.ndarray:

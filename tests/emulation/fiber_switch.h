@@ -137,7 +137,7 @@ class Fiber {
     // ThreadSanitizer gives a new fiber the identity of one destroyed some time ago, and sees no race within an identity:
     // those of the last blocks are kept, so that blocks race with each other.
     if (ended_) retired_.push_back(tsan_);
-    if (retired_.size() > 2048) {
+    if (retired_.size() > 1024) {
       __tsan_destroy_fiber(retired_.front());
       retired_.pop_front();
     }

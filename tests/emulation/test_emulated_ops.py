@@ -155,7 +155,7 @@ def test_crop_normalizes(kernels, code, dtype):
     "box", [[5.0, 5.0, 0.0, 9.0], [5.0, 5.0, -3.0, 9.0], [np.nan, 5.0, 9.0, 9.0], [0.0, 0.0, 1e30, 1e30]]
 )
 def test_crop_of_no_box_is_border(kernels, box):
-    """A box without area, NaN or beyond all sizes cannot raise on a device: the patch is border, and nothing is read."""
+    """A box without area, NaN or beyond all sizes cannot raise on a device: the patch is border, nothing is read."""
     patch, _ = kernels.crop(frame_of(20, 20), np.array([box]), 2.0, 16, [0.5, 0.5, 0.5], [2, 2, 2])
     np.testing.assert_array_equal(patch, np.full_like(patch, -1.0))
 

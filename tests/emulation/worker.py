@@ -1,7 +1,8 @@
 """Run named cases on one library, in a process of its own: sanitizers end the process, or are preloaded into it.
 
-Usage: worker.py LIBRARY CASE [CASE ...], a case being a JSON object {"name": ..., "configure": {...}}. Prints one JSON line
-for each case that ended: {"name": ..., "digest": ...} with a digest of all output bytes, or {"name": ..., "error": ...}.
+Usage: worker.py LIBRARY CASE [CASE ...], a case being a JSON object {"name": ..., "configure": {...}}. Prints one JSON
+line for each case that ended: {"name": ..., "digest": ...} with a digest of all output bytes, or {"name": ...,
+"error": ...}.
 """
 
 from __future__ import annotations
@@ -13,42 +14,41 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from emulator import BF16, F16, EmulationError, Emulator, bf16_bits
+from emulator import F16, EmulationError, Emulator, bf16_bits
 
 
 def random(*shape: int, dtype=np.float32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def attention(kernels: Emulator, dtype: str, tokens: int, width: int, heads: int = 2) -> list[np.ndarray]:
-    """Chosen rows in two template tiles, a batch of two with masks of their own, partial tiles."""
-    qkv = random(2, tokens, 3, heads, width)
+def attention(kernels: Emulator, dtype: str, tokens: int, width: int, heads: int, batch: int = 1) -> list[np.ndarray]:
+    """Chosen rows in two template tiles, partial tiles, a mask for each batch item."""
+    qkv = random(batch, tokens, 3, heads, width)
     qkv = bf16_bits(qkv) if dtype == "bfloat16" else qkv.astype(dtype)
-    mask = np.zeros((2, 66), np.uint8)
-    mask[0, [2, 65]] = mask[1, 40] = 1
+    mask = np.zeros((batch, 66), np.uint8)
+    mask[0, [2, 65]] = mask[-1, 40] = 1
     return list(kernels.attention(qkv, mask))
 
 
 def eliminate(kernels: Emulator, channels: int) -> list[np.ndarray]:
-    score = np.round(random(2, 33, seed=1))
-    return list(kernels.eliminate(random(2, 40, channels), score, np.tile(np.arange(33), (2, 1)), 20))
+    score = np.round(random(2, 17, seed=1))
+    return list(kernels.eliminate(random(2, 20, channels), score, np.tile(np.arange(17), (2, 1)), 11))
 
 
 def restore(kernels: Emulator) -> list[np.ndarray]:
-    ids = np.stack([np.random.default_rng(b).permutation(49)[:30] for b in range(2)]).astype(np.int64)
-    return [kernels.restore(random(2, 30, 70, dtype=dtype), ids, 7) for dtype in (np.float16, np.float32, np.float64)]
+    ids = np.random.default_rng(0).permutation(49)[None, :30].astype(np.int64)
+    return [kernels.restore(random(1, 30, 70, dtype=dtype), ids, 7) for dtype in (np.float16, np.float64)]
 
 
 def crop(kernels: Emulator) -> list[np.ndarray]:
     frame = np.random.default_rng(0).integers(0, 256, (33, 41, 3), dtype=np.uint8)
-    box = np.array([[-5.0, -5, 20, 20], [25.0, 20, 14, 11], [10.0, 10, 20, 20]])
-    patches = [kernels.crop(frame, box, 2.0, 20, [0.5] * 3, [2] * 3, code) for code in (0, F16, BF16)]
-    return [array for pair in patches for array in pair]
+    box = np.array([[-5.0, -5, 20, 20], [25.0, 20, 14, 11]])
+    return list(kernels.crop(frame, box, 2.0, 20, [0.5] * 3, [2] * 3))
 
 
 def decode(kernels: Emulator) -> list[np.ndarray]:
-    maps = [random(2, c, 17, 17, seed=c) for c in (1, 2, 3)]
-    return list(kernels.decode(maps[0], maps[1], np.ascontiguousarray(maps[2][:, :2]), random(17, 17)))
+    score, size, offset = (random(2, channels, 17, 17, seed=seed) for seed, channels in enumerate((1, 2, 2)))
+    return list(kernels.decode(score, size, offset, random(17, 17)))
 
 
 def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
@@ -87,11 +87,10 @@ def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
 
 
 CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
-    "attention float16": lambda k: attention(k, "float16", 131, 32),
-    "attention float16 long": lambda k: attention(k, "float16", 200, 32, 1),
-    "attention bfloat16": lambda k: attention(k, "bfloat16", 131, 96, 1),
-    "attention float32": lambda k: attention(k, "float32", 131, 32, 1),
-    "attention float32 wide": lambda k: attention(k, "float32", 70, 128, 1),
+    "attention float16": lambda k: attention(k, "float16", 140, 32, 2),
+    "attention bfloat16": lambda k: attention(k, "bfloat16", 140, 96, 1, 2),
+    "attention float32": lambda k: attention(k, "float32", 140, 32, 2),
+    "attention float32 wide": lambda k: attention(k, "float32", 80, 128, 1),
     "eliminate": lambda k: eliminate(k, 64),
     "eliminate narrow": lambda k: eliminate(k, 7),
     "restore": restore,

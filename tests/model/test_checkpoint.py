@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ostrack_fast.model import OSTrack, build_ostrack
-from ostrack_fast.model.checkpoint import load_pretrained, read_state, save_weights, write_atomically
+from ostrack_fast.model.checkpoint import load_pretrained, read_state, save_weights
 
 from .test_ostrack import TINY
 
@@ -146,18 +146,3 @@ def test_a_file_that_does_not_fit_says_where(model, tmp_path):
 def test_missing_weights_list_what_ships():
     with pytest.raises(FileNotFoundError, match="neither a file nor a name that ships"):
         OSTrack.from_pretrained("no_such_weights")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    target = tmp_path / "deep" / "file.bin"
-    write_atomically(target, lambda path: open(path, "wb").write(b"old"))
-
-    def fail(path):
-        with open(path, "wb") as file:
-            file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, fail)
-    assert target.read_bytes() == b"old"
-    assert [p.name for p in target.parent.iterdir()] == ["file.bin"]

@@ -60,9 +60,20 @@ def test_forward_equals_the_published_code(case, dtype):
     # Stored in float32, whatever the model computed in.
     assert relative_error(out["backbone_feat"][:, ::7, ::13], expected["backbone_feat"]) < max(tolerance, 1e-6)
     assert len(out["removed_indexes_s"]) == len(cfg.ce_layers)
+    places = np.tile(np.arange(cfg.search_grid**2), (batch, 1))
     for i, removed in enumerate(out["removed_indexes_s"]):
-        assert np.array_equal(removed.numpy(), expected[f"removed_{i}"])
-        assert relative_error(out["ce_scores"][i][0], expected[f"ce_score_{i}"]) < tolerance
+        score, own_places = out["ce_scores"][i]
+        if dtype == torch.float64:
+            assert np.array_equal(removed.numpy(), expected[f"removed_{i}"])
+            assert np.array_equal(own_places.numpy(), places)
+        # In float32 two candidates of almost the same score may change places in the order, but not be kept or removed
+        # for one another.
+        assert np.array_equal(removed.sort(1)[0].numpy(), np.sort(expected[f"removed_{i}"], 1))
+        own, stored = own_places.argsort(1), places.argsort(1)
+        stored_score = np.take_along_axis(expected[f"ce_score_{i}"], stored, 1)
+        assert relative_error(score.gather(1, own), stored_score) < tolerance
+        order = np.argsort(-expected[f"ce_score_{i}"], axis=1, kind="stable")[:, : score.shape[1] - removed.shape[1]]
+        places = np.take_along_axis(places, order, 1)
 
 
 @pytest.mark.parametrize("case", ["ostrack256_ce", "ostrack384_ce", "ostrack256_ce_all", "ostrack256_ce_ctr_rec"])

@@ -132,7 +132,7 @@ def test_window_follows_the_published_formulas():
     window, inside = draw_window(box, crops, True, np.random.default_rng(0))
     assert (window.left, window.top, window.side) == crop_window(box, 4.0)
     scale = 256 / window.side
-    expected = np.array([127.5 - 18.5 * scale, 127.5 - 11 * scale, 37 * scale, 22 * scale]) / 255
+    expected = np.array([127.5 - 18.5 * scale, 127.5 - 11 * scale, 37 * scale, 22 * scale]) / 256
     np.testing.assert_allclose(inside, expected, rtol=1e-6)
 
 

@@ -172,6 +172,17 @@ def test_gradient(batch, tokens, heads, dim, dtype):
         assert_no_worse(ours[:, :, part], expected[1][:, :, part], expected[0][:, :, part], 2 * torch.finfo(dtype).eps)
 
 
+def test_gradient_where_every_logit_is_very_negative():
+    qkv = random(1, 40, 3, 1, 32)
+    qkv[:, :, 0], qkv[:, :, 1] = 5 + 0.01 * qkv[:, :, 0], -5 + 0.01 * qkv[:, :, 1]
+    out, _, lse = kernels.attention_with_lse(qkv)
+    assert lse.max() < -100
+    leaf = qkv.double().requires_grad_()
+    reference.attention(leaf)[0].backward(torch.ones(1, 40, 32, dtype=torch.float64))
+    ours = kernels.attention_backward(torch.ones(1, 40, 32), qkv, out, lse)
+    assert torch.allclose(ours.double(), leaf.grad, atol=1e-3)
+
+
 def test_autograd_and_inputs_that_are_not_dense():
     qkv = random(1, 20, 3, 1, 32)
     out, _, lse = kernels.attention_with_lse(qkv)

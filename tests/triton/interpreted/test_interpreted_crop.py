@@ -18,7 +18,8 @@ FRAME = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8, generator=torch.Ge
         ([[30.5, 20.5, 16.0, 16.0]], 2.0, 16),  # side 32: the exact halving
         ([[24.0, 14.0, 16.0, 16.0]], 2.0, 32),  # side 32: the identity
         ([[0.5, 1.5, 7.0, 7.0], [1.5, 0.5, 7.0, 7.0]], 1.0, 13),  # corners at .5 round to even
-        ([[35.2, 25.9, 3.1, 2.7]], 4.1, 70),  # enlarged; the factor is no float32
+        ([[35.2, 25.9, 3.1, 2.7]], 4.1, 70),  # enlarged
+        ([[30.0, 20.0, 10.0, 10.0]], 4.3, 11),  # side 43, but 44 if the factor were rounded to float32
         ([[5.0, 5.0, 70.0, 50.0]], 5.0, 18),  # far larger than the frame
         ([[500.0, 300.0, 20.0, 20.0]], 2.0, 8),  # nothing but border
         ([[40.0, 30.0, 0.2, 0.1]], 2.0, 5),  # a single pixel
