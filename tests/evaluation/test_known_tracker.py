@@ -10,7 +10,11 @@ import pytest
 from ostrack_fast.evaluation import evaluate_folder, load_videos
 
 DATA = os.environ.get("OSTRACK_FAST_DATA")
-needs_data = pytest.mark.skipif(not DATA, reason="OSTRACK_FAST_DATA names no folder with sequences/ and peers/")
+needs_videos = pytest.mark.skipif(not DATA, reason="OSTRACK_FAST_DATA does not name the folder that holds sequences/")
+needs_nanotrack = pytest.mark.skipif(
+    not (DATA and Path(DATA, "peers", "nanotrack_head_sim.onnx").is_file()),
+    reason="OSTRACK_FAST_DATA does not name a folder that holds peers/nanotrack_head_sim.onnx",
+)
 ONE_BASED = ("OTB_*", "VOT_*")
 
 
@@ -31,7 +35,7 @@ class NanoTrack:
         return box if found else None
 
 
-@needs_data
+@needs_videos
 def test_every_video_is_read():
     videos = load_videos(Path(DATA, "sequences"), ONE_BASED)
     assert len(videos) == 17
@@ -40,7 +44,8 @@ def test_every_video_is_read():
     assert {name: count for name, count in absent.items() if count} == {"TLD_pedestrian3": 28}
 
 
-@needs_data
+@needs_videos
+@needs_nanotrack
 @pytest.mark.slow
 def test_nanotrack_scores_what_it_is_known_to_score():
     result = evaluate_folder(Path(DATA, "sequences"), NanoTrack, one_based=ONE_BASED)
