@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import KeyEvent
     from matplotlib.widgets import RectangleSelector
 
 
@@ -27,10 +28,14 @@ def draw_box(frame: np.ndarray) -> tuple[float, float, float, float]:
         raise ValueError(
             "matplotlib finds no toolkit to open a window with: give --box x,y,w,h, or install one (pip install PyQt6)"
         )
-    figure.canvas.manager.set_window_title("ostrack-fast")
     axes.set_title("drag a box over the target, then press Enter")
     selector = box_selector(axes, frame)
-    figure.canvas.mpl_connect("key_press_event", lambda event: event.key == "enter" and pyplot.close(figure))
+
+    def close_on_enter(event: KeyEvent) -> None:
+        if event.key == "enter":
+            pyplot.close(figure)
+
+    figure.canvas.mpl_connect("key_press_event", close_on_enter)
     pyplot.show(block=True)
     return selected_box(selector)
 
