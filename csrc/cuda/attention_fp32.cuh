@@ -63,8 +63,8 @@ __device__ __forceinline__ void multiply_keys(float (&logit)[kThreadRows][kCount
   }
 }
 
-// 2^(scaled logit - shift). Large logits would show the rounding of the scale. One of -inf must not meet the rest, whose sign
-// may turn it.
+// 2^(scaled logit - shift). Large logits would show the rounding of the scale. One of -inf must not meet the rest,
+// whose sign may turn it.
 __device__ __forceinline__ float softmax_weight(const AttentionArgs& a, float logit, float shift) {
   return exp2f(fmaf(fmaxf(logit, -FLT_MAX), a.scale_rest, fmaf(logit, a.scale, -shift)));
 }
@@ -116,6 +116,8 @@ __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* s
   }
 }
 
+// Four blocks a multiprocessor: shared memory admits hardly more, and a compiler left to aim higher spills on some
+// targets.
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(AttentionArgs a) {
   constexpr int kKeys = Fp32Tiles<D>::kKeys, kCount = kKeys / kColumns, kPairs = D / (2 * kColumns);

@@ -1,9 +1,9 @@
 // Attention on tensor cores for float16 and bfloat16.
 //
-// Four warps own 16 query rows each and walk over tiles of 64 keys. Products run on mma.sync with float32 sums; the softmax
-// is the online one (running maximum and sum), so no N x N array exists. Tiles lie in shared memory as 16-byte chunks whose
-// place is permuted within each row, so that the eight rows of an ldmatrix phase, and the eight chunks of a store, fall
-// into different banks. Where cp.async exists, the next tile travels while this one is multiplied.
+// Four warps own 16 query rows each and walk over tiles of 64 keys. Products run on mma.sync with float32 sums; the
+// softmax is the online one (running maximum and sum), so no N x N array exists. Tiles lie in shared memory as 16-byte
+// chunks whose place is permuted within each row, so that the eight rows of an ldmatrix phase, and the eight chunks of
+// a store, fall into different banks. Where cp.async exists, the next tile travels while this one is multiplied.
 #pragma once
 #include "cuda/attention_score.cuh"
 
@@ -72,9 +72,9 @@ __device__ __forceinline__ float row_sum(float x) {
   return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
 }
 
-// One step of the online softmax: the logits of 64 keys (`keys` of them real) become powers of two relative to `shift`, the
-// largest scaled logit so far; what was summed before is scaled to it. The rounded shift itself is what is kept from step
-// to step: then an unchanged one scales by exactly 1.
+// One step of the online softmax: the logits of 64 keys (`keys` of them real) become powers of two relative to `shift`,
+// the largest scaled logit so far; what was summed before is scaled to it. The rounded shift itself is what is kept
+// from step to step: then an unchanged one scales by exactly 1.
 template <int D>
 __device__ __forceinline__ void softmax_step(float (&p)[kTile / 8][4], float (&out)[D / 8][4], float (&shift)[2],
                                              float (&sum)[2], int keys, float scale) {
@@ -115,11 +115,11 @@ __device__ __forceinline__ void softmax_step(float (&p)[kTile / 8][4], float (&o
 }
 
 // Sums over the chosen rows of this block's tile of their probabilities of every search key. Each warp takes 16 of a
-// tile's 64 keys and all row groups with a chosen row (mostly one of four: the centre of the template is one row).
-// rows has each row's shift and the inverse of its sum, 0 where the row is not chosen. The first key tile is on its way.
+// tile's 64 keys and all row groups with a chosen row (mostly one of four: the centre of the template is one row). rows
+// has each row's shift and the inverse of its sum, 0 where the row is not chosen. The first key tile is on its way.
 template <class T, int D>
-__device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* sums, T* query, T* stage_0, const T* keys,
-                                                int64_t stride, const float2* rows) {
+__device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* sums, T* query, T* stage_0,
+                                                const T* keys, int64_t stride, const float2* rows) {
   constexpr int kStages = attention_stages(OSTF_ARCH);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int S = a.N - a.T;
@@ -232,8 +232,9 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_mma(AttentionArgs
       softmax_step<D>(p, out, shift, sum, a.N - first, a.scale);
 #pragma unroll
       for (int n = 0; n < kTile / 16; ++n) {
-        const uint32_t weight[4] = {pack<T>(p[2 * n][0], p[2 * n][1]), pack<T>(p[2 * n][2], p[2 * n][3]),
-                                    pack<T>(p[2 * n + 1][0], p[2 * n + 1][1]), pack<T>(p[2 * n + 1][2], p[2 * n + 1][3])};
+        const float(&left)[4] = p[2 * n], (&right)[4] = p[2 * n + 1];
+        const uint32_t weight[4] = {pack<T>(left[0], left[1]), pack<T>(left[2], left[3]), pack<T>(right[0], right[1]),
+                                    pack<T>(right[2], right[3])};
 #pragma unroll
         for (int i = 0; i < D / 16; ++i) {
           uint32_t value[4];
@@ -271,7 +272,9 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_mma(AttentionArgs
             pack<T>(out[n][2 * r] * inverse, out[n][2 * r + 1] * inverse);
       }
       if (lane % 4 == 0) {
-        if (a.lse && token < a.N) a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(shift[r], total);
+        if (a.lse && token < a.N) {
+          a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(shift[r], total);
+        }
         if (any_chosen) softmax[row] = make_float2(shift[r], is_chosen(a, b, token) ? inverse : 0.0f);
       }
     }

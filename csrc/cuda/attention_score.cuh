@@ -1,8 +1,8 @@
 // What both attention kernels share: arguments, the choice of template rows, and the mean of their probabilities.
 //
 // A thread block owns one (batch item, head, tile of query rows). A block whose tile meets the template adds up, for
-// every search key, the probabilities of its chosen rows and writes the sums to `scratch`. The last such block of a batch
-// item adds the heads' sums in a fixed order, so the score is the same bits on every run.
+// every search key, the probabilities of its chosen rows and writes the sums to `scratch`. The last such block of a
+// batch item adds the heads' sums in a fixed order, so the score is the same bits on every run.
 #pragma once
 #include "cuda/common.cuh"
 

@@ -1,7 +1,8 @@
 // What every CUDA kernel here includes: types, launches, shared memory, and the few PTX instructions that C++ lacks.
 //
-// Under nvcc the wrappers are inline PTX. Under a host compiler the same names come from "cuda_emulation.h" (found with the
-// tests), which runs each CUDA thread as a fiber: the kernels' own source is executed, checked and raced without a GPU.
+// Under nvcc the wrappers are inline PTX. Under a host compiler the same names come from "cuda_emulation.h" (found with
+// the tests), which runs each CUDA thread as a fiber: the kernels' own source is executed, checked and raced without a
+// GPU.
 #pragma once
 #include <cstdint>
 #include <type_traits>

@@ -1,8 +1,9 @@
 // Square crops around boxes, resized and normalized, in one launch and without an intermediate image.
 //
 // The numbers are those of the published code on a CPU: the crop's side and corner in float64, then OpenCV's bilinear
-// resize of uint8 images (weights of 11 bits, sums in integers). The box is read on the device, so a captured graph follows
-// it. Multiplications whose rounding OpenCV sees use intrinsics, which the compiler may not fuse with an addition.
+// resize of uint8 images (weights of 11 bits, sums in integers). The box is read on the device, so a captured graph
+// follows it. Multiplications whose rounding OpenCV sees use intrinsics, which the compiler may not fuse with an
+// addition.
 #include "cuda/common.cuh"
 
 namespace ostf {
@@ -45,8 +46,8 @@ __device__ __forceinline__ Square square_of(const double* box, double factor, in
   return {static_cast<int>(left), static_cast<int>(top), static_cast<int>(side)};
 }
 
-// OpenCV's table entry for coordinate `at` of the patch. Its columns drop the weight of a neighbour outside, its rows keep
-// the weight and repeat the edge: that rounds differently.
+// OpenCV's table entry for coordinate `at` of the patch. Its columns drop the weight of a neighbour outside, its rows
+// keep the weight and repeat the edge: that rounds differently.
 __device__ __forceinline__ Tap tap_of(int at, int side, int Z, bool is_column) {
   const double step = 1.0 / (static_cast<double>(Z) / side);
   float fraction = static_cast<float>(__dadd_rn(__dmul_rn(at + 0.5, step), -0.5));

@@ -1,8 +1,8 @@
 // Early candidate elimination in one launch: one warp moves one token.
 //
-// The warp of search token i counts the tokens ranked before it (a higher score, or the same score at a lower position).
-// The count is its place in the order, so it can write its own row, id, or removal. Every warp works alone: no sort, no
-// barrier, any number of tokens, and the same result on every run.
+// The warp of search token i counts the tokens ranked before it (a higher score, or the same score at a lower
+// position). The count is its place in the order, so it can write its own row, id, or removal. Every warp works alone:
+// no sort, no barrier, any number of tokens, and the same result on every run.
 #include "cuda/common.cuh"
 
 namespace ostf {

@@ -1,7 +1,8 @@
 // Search tokens back to their places, as a channels-first map, in one launch.
 //
-// A block owns 32 places of the grid and 64 channels of one batch item. It looks up which token, if any, belongs at each of
-// its places, reads those tokens along the channels and writes the map along the places; shared memory turns the tile.
+// A block owns 32 places of the grid and 64 channels of one batch item. It looks up which token, if any, belongs at
+// each of its places, reads those tokens along the channels and writes the map along the places; shared memory turns
+// the tile.
 #include "cuda/common.cuh"
 
 namespace ostf {
@@ -21,7 +22,8 @@ struct Tile {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kThreads) restore(const E* tokens, const int64_t* ids, E* map, int K, int C, int area) {
+__global__ void __launch_bounds__(kThreads) restore(const E* tokens, const int64_t* ids, E* map, int K, int C,
+                                                    int area) {
   Tile<E>& tile = block_shared<Tile<E>>();
   const int t = threadIdx.x;
   const int first_place = blockIdx.x * kPlaces, first_channel = blockIdx.y * kChannels;

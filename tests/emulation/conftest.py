@@ -13,9 +13,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def build_folder(pytestconfig: pytest.Config) -> Path:
+def build_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason := emulator.missing():
         pytest.skip(reason)
+    if not pytestconfig.pluginmanager.hasplugin("cacheprovider"):
+        return tmp_path_factory.mktemp("emulation")
     return Path(pytestconfig.cache.mkdir("emulation"))
 
 

@@ -1,7 +1,7 @@
 // The runtime of cuda_emulation.h: fibers, their schedule, barriers and warp collectives.
 //
-// Compiled without -fsanitize=thread even where the kernels have it: the runtime tells ThreadSanitizer which orderings the
-// emulated program has, and must not appear in it itself.
+// Compiled without -fsanitize=thread even where the kernels have it: the runtime tells ThreadSanitizer which orderings
+// the emulated program has, and must not appear in it itself.
 #include "cuda_emulation.h"
 
 #include <array>
@@ -86,9 +86,9 @@ struct {
   const char* file;
   int line;
 } gate;
-// ThreadSanitizer's names for what orders threads: two for the block's barriers (by turns, or the next barrier's arrivals
-// would leak into this one's departures), then 256 for each warp's meetings. New ones for each block: what free() takes
-// back is forgotten, and so no block is ordered after another.
+// ThreadSanitizer's names for what orders threads: two for the block's barriers (by turns, or the next barrier's
+// arrivals would leak into this one's departures), then 256 for each warp's meetings. New ones for each block: what
+// free() takes back is forgotten, and so no block is ordered after another.
 char* order_keys;
 char launch_key, finish_key;
 
@@ -191,7 +191,8 @@ std::string waiting_threads() {
   for (int i = 0; i < threads && named < 8; ++i) {
     if (pool[i]->done) continue;
     char one[200];
-    snprintf(one, sizeof one, "\n  thread %d waits in %s at %s:%d", i, pool[i]->waits_for, pool[i]->file, pool[i]->line);
+    const Thread& t = *pool[i];
+    snprintf(one, sizeof one, "\n  thread %d waits in %s at %s:%d", i, t.waits_for, t.file, t.line);
     text += one;
     ++named;
   }
@@ -307,8 +308,8 @@ void collective(uint32_t mask, const char* name, bool fence, Exchange exchange, 
     } else if (m.mask == mask && m.line == line && !strcmp(m.name, name) && !strcmp(m.file, file)) {
       meeting = &m;
     } else if (m.mask & mask) {
-      fail("divergent warp: %s %s:%d (mask %08x) and %s %s:%d (mask %08x)", name, file, line, mask, m.name, m.file, m.line,
-           m.mask);
+      fail("divergent warp: %s %s:%d (mask %08x) and %s %s:%d (mask %08x)", name, file, line, mask, m.name, m.file,
+           m.line, m.mask);
     }
   }
   if (!meeting) {
@@ -410,12 +411,13 @@ void run(dim3 grid_dim, dim3 block_dim, size_t shared, const std::function<void(
 }  // namespace cuemu
 
 extern "C" {
-__attribute__((visibility("default"))) void cuemu_configure(int order, int copies, uint64_t seed, const char* unordered) {
+#define EXPORT __attribute__((visibility("default")))
+EXPORT void cuemu_configure(int order, int copies, uint64_t seed, const char* unordered) {
   cuemu::options = {order, copies, seed, unordered};
 }
-__attribute__((visibility("default"))) const char* cuemu_error() { return cuemu::error_text.c_str(); }
+EXPORT const char* cuemu_error() { return cuemu::error_text.c_str(); }
 // barriers, mma, 16-byte shared memory phases, bank conflicts since the last call
-__attribute__((visibility("default"))) void cuemu_counts(uint64_t* out) {
+EXPORT void cuemu_counts(uint64_t* out) {
   const cuemu::Counts& counts = cuemu::counts;
   const uint64_t values[] = {counts.barriers, counts.mma, counts.shared_phases, counts.bank_conflicts};
   memcpy(out, values, sizeof values);

@@ -1,9 +1,9 @@
 // The CUDA that the kernels use, for a host compiler: every CUDA thread is a fiber on one OS thread.
 //
-// What is modelled: barriers, warp collectives (shuffles, votes, ldmatrix, mma.sync), cp.async as copies that happen at the
-// time of issue, at the time of the wait or anywhere between, shared memory that starts as NaN, the order of blocks and of
-// threads (in turn, reversed, random), and, for ThreadSanitizer, exactly the orderings that CUDA promises. What is not: the
-// inline PTX text, the rounding inside a tensor core, speed, streams.
+// What is modelled: barriers, warp collectives (shuffles, votes, ldmatrix, mma.sync), cp.async as copies that happen at
+// the time of issue, at the time of the wait or anywhere between, shared memory that starts as NaN, the order of blocks
+// and of threads (in turn, reversed, random), and, for ThreadSanitizer, exactly the orderings that CUDA promises. What
+// is not: the inline PTX text, the rounding inside a tensor core, speed, streams.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -60,8 +60,8 @@ void allow_shared_size(const void* kernel, size_t bytes);
 // All threads of the block meet; returns how many came with a true predicate.
 int barrier(bool predicate, CUEMU_HERE);
 
-// All lanes of the mask meet. The last to come runs `exchange` once, on every lane's input and output. `fence` says whether
-// the meeting also orders memory, which a shuffle does not.
+// All lanes of the mask meet. The last to come runs `exchange` once, on every lane's input and output. `fence` says
+// whether the meeting also orders memory, which a shuffle does not.
 struct LaneData {
   const void* in;
   void* out;
@@ -116,7 +116,9 @@ void exchange_shuffle(uint32_t mask, LaneData* lanes) {
   for (int i = 0; i < 32; ++i) {
     if (!(mask >> i & 1)) continue;
     const int source = static_cast<const Shuffled<T>*>(lanes[i].in)->source;
-    if (source < 0 || source > 31 || !(mask >> source & 1)) fail("shuffle reads lane %d, not in mask %08x", source, mask);
+    if (source < 0 || source > 31 || !(mask >> source & 1)) {
+      fail("shuffle reads lane %d, not in mask %08x", source, mask);
+    }
     *static_cast<T*>(lanes[i].out) = static_cast<const Shuffled<T>*>(lanes[source].in)->value;
   }
 }
@@ -146,7 +148,9 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate, CUEMU_HERE) {
   cuemu::collective(mask, "vote", false, cuemu::exchange_vote, &predicate, &votes, CUEMU_PASS);
   return votes;
 }
-inline int __any_sync(uint32_t mask, int predicate, CUEMU_HERE) { return __ballot_sync(mask, predicate, CUEMU_PASS) != 0; }
+inline int __any_sync(uint32_t mask, int predicate, CUEMU_HERE) {
+  return __ballot_sync(mask, predicate, CUEMU_PASS) != 0;
+}
 template <class T>
 T __shfl_sync(uint32_t mask, T value, int source, CUEMU_HERE) {
   const cuemu::Shuffled<T> in = {value, source};

@@ -148,8 +148,9 @@ class Emulator:
         lse = garbage((batch, heads, tokens), np.float32) if with_lse else None
         score = scratch = None
         if mask is not None:
-            score = garbage((batch, tokens - template), np.float32)
-            scratch = garbage((batch * heads * -(-template // 32) * (tokens - template),), np.float32)
+            search = max(tokens - template, 0)  # calls with a template too long are to be refused by the kernel
+            score = garbage((batch, search), np.float32)
+            scratch = garbage((batch * heads * -(-template // 32) * search,), np.float32)
             tickets = np.zeros(batch, np.uint32) if tickets is None else tickets
             mask = np.ascontiguousarray(mask, np.uint8)
         mask_batch = 1 if mask is None or mask.ndim == 1 else mask.shape[0]

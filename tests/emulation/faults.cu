@@ -1,4 +1,5 @@
-// Small kernels with one mistake each, and the same kernels without it: what the emulation and the sanitizers must tell apart.
+// Small kernels with one mistake each, and the same kernels without it: what the emulation and the sanitizers must tell
+// apart.
 #include <cstring>
 
 #include "cuda/common.cuh"

@@ -134,8 +134,8 @@ class Fiber {
   // After its thread ended, or was given up.
   void finish() {
 #ifdef CUEMU_TSAN
-    // ThreadSanitizer gives a new fiber the identity of one destroyed some time ago, and sees no race within an identity:
-    // those of the last blocks are kept, so that blocks race with each other.
+    // ThreadSanitizer gives a new fiber the identity of one destroyed some time ago, and sees no race within an
+    // identity: those of the last blocks are kept, so that blocks race with each other.
     if (ended_) retired_.push_back(tsan_);
     if (retired_.size() > 1024) {
       __tsan_destroy_fiber(retired_.front());
