@@ -18,7 +18,7 @@ from ostrack_fast import __version__
 from ostrack_fast.cli import main
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.model import OSTrack
-from ostrack_fast.model.checkpoint import save_weights, shipped_weights
+from ostrack_fast.model.checkpoint import save_weights
 from ostrack_fast.tracker import Tracker
 from ostrack_fast.video import VideoWriter, open_source
 
@@ -212,8 +212,6 @@ def test_the_demo_video_is_small_and_credited():
 
 @pytest.mark.slow
 def test_demo_needs_no_arguments(tmp_path):
-    if "small" not in shipped_weights():
-        pytest.skip("the weights 'small' do not ship yet")
     out = subprocess.run(arguments("demo"), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert sorted(os.listdir(tmp_path / "ostrack_fast_demo")) == ["boxes.txt", "demo.mp4", "demo.png"]

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import resources
 
@@ -186,6 +188,30 @@ epochs: 2
     assert config.crops.search_size == 192 and config.crops.template_size == 128
     assert config.output == str(tmp_path / "out") and config.optim.lr == 1e-3 and config.augment.noise > 0
     assert len(build_dataset(config)) == 120_000
+
+
+def test_the_command_as_a_user_runs_it(tmp_path, videos):
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        f"""
+model: {{preset: small, template_size: 32, search_size: 64, embed_dim: 32, depth: 3, num_heads: 1, head_channels: 16,
+        ce_layers: [1], ce_keep_ratio: [0.7]}}
+output: run
+data_root: {videos}
+data: {{videos: {{path: .}}}}
+epochs: 2
+pairs_per_epoch: 8
+batch_size: 4
+workers: 1
+"""
+    )
+    command = [sys.executable, "-m", "ostrack_fast.cli", "train", str(path), "--device", "cpu"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "done: 16 of 16 pairs" in " ".join(first.stdout.split())
+    assert OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS).cfg.depth == 3
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "done: 16 of 16 pairs" in " ".join(again.stdout.split())
 
 
 def test_the_shipped_recipe_can_be_read():
