@@ -126,8 +126,8 @@ int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask,
   char* memory = static_cast<char*>(arena.reserve(each * workers + shares));
   if (!memory) return OSTF_ENOMEM;
 
-  const AttentionCall call = {dtype, qkv, template_mask, mask_batch, out, reinterpret_cast<float*>(memory + each * workers),
-                              lse,   B,   N,             H,          D,   T};
+  auto* block_shares = reinterpret_cast<float*>(memory + each * workers);
+  const AttentionCall call = {dtype, qkv, template_mask, mask_batch, out, block_shares, lse, B, N, H, D, T};
   std::atomic<int> next{0};
   ostf::parallel_for(workers, workers, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker) {

@@ -16,8 +16,8 @@ struct AttentionCall {
   int B, N, H, D, T;
 };
 
-// One instruction set's code for one kind of arithmetic. Queries are worked on in blocks of `block`; one task is a range
-// of blocks of one head. A task's result does not depend on how the blocks were split into tasks.
+// One instruction set's code for one kind of arithmetic. Queries are worked on in blocks of `block`; one task is a
+// range of blocks of one head. The results do not depend on how the blocks were split into tasks.
 struct AttentionKernel {
   int block;
   size_t (*scratch_bytes)(int N, int D, bool with_score);

@@ -1,8 +1,8 @@
 // Blocked attention, written once over a small vector class S and compiled once per instruction set.
 //
 // For a block of queries the loop runs over blocks of keys with a running maximum and denominator (FlashAttention's
-// online softmax, Dao et al. 2022). Queries lie along the vector lanes: the logits are kept transposed, (key, query), so
-// maximum and sum need no operation across lanes, and K needs no transpose because its elements are broadcast.
+// online softmax, Dao et al. 2022). Queries lie along the vector lanes: the logits are kept transposed, (key, query),
+// so maximum and sum need no operation across lanes, and K needs no transpose because its elements are broadcast.
 //
 // Both products work on 4-byte "units": a float, or two neighbouring bf16 along the summed dimension (the operand of
 // vdpbf16ps). S::kStep is the number of summed elements in a unit.
@@ -107,8 +107,8 @@ void logits(const typename S::Unit* k, const typename S::Unit* q, int units, int
 }
 
 // e^(drop / sqrt D) for drop <= 0, computed as 2^n p(rest): n is whole, one `step` of drop halves the result, and
-// rest = drop - n * step lies within half a step. p is the polynomial of minimax relative error for 2^f, |f| <= 1/2, with
-// p(0) = 1 and its argument rescaled. For float32 results a step is coarse + fine, and n * coarse is exact.
+// rest = drop - n * step lies within half a step. p is the polynomial of minimax relative error for 2^f, |f| <= 1/2,
+// with p(0) = 1 and its argument rescaled. For float32 results a step is coarse + fine, and n * coarse is exact.
 template <class S>
 struct Decay {
   static constexpr int kDegree = S::kStep == 1 ? 6 : 4;
@@ -298,7 +298,7 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   transpose<S>(rows, layout.units, Q, q);
   std::memset(o, 0, sizeof(float) * Q * layout.width);
   for (int i = 0; i < Q; ++i) {
-    maximum[i] = kLowest;  // finite, so that a row of -inf divides 0 by 0 as softmax does, and no inf - inf comes before
+    maximum[i] = kLowest;  // finite: a row of -inf divides 0 by 0, as softmax does, but leading -inf do no harm
     sum[i] = 0.0f;
   }
 

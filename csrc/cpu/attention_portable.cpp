@@ -4,6 +4,9 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+#if !defined(__GNUC__)
+#error "attention_portable.cpp needs vector extensions: build with GCC or Clang (on Windows, clang-cl)"
+#endif
 
 namespace {
 

@@ -1,5 +1,6 @@
-// Before any region that switches an instruction set on: standard headers (whose inline functions must stay compiled for
-// the base machine, since the linker keeps one copy for all files), intrinsics, and the macros that open and close one.
+// Before any region that switches an instruction set on: standard headers (whose inline functions must stay compiled
+// for the base machine, since the linker keeps one copy for all files), intrinsics, and the macros that open and close
+// such a region. The files therefore need no compiler flags of their own.
 #pragma once
 #include <cmath>
 #include <cstddef>
