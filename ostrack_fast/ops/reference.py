@@ -5,12 +5,17 @@ Readable first. Kernels are tested against these functions in float64.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..boxes import crop_window
+
+Activation = Literal["none", "gelu", "relu"]
+_ACTIVATIONS = {"none": lambda x: x, "gelu": torch.nn.functional.gelu, "relu": torch.relu}
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -97,3 +102,57 @@ def decode(
     size, offset = (m.flatten(2).gather(2, best[:, None].expand(-1, 2, -1)).squeeze(2) for m in (size_map, offset_map))
     cell = torch.cat((best % grid, best.div(grid, rounding_mode="floor")), dim=1).to(offset)
     return torch.cat(((cell + offset) / grid, size), dim=1), score_map.flatten(1).gather(1, best).squeeze(1)
+
+
+def advance(found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float) -> Tensor:
+    """From what `decode` found to the target's box in the frame, clipped; see `ostrack_fast.ops.advance`."""
+    side = (box[:, 2:].prod(1, keepdim=True).sqrt() * factor).ceil()
+    centre, extent = (found.double() * side).split(2, dim=1)
+    corner = box[:, :2] + 0.5 * box[:, 2:] - 0.5 * side + centre - 0.5 * extent
+    edge = box.new_tensor(frame_size).flip(0)
+    low = corner.clamp(min=0).minimum(edge - margin)
+    high = (corner + extent).clamp(min=margin).minimum(edge)
+    return torch.cat((low, (high - low).clamp(min=margin)), dim=1)
+
+
+class Linear:
+    """activation(norm(x) W' + b) + residual with frozen weights; see `ostrack_fast.ops.linear`."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        norm_eps: float | None = None,
+        activation: Activation = "none",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.weight, self.bias, self.norm_eps = weight.to(dtype), bias.to(dtype), norm_eps
+        self.activation = _ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        if self.norm_eps is not None:
+            x = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=self.norm_eps)
+        y = self.activation(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias))
+        y = y if residual is None else residual + y
+        return y if out is None else out.copy_(y)
+
+
+class Conv3x3:
+    """activation of a 3 x 3 convolution with frozen weights; see `ostrack_fast.ops.conv3x3`."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int = 1,
+        activation: Activation = "relu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.bias, self.groups, self.activation = bias.to(dtype), groups, _ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.conv2d(
+            x.to(self.weight.dtype).permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=self.groups
+        )
+        return self.activation(y).permute(0, 2, 3, 1).contiguous()
