@@ -1,66 +1,51 @@
-"""Who competes: the published formulation, the plain PyTorch reference, and the compiled and Triton kernels."""
+"""pytest-benchmark over the cases of `ostrack-fast bench`: a test for every contender of every case of a file's op."""
 
 from __future__ import annotations
 
-import importlib
+from statistics import median
 
-import published
 import pytest
 import torch
 
-from ostrack_fast import ops
+from ostrack_fast.benchmark.case import Case, Options
+from ostrack_fast.benchmark.measure import clock
+from ostrack_fast.benchmark.ops import CONTENDERS, cases
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pytest_make_parametrize_id(val):
-    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
-
-
-@pytest.fixture(params=["published", "reference", "native", "triton"])
-def contender(request):
-    """`contender(op)` is the function of that op, which waits for the device before it returns."""
-    name = request.param
-    if name == "triton" and not torch.cuda.is_available():
-        pytest.skip("the Triton kernels need a CUDA device")
-
-    def find(op):
-        function = getattr(published, op) if name == "published" else getattr(ops, op)
-
-        def run(*arguments):
-            with torch.inference_mode():
-                if name == "published":
-                    return function(*arguments)
-                with ops.use(name):
-                    return function(*arguments)
-
-        return run
-
-    return find
+def pytest_generate_tests(metafunc):
+    op = metafunc.module.__name__.removeprefix("bench_")
+    planned = [case for case in cases(Options(DEVICE, names=[op])) if not case.too_long]
+    metafunc.parametrize(("case", "contender"), [(case, name) for case in planned for name in CONTENDERS], ids=str)
 
 
 @pytest.fixture
-def check_then_time(benchmark, contender):
-    """Compare the result with the reference's, then time the op; medians are what to read."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def check_then_time(benchmark):
+    """Compare the contender's result with the expected one, then time it; medians are what to read."""
+    timer = clock(DEVICE)
 
-    def measure(op, *arguments, tolerance=2e-2):
-        arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
-        run = contender(op)
+    def measure(case: Case, contender: str) -> None:
+        torch.manual_seed(0)
         with torch.inference_mode():
-            expected = getattr(importlib.import_module("ostrack_fast.ops.reference"), op)(*arguments)
-        torch.testing.assert_close(run(*arguments), expected, rtol=tolerance, atol=tolerance, check_dtype=False)
+            contest = case.build()
+            if contender in contest.skipped:
+                pytest.skip(contest.skipped[contender])
+            if contender not in contest.contenders:
+                pytest.skip("does not take part in this case")
+            contest.check(contender)
+            run = contest.contenders[contender].run
 
-        def timed():
-            run(*arguments)
-            if device == "cuda":
-                torch.cuda.synchronize()
+            def timed() -> None:
+                run()
+                if DEVICE.type == "cuda":
+                    torch.cuda.synchronize()
 
-        benchmark.group = f"{op} {' '.join(_describe(a) for a in arguments)} on {device}"
-        benchmark.pedantic(timed, rounds=30, iterations=3, warmup_rounds=5)
+            amount, _ = timer.prepare(run)
+            samples = [timer.sample(run, amount) for _ in range(15)]
+            # On a GPU the time of the wall is that of launching; this is the device's, its cache flushed.
+            benchmark.extra_info["clock_seconds"] = median(samples)
+            benchmark.group = str(case)
+            benchmark.pedantic(timed, rounds=15, iterations=amount if DEVICE.type == "cpu" else 1, warmup_rounds=2)
 
     return measure
-
-
-def _describe(value):
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return str(value)

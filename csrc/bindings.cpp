@@ -120,12 +120,18 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of ostrack_fast; csrc/ostrack_fast.h documents each argument.";
   module.def("build_info", &build_info, "Version, compilers, CUDA architectures and the CPU features found.");
   module.def("cuda_device_count", &cuda_device_count, "(number of CUDA devices, reason why there is none).");
+  define(module, "cpu_advance", ostf_cpu_advance);
   define(module, "cpu_attention", ostf_cpu_attention);
+  define(module, "cpu_conv3x3", ostf_cpu_conv3x3);
   define(module, "cpu_crop", ostf_cpu_crop);
   define(module, "cpu_decode", ostf_cpu_decode);
   define(module, "cpu_eliminate", ostf_cpu_eliminate);
+  define(module, "cpu_linear", ostf_cpu_linear);
+  define(module, "cpu_linear_pack", ostf_cpu_linear_pack);
+  define(module, "cpu_linear_packed_bytes", ostf_cpu_linear_packed_bytes);
   define(module, "cpu_restore", ostf_cpu_restore);
 #if defined(OSTF_WITH_CUDA)
+  define(module, "cuda_advance", ostf_cuda_advance);
   define(module, "cuda_attention", ostf_cuda_attention);
   define(module, "cuda_crop", ostf_cuda_crop);
   define(module, "cuda_decode", ostf_cuda_decode);

@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-typedef enum { OSTF_F32 = 0, OSTF_F16 = 1, OSTF_BF16 = 2 } ostf_dtype;
+typedef enum { OSTF_F32 = 0, OSTF_F16 = 1, OSTF_BF16 = 2, OSTF_I8 = 3 } ostf_dtype;  // OSTF_I8: linear, conv3x3 only
 
 typedef enum {
   OSTF_OK = 0,
@@ -66,10 +66,38 @@ OSTF_API int ostf_cuda_crop(int dtype, const uint8_t* frame, int height, int wid
 
 // decode: score (B,F,F), size (B,2,F,F), offset (B,2,F,F) in `dtype`, window (F,F) float32 or null
 // -> box (B,4) float32 cxcywh in units of the crop, best (B,) float32 the score (without window) at the chosen cell.
+// The first of equal cells is chosen; NaN is below everything, and of nothing but NaN the first.
 OSTF_API int ostf_cpu_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
                              float* box, float* best, int B, int F, int threads);
 OSTF_API int ostf_cuda_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
                               float* box, float* best, int B, int F, void* stream);
+
+// advance: found (B,4) float32 cxcywh in units of the crop around box (B,4) float64 xywh pixels -> moved (B,4) float64,
+// that box in pixels of the frame, of which at least `margin` pixels stay inside. moved may be box. NaN stays NaN.
+OSTF_API int ostf_cpu_advance(const float* found, const double* box, int height, int width, double factor,
+                              double margin, double* moved, int B, int threads);
+OSTF_API int ostf_cuda_advance(const float* found, const double* box, int height, int width, double factor,
+                               double margin, double* moved, int B, void* stream);
+
+// linear, conv3x3: products with weights that are packed once. dtype is the arithmetic: OSTF_F32, OSTF_BF16, or OSTF_I8
+// (weights quantized symmetrically per output channel, activations per row as they come; sums of products exact); sums
+// are float32. OSTF_EDTYPE where this processor has no kernel for it.
+// packed: opaque, of the size that packed_bytes writes to *bytes. weight (O,taps,I/groups) and bias (O) float32; taps
+// 1 for linear, 9 row by row for conv3x3.
+OSTF_API int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, int64_t* bytes);
+OSTF_API int ostf_cpu_linear_pack(int dtype, const float* weight, const float* bias, void* packed, int O, int I,
+                                  int taps, int groups, int threads);
+// linear: out (B,R,O) = residual + activation(norm(x) W' + bias); x (B,R,I); residual float32 (B,R,O) or null, it may be
+// out. x and out are OSTF_F32 or OSTF_BF16. Rows are dense; items of the batch lie x_item, residual_item and out_item
+// elements apart. norm is LayerNorm without affine if norm_eps >= 0, else nothing. activation: 0 none, 1 gelu (with the
+// exact erf), 2 relu.
+OSTF_API int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const void* x, int64_t x_item,
+                             const float* residual, int64_t residual_item, int out_dtype, void* out, int64_t out_item,
+                             int B, int R, int O, int I, double norm_eps, int activation, int threads);
+// conv3x3: out (B,F,F,O) = activation(3 x 3 convolution of x (B,F,F,I) with a border of zeros). Group g of the outputs
+// sees group g of the inputs.
+OSTF_API int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, int out_dtype, void* out, int B,
+                              int F, int O, int I, int groups, int activation, int threads);
 
 #ifdef __cplusplus
 }

@@ -10,13 +10,15 @@ import triton.language as tl
 
 CELLS = 16  # 32 bytes of half precision: one sector of the transposed store
 BLOCK_C = 64  # channels per program: a frame of one batch element is 16 x 12 programs
+CELLS_CHANNELS_LAST = 2  # whole tokens then: nothing is transposed, so nothing is gained by more
 MAX_CHANNELS = 2048  # a block of CELLS whole tokens is held in registers for the LayerNorm
 
 
 @triton.jit(do_not_specialize=["K"])
 def _restore(
-    tokens, ids, out, norm_weight, norm_bias, eps, K, F: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
+    tokens, ids, out, norm_weight, norm_bias, eps, batch_stride, K, F: tl.constexpr, C: tl.constexpr,
+    CELLS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(2)
     cells = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
@@ -24,7 +26,7 @@ def _restore(
     places = tl.arange(0, BLOCK_K)
     at = tl.load(ids + batch * K + places, mask=places < K, other=-1)
     token = tl.max(tl.where(at[None, :] == cells[:, None], places[None, :], -1), axis=1)
-    tokens += batch.to(tl.int64) * K * C
+    tokens += batch.to(tl.int64) * batch_stride
     mask = (token >= 0)[:, None] & (channels < C)[None, :]
     value = tl.load(tokens + token[:, None] * C + channels[None, :], mask=mask, other=0.0)
     if NORM:
@@ -37,13 +39,14 @@ def _restore(
         weight = tl.load(norm_weight + channels, mask=channels < C, other=0.0).to(tl.float32)
         bias = tl.load(norm_bias + channels, mask=channels < C, other=0.0).to(tl.float32)
         normed = (value.to(tl.float32) - mean[:, None]) * scale[:, None] * weight[None, :] + bias[None, :]
-        value = tl.where(mask, normed, 0.0).to(value.dtype)
+        value = tl.where(mask, normed, 0.0)
+    value = value.to(out.dtype.element_ty)
     out += batch.to(tl.int64) * C * F * F
-    tl.store(
-        out + channels[:, None] * (F * F) + cells[None, :],
-        tl.trans(value),
-        mask=(channels < C)[:, None] & (cells < F * F)[None, :],
-    )
+    mask = (channels < C)[None, :] & (cells < F * F)[:, None]
+    if CHANNELS_LAST:
+        tl.store(out + cells[:, None] * C + channels[None, :], value, mask=mask)
+    else:
+        tl.store(out + channels[:, None] * (F * F) + cells[None, :], tl.trans(value), mask=tl.trans(mask))
 
 
 @triton.jit(do_not_specialize=["K"])
@@ -68,15 +71,24 @@ def _restore_forward(
     norm_weight: torch.Tensor | None = None,
     norm_bias: torch.Tensor | None = None,
     eps: float = 1e-6,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     batch, kept, channels = tokens.shape
-    out = tokens.new_empty(batch, channels, grid, grid)
+    if tokens.stride()[1:] != (channels, 1):
+        tokens = tokens.contiguous()
+    row = triton.next_power_of_2(channels)
+    if channels_last:
+        cells, block, warps = CELLS_CHANNELS_LAST, min(row, 1024), 4
+        out = tokens.new_empty(batch, grid, grid, channels, dtype=dtype).permute(0, 3, 1, 2)
+    else:
+        cells, block, warps = CELLS, BLOCK_C, 8
+        out = tokens.new_empty(batch, channels, grid, grid, dtype=dtype)
     with torch.cuda.device_of(tokens):
-        _restore[(triton.cdiv(grid * grid, CELLS), triton.cdiv(channels, BLOCK_C), batch)](
-            tokens.contiguous(), ids.contiguous(), out, norm_weight, norm_bias, eps, kept,
-            F=grid, C=channels, CELLS=CELLS, BLOCK_K=triton.next_power_of_2(kept), BLOCK_C=BLOCK_C,
-            ROW=triton.next_power_of_2(channels), NORM=norm_weight is not None,
-            num_warps=8, enable_fp_fusion=True,
+        _restore[(triton.cdiv(grid * grid, cells), triton.cdiv(channels, block), batch)](
+            tokens, ids.contiguous(), out, norm_weight, norm_bias, eps, tokens.stride(0), kept,
+            F=grid, C=channels, CELLS=cells, BLOCK_K=triton.next_power_of_2(kept), BLOCK_C=block, ROW=row,
+            NORM=norm_weight is not None, CHANNELS_LAST=channels_last, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
@@ -113,20 +125,25 @@ def restore(
     norm_weight: torch.Tensor | None = None,
     norm_bias: torch.Tensor | None = None,
     eps: float = 1e-6,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Put search tokens on their grid; cells that no id names are exact zeros.
 
     Args:
-        tokens: (B,K,C), any floating dtype.
+        tokens: (B,K,C), any floating dtype; may be a slice along K.
         ids: (B,K) int64, distinct places in [0, grid * grid).
         grid: F, side of the grid.
         norm_weight, norm_bias: (C,), apply LayerNorm over channels first, computed in float32; both or
-            neither. With them there is no backward pass.
+            neither.
         eps: of that LayerNorm.
+        channels_last: lay the map out as (B,F,F,C) in memory.
+        dtype: of the map, by default that of tokens.
 
     Returns:
-        map (B,C,F,F) in the dtype of tokens.
+        map (B,C,F,F). Differentiable without LayerNorm, in the default memory layout and dtype.
     """
-    if norm_weight is None:
+    if norm_weight is None and not channels_last and dtype in (None, tokens.dtype):
         return _Restore.apply(tokens, ids, grid)
-    return _restore_forward(tokens, ids, grid, norm_weight.contiguous(), norm_bias.contiguous(), eps)
+    norm = (None, None) if norm_weight is None else (norm_weight.contiguous(), norm_bias.contiguous())
+    return _restore_forward(tokens, ids, grid, *norm, eps, channels_last, dtype)

@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine import Engine
     from .model import OSTrack, build_ostrack
-    from .tracker import Tracker, TrackResult
+    from .tracker import MultiTracker, Tracker, TrackResult
 
 try:
     __version__ = version("ostrack_fast")
@@ -21,10 +22,17 @@ except PackageNotFoundError:
     # A source tree on the path, not installed.
     __version__ = "0+unknown"
 
-__all__ = ["OSTrack", "TrackResult", "Tracker", "__version__", "build_ostrack"]
+__all__ = ["Engine", "MultiTracker", "OSTrack", "TrackResult", "Tracker", "__version__", "build_ostrack"]
 
 # Imported when first used: the command line's help should not wait for torch.
-_HOME = {"OSTrack": "model", "TrackResult": "tracker", "Tracker": "tracker", "build_ostrack": "model"}
+_HOME = {
+    "Engine": "engine",
+    "MultiTracker": "tracker",
+    "OSTrack": "model",
+    "TrackResult": "tracker",
+    "Tracker": "tracker",
+    "build_ostrack": "model",
+}
 
 
 def __getattr__(name: str) -> Any:

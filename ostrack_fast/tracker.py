@@ -1,27 +1,20 @@
-"""Single-object tracking: a box in the first frame, boxes in all that follow."""
+"""Tracking in video: a box in the first frame, boxes in all that follow; one target or many."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from math import isfinite, pi
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from . import ops
-from .boxes import clip_xywh, crop_to_image, crop_window, image_to_crop
-from .model import OSTrack, template_mask
+from .engine import Engine
+from .model import OSTrack
 
 Box = tuple[float, float, float, float]
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-# At least so many pixels of the box stay inside the frame (published `clip_box` call).
-CLIP_MARGIN = 10
 
 
 @dataclass(frozen=True)
@@ -50,20 +43,8 @@ class TrackResult(Mapping):
         return 2
 
 
-class Tracker:
-    """OSTrack's inference, exactly as published, on frames of any size.
-
-    Args:
-        model_or_name: an `OSTrack`, or a name or path for `OSTrack.from_pretrained`. A model in training mode, of
-            another dtype or on another device is copied, never changed.
-        device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
-        dtype: "auto" (see `resolve_dtype`), "float32", "float16", "bfloat16" or one of these as torch.dtype.
-        lost_below: scores below this mark a result as lost.
-
-    Raises:
-        ValueError: an unknown or unavailable device or dtype, or weights that do not fit.
-        FileNotFoundError: no such weights.
-    """
+class _OnEngine:
+    """What trackers have in common: an engine, and when a result counts as lost."""
 
     def __init__(
         self,
@@ -71,24 +52,42 @@ class Tracker:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         lost_below: float = 0.2,
+        candidate_elimination: bool = True,
     ):
-        self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
-        if isinstance(model_or_name, OSTrack):
-            own = model_or_name.backbone.norm.weight
-            fits = (own.device, own.dtype, model_or_name.training) == (self.device, self.dtype, False)
-            model = model_or_name if fits else deepcopy(model_or_name)
-        else:
-            model = OSTrack.from_pretrained(model_or_name)
-        self.model = model.to(self.device, self.dtype).eval()
+        model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
+        self.engine = Engine(model, device, dtype, candidate_elimination)
         self.cfg = model.cfg
         self.lost_below = lost_below
-        self.window = hann_window(self.cfg.search_grid).to(self.device)
-        self._box: Box | None = None
-        self._template: Tensor | None = None
-        self._template_mask: Tensor | None = None
 
-    @torch.inference_mode()
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.engine.dtype
+
+    def _result(self, row: list[float]) -> TrackResult:
+        x, y, width, height, score = row
+        return TrackResult((x, y, width, height), score, score < self.lost_below)
+
+
+class Tracker(_OnEngine):
+    """OSTrack's inference, exactly as published, on frames of any size.
+
+    Args:
+        model_or_name: an `OSTrack`, which is read and not changed, or a name or path for `OSTrack.from_pretrained`.
+        device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
+        dtype: of the matrix products: "auto" (see `resolve_dtype`), "float32", "float16", "bfloat16", "int8" or one
+            of these as torch.dtype. float32 is exact.
+        lost_below: scores below this mark a result as lost.
+        candidate_elimination: False keeps all candidates, as if the model's configuration eliminated none.
+
+    Raises:
+        ValueError: an unknown or unavailable device or dtype, or weights that do not fit.
+        FileNotFoundError: no such weights.
+    """
+
     def initialize(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> None:
         """Take the target from the first frame.
 
@@ -99,19 +98,11 @@ class Tracker:
         Raises:
             TypeError, ValueError: a frame or box that is none, saying why.
         """
-        image, cfg = self._image(frame), self.cfg
-        height, width = frame.shape[:2]
-        start = checked_box(box.get("init_bbox") if isinstance(box, Mapping) else box, height, width)
-        template, scale = self._crop(image, start, cfg.template_factor, cfg.template_size)
-        mask = None
-        if cfg.ce_layers:
-            place = torch.tensor([start], dtype=torch.float32)
-            place = image_to_crop(place, place, torch.tensor([scale]), cfg.template_size)
-            mask = template_mask(cfg, place, self.device)
-        self._template, self._template_mask = self.model.backbone.embed_template(template), mask
-        self._box = start
+        check_frame(frame)
+        start = checked_box(box.get("init_bbox") if isinstance(box, Mapping) else box, *frame.shape[:2])
+        self.engine.clear()
+        self.engine.add(frame, start)
 
-    @torch.inference_mode()
     def track(self, frame: np.ndarray) -> TrackResult:
         """Find the target in the next frame, (h,w,3) uint8 RGB; its size may differ from earlier frames'.
 
@@ -120,81 +111,53 @@ class Tracker:
             TypeError, ValueError: the frame is no RGB image, saying why.
             FloatingPointError: the network's output is not finite.
         """
-        if self._box is None or self._template is None:
+        if not self.engine.count:
             raise RuntimeError("no target yet: call initialize(frame, box) before track(frame)")
-        image, before, cfg = self._image(frame), self._box, self.cfg
-        search, scale = self._crop(image, before, cfg.search_factor, cfg.search_size)
-        _, _, maps = self.model.forward_tokens(self._template, search, self._template_mask)
-        found, confidence = ops.decode(*maps, self.window)
-        # One transfer for everything: each would wait for the GPU.
-        *place, score = torch.cat((found[0], confidence)).tolist()
-        if not all(map(isfinite, (*place, score))):
-            raise FloatingPointError(
-                f"the network's output is not finite in {self.dtype}: try dtype='float32', and if it stays, the "
-                "weights are damaged"
-            )
-        height, width = frame.shape[:2]
-        self._box = clip_xywh(crop_to_image(place, before, scale, cfg.search_size), height, width, CLIP_MARGIN)
-        return TrackResult(self._box, score, score < self.lost_below)
-
-    def _image(self, frame: np.ndarray) -> Tensor:
         check_frame(frame)
-        # torch takes neither negative strides (a BGR frame flipped by [..., ::-1]) nor read-only memory.
-        return torch.from_numpy(np.require(frame, requirements=["C", "W"])).to(self.device)
-
-    def _crop(self, image: Tensor, box: Box, factor: float, size: int) -> tuple[Tensor, float]:
-        around = torch.tensor([box], dtype=torch.float64, device=self.device)
-        patch, _ = ops.crop(image, around, factor, size, self.dtype)
-        # The scale again from the box, because reading the op's own would wait for the GPU.
-        return patch, size / crop_window(box, factor)[2]
+        return self._result(self.engine.step(frame)[0])
 
 
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device a name stands for, with its index; "auto" is the first CUDA GPU if there is one, else the CPU.
+class MultiTracker(_OnEngine):
+    """Many targets in one video, followed as one batch; targets come and go at any frame.
 
-    Raises:
-        ValueError: not a device, or not one that is here.
+    Arguments as `Tracker`. Each target's results are those a `Tracker` of its own would give.
     """
-    available = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if available else torch.device("cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        resolved = None
-    if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {str(device)!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    if resolved.type == "cpu":
-        return torch.device("cpu")
-    if not available:
-        raise ValueError(f"device {str(device)!r} is not here: PyTorch {torch.__version__} finds no CUDA GPU")
-    index = torch.cuda.current_device() if resolved.index is None else resolved.index
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"device {str(device)!r} is not here: PyTorch finds {torch.cuda.device_count()} CUDA GPUs")
-    return torch.device("cuda", index)
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._targets: list[int] = []  # target of each of the engine's rows
+        self._next = 0
 
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype a name stands for. "auto" is float16 on a GPU and float32 on a CPU, where halves are slow or coarse.
+    @property
+    def targets(self) -> list[int]:
+        """The targets now followed, in the order they came."""
+        return sorted(self._targets)
 
-    Raises:
-        ValueError: none of `DTYPES`.
-    """
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved is None or resolved not in DTYPES.values():
-        raise ValueError(f"dtype {str(dtype)!r} is not supported: choose auto, {', '.join(DTYPES)}")
-    return resolved
+    def add(self, frame: np.ndarray, box: Sequence[float]) -> int:
+        """Follow a target from this frame on; arguments and errors as `Tracker.initialize`. Returns its number."""
+        check_frame(frame)
+        self.engine.add(frame, checked_box(box, *frame.shape[:2]))
+        self._targets.append(self._next)
+        self._next += 1
+        return self._targets[-1]
 
+    def drop(self, target: int) -> None:
+        """Follow a target no longer. Raises KeyError if it is not followed."""
+        if target not in self._targets:
+            raise KeyError(f"target {target} is not followed: there are {self.targets}")
+        row = self._targets.index(target)
+        self.engine.drop(row)
+        # As in the engine: the last one takes the free row.
+        self._targets[row] = self._targets[-1]
+        self._targets.pop()
 
-def hann_window(grid: int) -> Tensor:
-    """The weight (F,F) of every place of the score map: 0.5 (1 - cos(2 pi i / (F+1))), i = 1..F, along both sides.
-
-    Source: published `hann2d` with `centered=True`; falls off towards the border, never to zero.
-    """
-    side = 0.5 * (1 - torch.cos(2 * pi / (grid + 1) * torch.arange(1, grid + 1).float()))
-    return side[:, None] * side[None, :]
+    def track(self, frame: np.ndarray) -> dict[int, TrackResult]:
+        """Find all targets in the next frame; errors as `Tracker.track`. Without targets there are no results."""
+        check_frame(frame)
+        if not self._targets:
+            return {}
+        found = zip(self._targets, self.engine.step(frame), strict=True)
+        return {target: self._result(row) for target, row in sorted(found)}
 
 
 def check_frame(frame: np.ndarray) -> None:

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ostrack_fast"
 # Each layer may import itself and those after it.
 LAYERS = [
     {"cli"},
-    {"training", "evaluation", "visualization"},
+    {"training", "evaluation", "visualization", "benchmark"},
     {"tracker"},
     {"engine"},
     {"model"},

@@ -161,7 +161,7 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
         (("track", video, "--box", "1,2,3,4", "--weights", "no-such"), "no weights 'no-such'"),
         (("track", video, "--box", "1,2,3,4", "--weights", tmp_path / "damaged.safetensors"), "damaged.safetensors"),
         (("track", video, *good, "--device", "tpu"), "device 'tpu'"),
-        (("track", video, *good, "--dtype", "int8"), "dtype 'int8'"),
+        (("track", video, *good, "--dtype", "int4"), "dtype 'int4'"),
         (("track", video, *good, "-o", tmp_path / "out.gif"), ".mp4"),
         (("track", video, *good, "-o", video), "is the source itself"),
         (("track", video, *good, "--plot", tmp_path / "out.docx"), "must end in one of"),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ostrack_fast import OSTrack, Tracker, build_ostrack, ops
+from ostrack_fast import Tracker, build_ostrack, ops
 from ostrack_fast.boxes import clip_xywh, crop_to_image, image_to_crop
 from ostrack_fast.config import ModelConfig
+from ostrack_fast.engine import hann_window, resolve_device, resolve_dtype
 from ostrack_fast.model import template_mask
-from ostrack_fast.tracker import TrackResult, hann_window, resolve_device, resolve_dtype
+from ostrack_fast.tracker import TrackResult
 
 from .golden import seeded
 
@@ -42,7 +43,7 @@ def model():
 
 @pytest.fixture
 def tracker(model):
-    return Tracker(model, "cpu")
+    return Tracker(model, "cpu", "float32")
 
 
 def frame(seed=0, height=96, width=128):
@@ -88,7 +89,7 @@ def test_a_frame_is_crop_network_window_and_way_back(template_range):
     else:
         cfg = replace(TINY, ce_template_range=template_range)
     model = tiny(cfg)
-    tracker = Tracker(model, "cpu")
+    tracker = Tracker(model, "cpu", "float32")
     tracker.initialize(frame(), BOX)
     state = torch.tensor([BOX], dtype=torch.float64)
     template, scale = ops.crop(torch.from_numpy(frame()), state, cfg.template_factor, cfg.template_size)
@@ -129,8 +130,9 @@ def test_lost_is_a_low_score(model):
 
 def test_the_template_is_embedded_once(tracker, monkeypatch):
     calls = []
-    embed = tracker.model.backbone.embed_template
-    monkeypatch.setattr(tracker.model.backbone, "embed_template", lambda image: calls.append(1) or embed(image))
+    network = tracker.engine.network
+    embed = network.embed_template
+    monkeypatch.setattr(network, "embed_template", lambda image: calls.append(1) or embed(image))
     tracker.initialize(frame(), BOX)
     tracker.track(frame(1))
     tracker.track(frame(2))
@@ -232,25 +234,13 @@ def test_boxes_of_any_kind(tracker):
         assert tracker.track(frame(1)) == expected
 
 
-def test_the_given_model_stays_as_it_was(model):
-    assert Tracker(model, "cpu", "float32").model is model
-    other = Tracker(model, "cpu", "bfloat16")
-    assert other.model is not model and other.model.backbone.norm.weight.dtype == torch.bfloat16
-    assert model.backbone.norm.weight.dtype == torch.float32
-    model.train()
-    tracker = Tracker(model, "cpu")
-    assert model.training and not tracker.model.training
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
 def test_half_precision_places_boxes_between_cells(model, dtype):
     tracker = Tracker(model, "cpu", dtype)
     tracker.initialize(frame(), BOX)
-    image, _ = tracker._crop(tracker._image(frame(1)), BOX, TINY.search_factor, TINY.search_size)
-    with torch.inference_mode():
-        _, _, maps = tracker.model.forward_tokens(tracker._template, image, tracker._template_mask)
-    assert {one.dtype for one in maps} == {torch.float32}
-    assert all(np.isfinite(tracker.track(frame(1)).box))
+    exact = Tracker(model, "cpu", "float32")
+    exact.initialize(frame(), BOX)
+    assert tracker.track(frame(1)).box == pytest.approx(exact.track(frame(1)).box, abs=1.5)
 
 
 def test_an_output_that_is_not_finite_is_no_box():
@@ -271,10 +261,9 @@ def test_devices_and_dtypes():
             resolve_device(name)
     with pytest.raises(ValueError, match="not here"):
         resolve_device("cuda:99")
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
     assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
-    for dtype in ("half", "float64", torch.int8):
+    for dtype in ("half", "float64", torch.int16):
         with pytest.raises(ValueError, match="float16, bfloat16"):
             resolve_dtype(dtype, torch.device("cpu"))
 
@@ -284,7 +273,7 @@ def test_weights_by_name_or_path(tmp_path, model):
 
     save_weights(model.state_dict(), TINY, tmp_path / "tiny.safetensors")
     tracker = Tracker(tmp_path / "tiny.safetensors", "cpu")
-    assert isinstance(tracker.model, OSTrack) and tracker.cfg == TINY
+    assert tracker.cfg == TINY
     with pytest.raises(FileNotFoundError, match="no weights 'no-such-name'"):
         Tracker("no-such-name")
 

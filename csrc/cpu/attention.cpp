@@ -3,11 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
-#include "cpu/features.h"
+#include "cpu/arena.h"
+#include "cpu/capability.h"
 #include "cpu/parallel.h"
 #include "ostrack_fast.h"
 
@@ -16,62 +15,14 @@ namespace {
 using ostf::AttentionCall;
 using ostf::AttentionKernel;
 
-// What a machine can run, by increasing ability.
-enum Level { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-
-// The level in use: the machine's, or a lower one named by OSTRACK_FAST_CPU_CAPABILITY (to compare, and to test on one
-// machine what others will run). -1 if that names none.
-int level() {
-  static const int chosen = [] {
-    const ostf::CpuFeatures& has = ostf::cpu_features();
-    const bool avx512 = has.avx2 && has.avx512f && has.avx512bw && has.avx512dq && has.avx512vl;
-    const int able = !has.avx2 ? kPortable : !avx512 ? kAvx2 : !has.avx512_bf16 ? kAvx512 : kAvx512Bf16;
-    const char* wanted = std::getenv("OSTRACK_FAST_CPU_CAPABILITY");
-    if (!wanted || !*wanted) return able;
-    const char* const names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
-    for (int i = 0; i < 4; ++i) {
-      if (std::strcmp(wanted, names[i]) == 0) return std::min(i, able);
-    }
-    return -1;
-  }();
-  return chosen;
-}
-
 const AttentionKernel& choose([[maybe_unused]] int level, [[maybe_unused]] int dtype) {
-#if defined(OSTF_ATTENTION_X86)
-  if (level == kAvx512Bf16 && dtype == OSTF_BF16) return ostf::attention_avx512_bf16;
-  if (level >= kAvx512) return ostf::attention_avx512;
-  if (level == kAvx2) return ostf::attention_avx2;
+#if defined(OSTF_X86)
+  if (level == ostf::kAvx512Bf16 && dtype == OSTF_BF16) return ostf::attention_avx512_bf16;
+  if (level >= ostf::kAvx512) return ostf::attention_avx512;
+  if (level == ostf::kAvx2) return ostf::attention_avx2;
 #endif
   return ostf::attention_portable;
 }
-
-// Memory that the calling thread keeps for its next call: fresh pages would cost as much as a small call's arithmetic.
-class Arena {
- public:
-  ~Arena() { release(); }
-
-  void* reserve(size_t bytes) {
-    if (bytes > size_) {
-      release();
-      memory_ = ::operator new(bytes, kAlignment, std::nothrow);
-      size_ = memory_ ? bytes : 0;
-    }
-    return memory_;
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-
-  void release() {
-    ::operator delete(memory_, kAlignment);
-    memory_ = nullptr;
-    size_ = 0;
-  }
-
-  void* memory_ = nullptr;
-  size_t size_ = 0;
-};
 
 // score (B,S) = mean over heads and chosen rows of the shares of the blocks that hold chosen rows, in a fixed order.
 void sum_shares(const AttentionCall& call, int block, float* score) {
@@ -107,10 +58,10 @@ int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask,
   if (N > T && (template_mask == nullptr) != (score == nullptr)) return OSTF_EINVAL;
   if (template_mask && mask_batch != 1 && mask_batch != B) return OSTF_EINVAL;
   if (dtype != OSTF_F32 && dtype != OSTF_F16 && dtype != OSTF_BF16) return OSTF_EDTYPE;
-  if (level() < 0) return OSTF_EINVAL;
+  if (ostf::level() < 0) return OSTF_EINVAL;
   if (B == 0) return OSTF_OK;
 
-  const AttentionKernel& kernel = choose(level(), dtype);
+  const AttentionKernel& kernel = choose(ostf::level(), dtype);
   const int blocks = (N + kernel.block - 1) / kernel.block;
   const int heads = B * H;
   // Each task packs the keys and values of its head anew, so heads are split only where there are too few of them.
@@ -122,7 +73,7 @@ int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask,
   const size_t each = (kernel.scratch_bytes(N, D, template_mask != nullptr) + align - 1) / align * align;
   const size_t template_blocks = static_cast<size_t>((T + kernel.block - 1) / kernel.block);
   const size_t shares = template_mask ? static_cast<size_t>(heads) * template_blocks * (N - T) * sizeof(float) : 0;
-  static thread_local Arena arena;
+  static thread_local ostf::Arena arena;
   char* memory = static_cast<char*>(arena.reserve(each * workers + shares));
   if (!memory) return OSTF_ENOMEM;
 

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/capability.h"
+
 namespace ostf {
 
 struct AttentionCall {
@@ -25,8 +27,7 @@ struct AttentionKernel {
 };
 
 extern const AttentionKernel attention_portable;
-#if defined(__x86_64__) && defined(__GNUC__)
-#define OSTF_ATTENTION_X86 1
+#if defined(OSTF_X86)
 extern const AttentionKernel attention_avx2;
 extern const AttentionKernel attention_avx512;
 extern const AttentionKernel attention_avx512_bf16;  // bf16 tensors only

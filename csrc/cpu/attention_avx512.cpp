@@ -1,7 +1,7 @@
 // Attention in float32 with AVX-512; float16 and bfloat16 are widened while packing.
 #include "cpu/attention_target.h"
 
-#if defined(OSTF_ATTENTION_X86)
+#if defined(OSTF_X86)
 OSTF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/attention_avx512.h"
 #include "cpu/attention_kernel.h"

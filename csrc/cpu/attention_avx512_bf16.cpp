@@ -1,7 +1,7 @@
 // Attention on bfloat16 tensors with AVX-512 BF16: products of bf16 pairs, everything else in float32.
 #include "cpu/attention_target.h"
 
-#if defined(OSTF_ATTENTION_X86)
+#if defined(OSTF_X86)
 OSTF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #include "cpu/attention_avx512.h"
 #include "cpu/attention_kernel.h"

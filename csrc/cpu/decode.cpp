@@ -14,7 +14,8 @@ void decode(const E* score, const E* size, const E* offset, const float* window,
     float top = load(scores[0]) * (window ? window[0] : 1.0f);
     for (int64_t i = 1; i < cells; ++i) {
       const float response = load(scores[i]) * (window ? window[i] : 1.0f);
-      if (response > top) {  // strictly: the first of equals wins
+      // Strictly: the first of equals wins. NaN, which compares with nothing, gives way to any number.
+      if (response > top || (top != top && response == response)) {
         top = response;
         cell = i;
       }

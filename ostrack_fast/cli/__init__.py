@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
-from . import demo, evaluate, info, track, train
+from . import bench, demo, evaluate, info, profile, track, train, tune
 
 _DEBUG = "OSTRACK_FAST_DEBUG"
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (demo, track, evaluate, train, info):
+for _module in (demo, track, evaluate, train, bench, profile, tune, info):
     app.command()(getattr(_module, _module.__name__.rpartition(".")[2]))
 
 

@@ -14,7 +14,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("ostrack_fast_demo"),
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:
     """Track Big Buck Bunny through the video that comes with the package. Needs no network."""
     from ._run import Outputs, follow, print_summary

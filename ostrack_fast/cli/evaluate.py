@@ -28,7 +28,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of videos: NAME/img/*.jpg and NAME/groundtruth_rect.txt.")],
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
     one_based: Annotated[
         list[str] | None,
         typer.Option(

@@ -19,7 +19,7 @@ def track(
     boxes: Annotated[Path | None, typer.Option(help="Write the boxes, a line x,y,w,h a frame.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw frames and score over time (.png, .pdf, ...).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:
     """Follow one object through a video.
 

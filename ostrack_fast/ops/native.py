@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import native_linear
+from .native_linear import Conv3x3 as Conv3x3
+from .native_linear import Linear as Linear
 from .reference import IMAGE_MEAN, IMAGE_STD
 
 try:
@@ -93,20 +96,20 @@ def _attention_reason(device: torch.device, qkv: Tensor, template_mask: Tensor |
         return f"head dimension must be one of {_CUDA_HEAD_DIMS}, is {width}"
     if qkv.dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return "bfloat16 needs compute capability 8.0 or newer"
-    if qkv.data_ptr() % 16:
-        return "qkv must start at a multiple of 16 bytes"
     return _float_reason(qkv.dtype)
 
 
 def _eliminate_reason(device: torch.device, tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> str | None:
     if score.dtype != torch.float32:
         return f"score must be float32, is {score.dtype}"
-    return _restore_reason(device, tokens, ids, 1)
+    return None if tokens.element_size() in (2, 4, 8) else f"no kernel for {tokens.dtype}"
 
 
-def _restore_reason(device: torch.device, tokens: Tensor, ids: Tensor, grid: int) -> str | None:
-    if tokens.element_size() not in (2, 4, 8):
-        return f"no kernel for {tokens.dtype}"
+def _restore_reason(
+    device: torch.device, tokens: Tensor, ids: Tensor, grid: int, dtype: torch.dtype | None = None, **_: Any
+) -> str | None:
+    if (dtype or tokens.dtype).itemsize not in (2, 4, 8):
+        return f"no kernel for {dtype or tokens.dtype}"
     return None if grid <= _MAX_GRID else f"grid side of at most {_MAX_GRID}, is {grid}"
 
 
@@ -125,11 +128,20 @@ def _decode_reason(
     return _float_reason(score_map.dtype) if grid <= _MAX_GRID else f"map side of at most {_MAX_GRID}, is {grid}"
 
 
+def _advance_reason(
+    device: torch.device, found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float
+) -> str | None:
+    return None if found.dtype == torch.float32 else f"found must be float32, is {found.dtype}"
+
+
 _REASONS: dict[str, Callable[..., str | None]] = {
+    "advance": _advance_reason,
     "attention": _attention_reason,
+    "conv3x3": native_linear.reason,
     "crop": _crop_reason,
     "decode": _decode_reason,
     "eliminate": _eliminate_reason,
+    "linear": native_linear.reason,
     "restore": _restore_reason,
 }
 
@@ -145,6 +157,16 @@ def _call(op: str, tensor: Tensor, *arguments: Any) -> None:
 
 def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """See `ostrack_fast.ops.attention`."""
+    return _attention(qkv, template_mask, None)
+
+
+def attention_with_lse(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`attention`, and the natural logarithm of every softmax denominator, (B,H,N) float32."""
+    lse = torch.empty(qkv.shape[0], qkv.shape[3], qkv.shape[1], dtype=torch.float32, device=qkv.device)
+    return *_attention(qkv, template_mask, lse), lse
+
+
+def _attention(qkv: Tensor, template_mask: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
     qkv = qkv.contiguous()
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads * width)
@@ -154,9 +176,11 @@ def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor,
         mask = template_mask.contiguous()
         template = mask.shape[-1]
         score = torch.empty(batch, tokens - template, dtype=torch.float32, device=qkv.device)
-        mask = mask if template < tokens else None  # no candidates, nothing to score
+        mask = mask if score.numel() else None  # no candidates, nothing to score
     workspace: tuple[int, ...] = ()
     if qkv.is_cuda:
+        if qkv.data_ptr() % 16:  # a slice of something larger: the kernel reads 16 bytes at a time
+            qkv = qkv.clone()
         # Held in variables: freed before the launch, their memory could be handed out again.
         scratch, tickets = _cuda_workspace(batch, heads, tokens, template, qkv.device, mask is not None)
         workspace = (_pointer(scratch), _pointer(tickets))
@@ -169,7 +193,7 @@ def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor,
         mask.shape[0] if mask is not None and mask.dim() == 2 else 1,
         out.data_ptr(),
         _pointer(score),
-        0,
+        _pointer(lse),
         *workspace,
         batch,
         tokens,
@@ -225,10 +249,31 @@ def eliminate(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Te
     return out, kept, removed
 
 
-def restore(tokens: Tensor, ids: Tensor, grid: int) -> Tensor:
-    """See `ostrack_fast.ops.restore`."""
-    tokens, ids = tokens.contiguous(), ids.contiguous()
+def restore(
+    tokens: Tensor,
+    ids: Tensor,
+    grid: int,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-6,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """See `ostrack_fast.ops.restore`. The kernel scatters and transposes; PyTorch does what else is asked for."""
     batch, kept, channels = tokens.shape
+    places = grid * grid
+    dtype = dtype or tokens.dtype
+    if norm_weight is not None and norm_bias is not None:
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        weight, bias = norm_weight.to(wide), norm_bias.to(wide)
+        tokens = torch.nn.functional.layer_norm(tokens.to(wide), (channels,), weight, bias, eps)
+    tokens, ids = tokens.to(dtype).contiguous(), ids.contiguous()
+    if channels_last:
+        rows = tokens.new_zeros(batch * places, channels)
+        if batch > 1:
+            ids = ids + torch.arange(0, batch * places, places, device=ids.device)[:, None]
+        rows.index_copy_(0, ids.view(-1), tokens.view(-1, channels))
+        return rows.view(batch, grid, grid, channels).permute(0, 3, 1, 2)
     out = tokens.new_empty(batch, channels, grid, grid)
     _call(
         "restore",
@@ -296,3 +341,12 @@ def decode(
         grid,
     )
     return box, best
+
+
+def advance(found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float) -> Tensor:
+    """See `ostrack_fast.ops.advance`."""
+    found, box = found.contiguous(), box.contiguous()
+    moved = torch.empty_like(box)
+    batch = box.shape[0]
+    _call("advance", box, found.data_ptr(), box.data_ptr(), *frame_size, factor, margin, moved.data_ptr(), batch)
+    return moved

@@ -5,6 +5,7 @@ Readable first. Kernels are tested against these functions in float64.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import cv2
@@ -21,22 +22,26 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
+def _logits(qkv: Tensor) -> Tensor:
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return (query @ key.transpose(-2, -1)) * qkv.shape[-1] ** -0.5
+
+
 def attention_map(qkv: Tensor) -> Tensor:
     """softmax(Q K' / sqrt D), (B,H,N,N), at least float32, from packed qkv (B,N,3,H,D)."""
-    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    logits = (query @ key.transpose(-2, -1)) * qkv.shape[-1] ** -0.5
-    return logits.softmax(dim=-1, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    return _logits(qkv).softmax(dim=-1, dtype=torch.promote_types(qkv.dtype, torch.float32))
 
 
 def candidate_score(probability: Tensor, template_mask: Tensor) -> Tensor:
     """Mean probability of each search key over heads and the chosen template rows: (B,H,N,N), mask -> (B,S).
 
-    Source: section 3.3 of the paper, equation 6. A mask row with nothing chosen scores 0.
+    Source: section 3.3 of the paper, equation 6. A mask row with nothing chosen scores 0, and rows that are not
+    chosen count nothing even where they are NaN.
     """
     template = template_mask.shape[-1]
-    weight = template_mask.to(probability.dtype).expand(probability.shape[0], -1)
-    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-    return (probability[:, :, :template, template:] * weight[:, None, :, None]).sum(2).mean(1)
+    chosen = template_mask.expand(probability.shape[0], -1)
+    rows = probability[:, :, :template, template:].masked_fill(~chosen[:, None, :, None], 0)
+    return rows.sum(2).mean(1) / chosen.sum(-1, keepdim=True).clamp(min=1)
 
 
 def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -47,21 +52,74 @@ def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor,
     return out.transpose(1, 2).flatten(2), score
 
 
+def attention_with_lse(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`attention`, and the natural logarithm of every softmax denominator, (B,H,N), at least float32."""
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    return *attention(qkv, template_mask), _logits(qkv).to(wide).logsumexp(-1)
+
+
+def attention_backward(
+    grad_out: Tensor | None,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_score: Tensor | None = None,
+    template_mask: Tensor | None = None,
+) -> Tensor:
+    """Gradient of `attention` in qkv (B,N,3,H,D), from those in out and score and what `attention_with_lse` gave.
+
+    For where autograd cannot run; holds a few (B,H,N,N) at a time, in the dtype of `lse`.
+    """
+    heads, scale = qkv.shape[3], qkv.shape[4] ** -0.5
+    query, key, value = qkv.to(lse.dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    probability = (query @ key.transpose(-2, -1) * scale - lse[..., None]).exp()
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad = grad_out.to(lse.dtype).unflatten(2, (heads, -1)).transpose(1, 2)
+    grad_probability = grad @ value.transpose(-2, -1)
+    if grad_score is not None and template_mask is not None:
+        template = template_mask.shape[-1]
+        share = template_mask.expand(qkv.shape[0], -1) / template_mask.sum(-1, keepdim=True).clamp(min=1) / heads
+        grad_probability[:, :, :template, template:] += (share[:, :, None] * grad_score[:, None])[:, None]
+    grad_logits = probability * (grad_probability - (grad_probability * probability).sum(-1, keepdim=True)) * scale
+    grads = (grad_logits @ key, grad_logits.transpose(-2, -1) @ query, probability.transpose(-2, -1) @ grad)
+    return torch.stack(grads, dim=2).permute(0, 3, 2, 1, 4).to(qkv.dtype).contiguous()
+
+
+def ranking(score: Tensor) -> Tensor:
+    """Places by falling score (B,S): equal ones in order, -0.0 equal to 0.0, NaN after everything. No gradient."""
+    # Ascending, because there PyTorch puts NaN last.
+    return score.detach().neg().sort(dim=1, stable=True).indices
+
+
 def eliminate(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the best candidates; see `ostrack_fast.ops.eliminate`."""
     template = tokens.shape[1] - score.shape[1]
-    order = score.detach().sort(dim=1, descending=True, stable=True).indices
-    kept, removed = order.split((keep, order.shape[1] - keep), dim=1)
+    kept, removed = ranking(score).split((keep, score.shape[1] - keep), dim=1)
     search = tokens[:, template:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
     return torch.cat((tokens[:, :template], search), dim=1), ids.gather(1, kept), ids.gather(1, removed)
 
 
-def restore(tokens: Tensor, ids: Tensor, grid: int) -> Tensor:
+def restore(
+    tokens: Tensor,
+    ids: Tensor,
+    grid: int,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-6,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Put search tokens back on their grid; see `ostrack_fast.ops.restore`."""
     batch, _, channels = tokens.shape
-    full = tokens.new_zeros(batch, grid * grid, channels)
-    full = full.scatter(1, ids[..., None].expand(-1, -1, channels), tokens)
-    return full.transpose(1, 2).reshape(batch, channels, grid, grid)
+    dtype = dtype or tokens.dtype
+    if norm_weight is not None and norm_bias is not None:
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        weight, bias = norm_weight.to(wide), norm_bias.to(wide)
+        tokens = torch.nn.functional.layer_norm(tokens.to(wide), (channels,), weight, bias, eps)
+    full = tokens.new_zeros(batch, grid * grid, channels, dtype=dtype)
+    full = full.scatter(1, ids[..., None].expand(-1, -1, channels), tokens.to(dtype))
+    channels_last_map = full.view(batch, grid, grid, channels).permute(0, 3, 1, 2)
+    return channels_last_map if channels_last else channels_last_map.contiguous()
 
 
 def crop(
@@ -70,7 +128,9 @@ def crop(
     """Square crops around boxes, resized and normalized; see `ostrack_fast.ops.crop`."""
     image = frame.cpu().numpy()
     windows = [crop_window(one, factor) for one in box.tolist()]
-    pixels = np.stack([crop_pixels(image, *window, size) for window in windows])
+    pixels = np.empty((len(windows), size, size, 3), np.uint8)
+    for target, window in zip(pixels, windows, strict=True):
+        target[:] = crop_pixels(image, *window, size)
     patch = torch.from_numpy(pixels).to(frame.device).permute(0, 3, 1, 2).float().div(255)
     mean, std = (patch.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     scale = torch.tensor([size / side for *_, side in windows], dtype=torch.float64, device=frame.device)
@@ -91,17 +151,28 @@ def crop_pixels(image: np.ndarray, left: int, top: int, side: int, size: int) ->
     return cv2.resize(window, (size, size))
 
 
+def best_cell(score_map: Tensor, window: Tensor | None = None) -> Tensor:
+    """The place iy*F+ix, (B,1) int64, of the largest window * score, the first among equals.
+
+    NaN is below everything; where there is nothing else, the first place.
+    """
+    response = (score_map if window is None else score_map * window.to(score_map.dtype)).flatten(1)
+    largest = response.masked_fill(response.isnan(), -torch.inf).amax(1, keepdim=True)
+    return (response == largest).int().argmax(1, keepdim=True)
+
+
 def decode(
     score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The box at the best place of the score map; see `ostrack_fast.ops.decode`."""
+    maps = (score_map, size_map, offset_map)
+    wide = reduce(torch.promote_types, (m.dtype for m in maps), torch.float32)
+    score, size, offset = (m.to(wide).flatten(2) for m in maps)
     grid = score_map.shape[-1]
-    response = score_map.flatten(1) if window is None else (score_map * window).flatten(1)
-    # max() promises no order among ties: take the first place that holds the maximum.
-    best = (response == response.amax(1, keepdim=True)).int().argmax(1, keepdim=True)
-    size, offset = (m.flatten(2).gather(2, best[:, None].expand(-1, 2, -1)).squeeze(2) for m in (size_map, offset_map))
-    cell = torch.cat((best % grid, best.div(grid, rounding_mode="floor")), dim=1).to(offset)
-    return torch.cat(((cell + offset) / grid, size), dim=1), score_map.flatten(1).gather(1, best).squeeze(1)
+    best = best_cell(score_map.to(wide), window)
+    size, offset = (m.gather(2, best[:, None].expand(-1, 2, -1)).squeeze(2) for m in (size, offset))
+    cell = torch.cat((best % grid, best.div(grid, rounding_mode="floor")), dim=1).to(wide)
+    return torch.cat(((cell + offset) / grid, size), dim=1), score.squeeze(1).gather(1, best).squeeze(1)
 
 
 def advance(found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float) -> Tensor:

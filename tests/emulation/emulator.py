@@ -19,7 +19,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-KERNELS = ("attention", "eliminate", "restore", "crop", "decode")
+KERNELS = ("attention", "eliminate", "restore", "crop", "decode", "advance")
 FLAVOURS = {
     "plain": ["-O2"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
@@ -197,6 +197,13 @@ class Emulator:
         arrays = (score, size, offset, window, box, best)
         self.call("ostf_cuda_decode", dtype_code(score), *arrays, batch, grid, None)
         return box, best
+
+    def advance(self, found, box, frame_size, factor, margin):
+        """The boxes in the frame."""
+        moved = garbage(box.shape, np.float64)
+        arguments = (found, box, *frame_size, float(factor), float(margin), moved)
+        self.call("ostf_cuda_advance", *arguments, len(box), None)
+        return moved
 
 
 def dtype_code(array: np.ndarray) -> int:

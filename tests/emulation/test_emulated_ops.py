@@ -1,4 +1,4 @@
-"""The CUDA kernels of eliminate, restore, crop and decode, run on the CPU, against the reference."""
+"""The CUDA kernels of eliminate, restore, crop, decode and advance, run on the CPU, against the reference."""
 
 from __future__ import annotations
 
@@ -186,6 +186,18 @@ def test_decode_first_of_ties_and_zeros(kernels):
     score[0, 0, 2, 3], score[0, 0, 4, 1] = -0.0, 0.0
     box, _ = kernels.decode(score, np.ones((1, 2, 6, 6), np.float32), np.zeros((1, 2, 6, 6), np.float32))
     np.testing.assert_array_equal(box, np.array([[3 / 6, 2 / 6, 1, 1]], np.float32))
+
+
+def test_advance(kernels):
+    """To the bit as the reference, on boxes inside, at and beyond the edges of the frame."""
+    random = np.random.default_rng(0)
+    found = random.uniform(-0.2, 1.2, (200, 4)).astype(np.float32)
+    box = np.concatenate((random.uniform(-50, 500, (200, 2)), random.uniform(0.1, 400, (200, 2))), 1)
+    moved = kernels.advance(found, box, (270, 480), 4.0, 10.0)
+    expected = reference.advance(torch.from_numpy(found), torch.from_numpy(box), (270, 480), 4.0, 10.0)
+    np.testing.assert_array_equal(moved, expected.numpy())
+    found[3, 1] = np.nan
+    assert np.isnan(kernels.advance(found, box, (270, 480), 4.0, 10.0)[3, 1])
 
 
 @pytest.mark.parametrize("order", ORDERS)

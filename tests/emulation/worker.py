@@ -51,6 +51,10 @@ def decode(kernels: Emulator) -> list[np.ndarray]:
     return list(kernels.decode(score, size, offset, random(17, 17)))
 
 
+def advance(kernels: Emulator) -> list[np.ndarray]:
+    return [kernels.advance(random(70, 4), 1 + random(70, 4).astype(np.float64) ** 2, (30, 40), 4.0, 10.0)]
+
+
 def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
     """A kernel told of one row more than the array has: what the address sanitizer must notice."""
     if op == "attention":
@@ -68,6 +72,9 @@ def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
         frame = np.zeros((9, 10, 3), np.uint8)
         arrays = (np.ones(3, np.float32), np.ones(3, np.float32), random(1, 3, 16, 16), np.zeros(1))
         kernels.call("ostf_cuda_crop", 0, frame, 13, 10, np.array([[0.0, 0, 10, 13]]), 1.0, *arrays, 1, 16, None)
+    elif op == "advance":
+        box = np.ones((3, 4))
+        kernels.call("ostf_cuda_advance", random(3, 4), box, 30, 40, 4.0, 10.0, np.ones((4, 4)), 4, None)
     else:
         maps = [random(1, c, 5, 5) for c in (1, 2, 2)]
         kernels.call("ostf_cuda_decode", 0, *maps, None, random(4), random(1), 1, 6, None)
@@ -96,6 +103,7 @@ CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
     "restore": restore,
     "crop": crop,
     "decode": decode,
+    "advance": advance,
 }
 
 

@@ -44,3 +44,54 @@ def test_a_place_off_the_grid_is_an_error(place):
     ids[0, 2] = place
     with pytest.raises(ValueError, match="cpu_restore"):
         native.restore(tokens, ids, 3)
+
+
+def layer_norm(tokens, weight, bias, kind, eps=1e-6):
+    wide = [value.to(kind) for value in (tokens, weight, bias)]
+    return torch.nn.functional.layer_norm(wide[0], wide[1].shape, *wide[1:], eps)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("map_dtype", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("batch", "kept", "channels", "grid"), [(1, 89, 384, 16), (3, 25, 70, 6), (2, 1, 1, 1)])
+def test_with_the_final_layer_norm(device, batch, kept, channels, grid, dtype, map_dtype, channels_last):
+    tokens, ids = inputs(batch, kept, channels, grid, dtype)
+    tokens = 3 * tokens + 5
+    weight, bias = (torch.randn(channels, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    got = ops.restore(
+        tokens.to(device),
+        ids.to(device),
+        grid,
+        weight.to(device),
+        bias.to(device),
+        channels_last=channels_last,
+        dtype=map_dtype,
+    )
+    exact = reference.restore(layer_norm(tokens, weight, bias, torch.float64), ids, grid)
+    plain = reference.restore(layer_norm(tokens, weight, bias, torch.float32).to(map_dtype or dtype), ids, grid)
+    assert got.dtype == (map_dtype or dtype)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    assert got.is_contiguous(memory_format=memory)
+    error, allowed = ((value.cpu().double() - exact).abs().max() for value in (got, plain))
+    assert error <= 2 * allowed + torch.finfo(got.dtype).eps * exact.abs().max() / 4
+    gone = torch.ones(batch, grid * grid, dtype=torch.bool).scatter(1, ids, False)
+    assert got.cpu().flatten(2).transpose(1, 2)[gone].count_nonzero() == 0  # not the bias: exact zeros
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("batch", "kept", "channels", "grid"), [(1, 89, 768, 16), (2, 5, 33, 3), (3, 9, 1, 3)])
+def test_channels_last_is_the_same_map(device, batch, kept, channels, grid, dtype):
+    tokens, ids = (value.to(device) for value in inputs(batch, kept, channels, grid, dtype))
+    last = ops.restore(tokens, ids, grid, channels_last=True)
+    assert last.permute(0, 2, 3, 1).is_contiguous()
+    assert torch.equal(last, ops.restore(tokens, ids, grid))
+
+
+def test_eps_is_that_of_the_norm(device):
+    tokens, ids = inputs(1, 4, 8, 2, torch.float32)
+    ones, zeros = torch.ones(8), torch.zeros(8)
+    got = ops.restore(tokens.to(device), ids.to(device), 2, ones.to(device), zeros.to(device), eps=0.5)
+    torch.testing.assert_close(
+        got.cpu(), reference.restore(layer_norm(tokens, ones, zeros, torch.float64, 0.5).float(), ids, 2)
+    )

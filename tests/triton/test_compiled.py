@@ -120,10 +120,11 @@ def test_token_kernels(capability):
         kernels.eliminate(tokens, score, ids, 180)
         kernels.eliminate_backward(tokens[:, :244], score, 180)
         kernels.restore(search, kept, 16, weight, weight)
+        kernels.restore(search, kept, 16, weight, weight, channels_last=True, dtype=torch.float16)
         kernels.restore_backward(torch.empty(1, 768, 16, 16, dtype=dtype), kept)
         kernels.decode(*maps, torch.empty(16, 16))
 
-    assert len(compile_clean(capability, call)) == 5
+    assert len(compile_clean(capability, call)) == 6
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
@@ -134,3 +135,76 @@ def test_crop_computes_geometry_in_float64_without_contraction(capability):
     assert "sqrt.rn.f64" in ptx and "div.rn.f64" in ptx and "div.rn.f32" in ptx
     assert "fma.rn" not in ptx and "div.full" not in ptx and "div.approx" not in ptx
     assert ".param .f64" in ptx, "the factor must arrive in full precision"
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_advance_computes_the_side_as_crop_does(capability):
+    found, box = torch.empty(1, 4), torch.empty(1, 4, dtype=torch.float64)
+    (compiled,) = compile_clean(capability, lambda: kernels.advance(found, box, (480, 640), 4.1, 10))
+    assert "sqrt.rn.f64" in compiled.ptx and "fma.rn" not in compiled.ptx
+    assert compiled.ptx.count(".param .f64") >= 2, "factor and margin must arrive in full precision"
+
+
+def linear(
+    rows: int, channels: int, features: int, norm: bool, residual: bool, dtype: torch.dtype
+) -> Callable[[], object]:
+    layer = kernels.Linear(
+        torch.empty(features, channels),
+        torch.empty(features),
+        1e-6 if norm else None,
+        "gelu" if norm else "none",
+        dtype,
+    )
+    x = torch.empty(1, rows, channels, dtype=torch.float32 if norm else dtype)
+    tokens = torch.empty(1, rows, features) if residual else None
+    return lambda: layer(x, tokens, tokens)
+
+
+def conv3x3(grid: int, inputs: int, outputs: int, groups: int, dtype: torch.dtype) -> Callable[[], object]:
+    layer = kernels.Conv3x3(torch.empty(outputs, inputs // groups, 3, 3), torch.empty(outputs), groups, dtype=dtype)
+    x = torch.empty(1, grid, grid, inputs, dtype=dtype)
+    return lambda: layer(x)
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize(
+    ("rows", "channels", "features", "norm", "residual"),
+    [(320, 768, 3072, True, False), (153, 768, 768, False, True), (244, 3072, 768, False, True)],
+)
+def test_linear_on_matrix_units(rows, channels, features, norm, residual, capability):
+    compiled = compile_clean(capability, linear(rows, channels, features, norm, residual, HALF[capability]))
+    assert len(compiled) == 1
+    assert_matrix_units(compiled, capability)
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize(("channels", "features", "norm"), [(768, 2304, True), (384, 1152, True), (3072, 768, False)])
+def test_linear_in_float32(channels, features, norm, capability):
+    (compiled,) = compile_clean(capability, linear(180, channels, features, norm, not norm, torch.float32))
+    assert "fma.rn.f32" in compiled.ptx
+
+
+@pytest.mark.parametrize(
+    ("capability", "grid", "inputs", "outputs", "groups"),
+    [(80, 16, 384, 192, 3), (86, 16, 768, 768, 1), (89, 12, 72, 36, 3), (90, 16, 768, 384, 3), (90, 12, 144, 72, 3),
+     (100, 16, 192, 96, 3), (120, 12, 384, 288, 1)],
+)  # fmt: skip
+def test_conv3x3_on_matrix_units(grid, inputs, outputs, groups, capability):
+    compiled = compile_clean(capability, conv3x3(grid, inputs, outputs, groups, HALF[capability]))
+    assert len(compiled) == 1
+    assert_matrix_units(compiled, capability)
+
+
+@pytest.mark.parametrize(("capability", "inputs", "outputs", "groups"), [(86, 768, 384, 3), (90, 384, 288, 1)])
+def test_conv3x3_in_float32(inputs, outputs, groups, capability):
+    (compiled,) = compile_clean(capability, conv3x3(12, inputs, outputs, groups, torch.float32))
+    assert "fma.rn.f32" in compiled.ptx
+
+
+def test_split_sums_are_published_before_the_ticket():
+    (compiled,) = compile_launches(80, linear(244, 3072, 768, False, True, torch.float16))
+    before, after = re.split(r"atom\.global\.gpu\.acq_rel\.add", compiled.ptx)
+    # Every warp's part is stored before the barrier that one thread passes to take the ticket.
+    assert "st.global" in before and "st.global" not in before[before.rindex("bar.sync") :]
+    # The parts of other multiprocessors are read past the L1 cache, and only after the ticket.
+    assert "ld.global.cg" in after and "ld.global.cg" not in before

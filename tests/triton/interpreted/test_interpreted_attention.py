@@ -203,3 +203,18 @@ def test_supports_says_why_not():
     assert "tokens" in kernels.supports("attention", qkv=torch.empty(1, 1025, 3, 1, 32))
     assert "no Triton kernel" in kernels.supports("sort", qkv=qkv)
     assert "CUDA device" in kernels.supports("attention", qkv=qkv.to("meta"))
+    weight = torch.empty(8, 8)
+    assert kernels.supports("linear", weight=weight, bias=weight[0], norm_eps=1e-6, dtype=torch.float16) is None
+    assert "int8" in kernels.supports("linear", weight=weight, dtype=torch.int8)
+    assert "frozen" in kernels.supports("linear", weight=weight.clone().requires_grad_())
+    assert kernels.supports("conv3x3", weight=weight[:, :, None, None].expand(8, 8, 3, 3), groups=1) is None
+    box = torch.empty(1, 4)
+    around = {"frame_size": (4, 4), "factor": 4.0, "margin": 10.0}
+    assert kernels.supports("advance", found=box, box=box.double(), **around) is None
+    assert "float64" in kernels.supports("advance", found=box, box=box, **around)
+    tokens, ids = torch.empty(1, 4, 8), torch.arange(4)[None]
+    assert kernels.supports("restore", tokens=tokens, ids=ids, grid=2, dtype=torch.float16) is None
+    assert "float64" in kernels.supports("restore", tokens=tokens, ids=ids, grid=2, dtype=torch.float64)
+    tokens.requires_grad_()
+    assert kernels.supports("restore", tokens=tokens, ids=ids, grid=2) is None
+    assert "backward" in kernels.supports("restore", tokens=tokens, ids=ids, grid=2, channels_last=True)

@@ -116,6 +116,28 @@ def test_restore_with_layer_norm(kept, channels, grid, dtype, parameters):
     assert (ours[exact == 0] == 0).all()
 
 
+@pytest.mark.parametrize("out", [None, torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_restore_in_another_layout_or_dtype(channels_last, normalized, out):
+    tokens, ids = (3 * random(2, 30, 70) + 5)[:, 4:], permutations(2, 36)[:, :26]
+    norm = [random(70, seed=1), random(70, seed=2)] if normalized else [None, None]
+    with guard(5):
+        ours = kernels.restore(tokens, ids, 6, *norm, channels_last=channels_last, dtype=out)
+    expected = kernels.restore(tokens.contiguous(), ids.contiguous(), 6, *norm)
+    assert torch.equal(ours, expected.to(out or torch.float32)) and ours.dtype == (out or torch.float32)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert ours.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("channels", "grid"), [(768, 16), (1030, 5), (1, 1)])
+def test_restore_channels_last_sizes(channels, grid):
+    tokens, ids = random(1, grid * grid, channels), permutations(1, grid * grid)
+    with guard(grid):
+        ours = kernels.restore(tokens, ids, grid, channels_last=True, dtype=torch.float16)
+    assert torch.equal(ours, reference.restore(tokens.half(), ids, grid))
+
+
 @pytest.mark.parametrize("grid", [16, 24, 1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("windowed", [False, True])

@@ -1,0 +1,2 @@
+def test_elimination_path(check_then_time, case, contender):
+    check_then_time(case, contender)

@@ -1,0 +1,71 @@
+// What linear.cpp and its per-instruction-set kernels share.
+//
+// A product of rows with packed weights, rows (R,I) x weights (I,O), sums over 4-byte "units": one float, two
+// neighbouring bf16 or four neighbouring bytes, the operands of one multiply-add instruction. A 3 x 3 convolution is the
+// same product summed over 9 taps, each of which reads the rows at another offset in an image with a zero border.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/capability.h"
+
+namespace ostf {
+
+constexpr int kLinearWidth = 16;   // output columns in a vector
+constexpr int kLinearVectors = 3;  // vectors in the widest panel of weights
+constexpr int kLinearRows = 8;     // rows in the tallest tile: 8 x 3 sums and their operands fill the 32 registers
+
+enum LinearActivation { kNoActivation, kGelu, kRelu };
+
+// One tile of the result: up to kLinearRows rows by the columns of one panel.
+struct LinearTile {
+  const char* rows;  // units of the first row, tap 0
+  ptrdiff_t pitch;   // bytes from one row to the next
+  int taps;          // 1 or 9; tap t reads rows that lie (t / 3) * line + t % 3 further on
+  int line;
+  int units;                // of one tap
+  const uint32_t* weights;  // (taps, units, vectors of the panel, kLinearWidth)
+  const char* prefetch;     // weights that will be wanted soon
+
+  // Sums of bytes only: result = sum over taps of row_scale * column_scale * (sum - correction).
+  const float* row_scale;  // one for every `groups` places
+  int groups;
+  const float* column_scale;
+  const int32_t* correction;  // (taps, columns)
+  int correction_pitch;
+
+  const float* bias;
+  LinearActivation activation;
+  const float* residual;  // float32, or null
+  void* out;              // float32 or bfloat16
+  bool out_bf16;
+  int width;    // elements from one row of residual and out to the next
+  int columns;  // of the panel that exist
+};
+
+// One instruction set's code for one kind of unit.
+struct LinearKernel {
+  // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0; *scale is written by
+  // the kernel of bytes only.
+  void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* units, float* scale);
+  void (*tile[kLinearVectors][kLinearRows])(const LinearTile& tile);  // by vectors - 1 and rows - 1
+};
+
+#if defined(OSTF_X86)
+extern const LinearKernel linear_avx512;
+extern const LinearKernel linear_avx512_bf16;
+extern const LinearKernel linear_avx512_vnni;
+#endif
+
+// |x| * (1 - Phi(|x|)), Phi the normal distribution function, as 16 polynomials: gelu(x) = max(x, 0) - that.
+// With y = min(|x| * kScale, kLast), polynomial round(y) has the argument y - round(y). What lies beyond kLast is below
+// 1e-7.
+struct GeluTable {
+  static constexpr int kPieces = 16, kDegree = 5;
+  static constexpr float kScale = 2.75f;
+  static constexpr float kLast = 15.4999f;
+  alignas(64) float coefficient[kDegree + 1][kPieces];
+};
+const GeluTable& gelu_table();
+
+}  // namespace ostf

@@ -1,0 +1,246 @@
+// The product of packed rows and packed weights, written once over the unit S and compiled once per instruction set.
+//
+// A tile's sums stay in registers over a slice of the summed dimension: each unit of a row is broadcast and multiplied
+// with the vectors of the panel. Everything after the sum (bias, activation, residual, rounding) happens once per tile,
+// while its results lie in the L1 cache.
+//
+// The multiply-add is written in assembly, since GCC 12 turns the intrinsics for it into code that copies sums from
+// register to register, which costs up to a quarter of the speed (seen on Zen 5).
+//
+// Everything is in an unnamed namespace, and this file is included after the including file has switched the target
+// instruction set on: with external linkage the linker could keep the AVX-512 copy of a helper for every caller.
+#define OSTF_IN_PLACE(instruction, a, b, sum) __asm__(#instruction " %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+
+namespace {
+
+using ostf::GeluTable;
+using ostf::kLinearRows;
+using ostf::kLinearVectors;
+using ostf::kLinearWidth;
+using ostf::LinearTile;
+
+constexpr int kVectorBytes = 64;
+
+OSTF_INLINE __mmask16 first_lanes(int count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << (count > 0 ? count : 0)) - 1);
+}
+
+OSTF_INLINE __m512 widen_bf16(__m256i half) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// For processors without an instruction for it.
+[[maybe_unused]] OSTF_INLINE __m256i software_bf16(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));  // cut bits must not turn NaN into inf
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+
+// Rows come as float32 or bfloat16. 16 elements of one; zeros in the lanes that are not wanted.
+OSTF_INLINE __m512 load_lanes(const float* row, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, row); }
+OSTF_INLINE __m512 load_lanes(const uint16_t* row, __mmask16 lanes) {
+  return widen_bf16(_mm256_maskz_loadu_epi16(lanes, row));
+}
+OSTF_INLINE __m512 load_full(const float* row) { return _mm512_loadu_ps(row); }
+OSTF_INLINE __m512 load_full(const uint16_t* row) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+}
+
+// Calls body(at, x - mean, lanes, accumulator) for every 16 elements, 4 accumulators in turn; those not wanted are 0.
+template <class T, class F>
+OSTF_INLINE void each_vector(const T* row, int count, float mean, F body) {
+  const __m512 middle = _mm512_set1_ps(mean);
+  int at = 0;
+  for (; at + 64 <= count; at += 64) {
+    OSTF_UNROLL for (int j = 0; j < 4; ++j) {
+      body(at + 16 * j, _mm512_sub_ps(load_full(row + at + 16 * j), middle), first_lanes(16), j);
+    }
+  }
+  for (; at < count; at += 16) {
+    const __mmask16 lanes = first_lanes(count - at);
+    body(at, _mm512_maskz_sub_ps(lanes, load_lanes(row + at, lanes), middle), lanes, 0);
+  }
+}
+
+// (x - mean) * factor is the row that is packed: mean 0 and factor 1, or LayerNorm's.
+struct Norm {
+  float mean, factor;
+};
+
+template <class T>
+Norm statistics(const T* row, int count, float eps) {
+  const auto average = [count](const __m512 (&sum)[4]) {
+    const __m512 all = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+    return _mm512_reduce_add_ps(all) / static_cast<float>(count);
+  };
+  __m512 sum[4] = {}, square[4] = {};
+  each_vector(row, count, 0.0f, [&](int, __m512 x, __mmask16, int j) OSTF_INLINED {
+    sum[j] = _mm512_add_ps(sum[j], x);
+  });
+  const float mean = average(sum);
+  each_vector(row, count, mean, [&](int, __m512 x, __mmask16, int j) OSTF_INLINED {
+    square[j] = _mm512_fmadd_ps(x, x, square[j]);
+  });
+  return {mean, 1.0f / std::sqrt(average(square) + eps)};
+}
+
+template <class S, class T>
+void pack_elements(const T* row, int count, float norm_eps, void* units, float* scale) {
+  Norm norm = norm_eps < 0 ? Norm{0.0f, 1.0f} : statistics(row, count, norm_eps);
+  if constexpr (S::kStep == 4) norm.factor = S::quantize(row, count, norm, scale);
+  const __m512 factor = _mm512_set1_ps(norm.factor);
+  const int padded = (count + S::kStep - 1) / S::kStep * S::kStep;
+  each_vector(row, count, norm.mean, [&](int at, __m512 x, __mmask16 lanes, int) OSTF_INLINED {
+    if (lanes != first_lanes(16)) lanes = first_lanes(padded - at);
+    S::store(units, at, lanes, _mm512_mul_ps(x, factor));
+  });
+}
+
+template <class S>
+void pack_row(int dtype, const void* row, int count, float norm_eps, void* units, float* scale) {
+  if (dtype == OSTF_F32) return pack_elements<S>(static_cast<const float*>(row), count, norm_eps, units, scale);
+  pack_elements<S>(static_cast<const uint16_t*>(row), count, norm_eps, units, scale);
+}
+
+// acc[r][v] += unit of row r times vector v of weights.
+template <class S, int R, int V>
+OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, int offset, const uint32_t* b,
+                               typename S::Sum (&acc)[R][V]) {
+  typename S::Units right[V];
+  OSTF_UNROLL for (int v = 0; v < V; ++v) right[v] = S::load(b + v * kLinearWidth);
+  OSTF_UNROLL for (int r = 0; r < R; ++r) {
+    // Three addresses with one index register each serve 9 rows.
+    const typename S::Units left = S::broadcast(base[r / 3] + (r % 3) * pitch + offset);
+    OSTF_UNROLL for (int v = 0; v < V; ++v) S::dot(left, right[v], acc[r][v]);
+  }
+}
+
+// sums (R,V) vectors = sum over units of row r times the panel's vector v, added to what is there if `more`. Weights of
+// the next panel are fetched into the L2 cache meanwhile: they come from memory, since those of a whole network exceed
+// any cache. A function of its own, so that the compiler keeps all sums in registers.
+template <class S, int R, int V>
+OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint32_t* b, int units,
+                                   const char* prefetch, bool more, char* sums) {
+  constexpr int kUnroll = 4;
+  typename S::Sum acc[R][V];
+  OSTF_UNROLL for (int r = 0; r < R; ++r) {
+    OSTF_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = S::zero();
+  }
+  const char* base[3] = {rows, rows + 3 * pitch, rows + 6 * pitch};
+  int k = 0;
+  for (; k + kUnroll <= units; k += kUnroll) {
+    _mm_prefetch(prefetch, _MM_HINT_T1);
+    prefetch += 64;
+    OSTF_UNROLL for (int u = 0; u < kUnroll; ++u) {
+      multiply_unit<S, R, V>(base, pitch, 4 * u, b + u * V * kLinearWidth, acc);
+    }
+    b += kUnroll * V * kLinearWidth;
+    for (const char*& each : base) each += 4 * kUnroll;
+  }
+  for (; k < units; ++k, b += V * kLinearWidth) {
+    multiply_unit<S, R, V>(base, pitch, 0, b, acc);
+    for (const char*& each : base) each += 4;
+  }
+  OSTF_UNROLL for (int r = 0; r < R; ++r) {
+    OSTF_UNROLL for (int v = 0; v < V; ++v) {
+      char* at = sums + (r * V + v) * kVectorBytes;
+      S::store_sum(at, more ? S::plus(S::load_sum(at), acc[r][v]) : acc[r][v]);
+    }
+  }
+  return prefetch;
+}
+
+OSTF_INLINE __m512 gelu(__m512 x, const __m512 (&c)[GeluTable::kDegree + 1]) {
+  const __m512 y = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(GeluTable::kScale)),
+                                 _mm512_set1_ps(GeluTable::kLast));
+  const __m512i piece = _mm512_cvtps_epi32(y);
+  const __m512 t = _mm512_sub_ps(y, _mm512_cvtepi32_ps(piece));
+  __m512 p = _mm512_permutexvar_ps(piece, c[GeluTable::kDegree]);
+  for (int i = GeluTable::kDegree - 1; i >= 0; --i) p = _mm512_fmadd_ps(p, t, _mm512_permutexvar_ps(piece, c[i]));
+  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), p);  // this order of operands passes NaN on
+}
+
+// From the sums of a tile (rows of `vectors` vectors) to the result.
+template <class S, ostf::LinearActivation activation>
+void finish(const LinearTile& tile, const float* total, int rows, int vectors) {
+  __m512 c[GeluTable::kDegree + 1];
+  if constexpr (activation == ostf::kGelu) {
+    const GeluTable& table = ostf::gelu_table();
+    for (int i = 0; i <= GeluTable::kDegree; ++i) c[i] = _mm512_load_ps(table.coefficient[i]);
+  }
+  for (int v = 0; v < vectors; ++v) {
+    const int column = v * kLinearWidth;
+    const __mmask16 lanes = first_lanes(tile.columns - column);
+    const __m512 bias = _mm512_loadu_ps(tile.bias + column);
+    for (int r = 0; r < rows; ++r) {
+      const ptrdiff_t at = static_cast<ptrdiff_t>(r) * tile.width + column;
+      __m512 y = _mm512_add_ps(_mm512_load_ps(total + (r * vectors + v) * kLinearWidth), bias);
+      if constexpr (activation == ostf::kGelu) y = gelu(y, c);
+      if constexpr (activation == ostf::kRelu) y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      if (tile.residual) y = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, tile.residual + at), y);
+      if (tile.out_bf16) {
+        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(tile.out) + at, lanes, S::round_to_bf16(y));
+      } else {
+        _mm512_mask_storeu_ps(static_cast<float*>(tile.out) + at, lanes, y);
+      }
+    }
+  }
+}
+
+// Where the results will go, and the residual, on their way to the cache while the sums are taken.
+OSTF_INLINE void fetch_results(const LinearTile& tile, int rows, int vectors) {
+  const int size = tile.out_bf16 ? 2 : 4;
+  for (int r = 0; r < rows; ++r) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(r) * tile.width;
+    for (int v = 0; v < vectors; ++v) {
+      __builtin_prefetch(static_cast<const char*>(tile.out) + (at + v * kLinearWidth) * size, 1);
+      if (tile.residual && tile.residual != tile.out) __builtin_prefetch(tile.residual + at + v * kLinearWidth);
+    }
+  }
+}
+
+template <class S, int R, int V>
+void run_tile(const LinearTile& tile) {
+  alignas(64) float total[R * V * kLinearWidth];
+  const uint32_t* weights = tile.weights;
+  const char* prefetch = tile.prefetch;
+  fetch_results(tile, R, V);
+  for (int tap = 0; tap < tile.taps; ++tap) {
+    const ptrdiff_t place = tile.taps > 1 ? static_cast<ptrdiff_t>(tap / 3) * tile.line + tap % 3 : 0;
+    const char* rows = tile.rows + place * tile.pitch;
+    if constexpr (S::kStep == 4) {
+      alignas(64) int32_t sums[R * V * kLinearWidth];
+      prefetch = multiply<S, R, V>(rows, tile.pitch, weights, tile.units, prefetch, false, reinterpret_cast<char*>(sums));
+      S::add_scaled(tile, place, tap, R, V, sums, total);
+      weights += static_cast<ptrdiff_t>(tile.units) * V * kLinearWidth;
+    } else {
+      for (int at = 0; at < tile.units; at += S::kSlice) {
+        const int units = tile.units - at < S::kSlice ? tile.units - at : S::kSlice;
+        prefetch = multiply<S, R, V>(rows + 4 * at, tile.pitch, weights, units, prefetch, tap + at > 0,
+                                     reinterpret_cast<char*>(total));
+        weights += units * V * kLinearWidth;
+      }
+    }
+  }
+  switch (tile.activation) {
+    case ostf::kGelu: return finish<S, ostf::kGelu>(tile, total, R, V);
+    case ostf::kRelu: return finish<S, ostf::kRelu>(tile, total, R, V);
+    default: return finish<S, ostf::kNoActivation>(tile, total, R, V);
+  }
+}
+
+template <class S>
+constexpr ostf::LinearKernel make_kernel() {
+  return {pack_row<S>,
+          {{run_tile<S, 1, 1>, run_tile<S, 2, 1>, run_tile<S, 3, 1>, run_tile<S, 4, 1>, run_tile<S, 5, 1>,
+            run_tile<S, 6, 1>, run_tile<S, 7, 1>, run_tile<S, 8, 1>},
+           {run_tile<S, 1, 2>, run_tile<S, 2, 2>, run_tile<S, 3, 2>, run_tile<S, 4, 2>, run_tile<S, 5, 2>,
+            run_tile<S, 6, 2>, run_tile<S, 7, 2>, run_tile<S, 8, 2>},
+           {run_tile<S, 1, 3>, run_tile<S, 2, 3>, run_tile<S, 3, 3>, run_tile<S, 4, 3>, run_tile<S, 5, 3>,
+            run_tile<S, 6, 3>, run_tile<S, 7, 3>, run_tile<S, 8, 3>}}};
+}
+
+}  // namespace

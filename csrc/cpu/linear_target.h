@@ -1,0 +1,4 @@
+// What every file of the linear kernels includes before it switches an instruction set on.
+#pragma once
+#include "cpu/linear.h"
+#include "cpu/target.h"

@@ -1,0 +1,67 @@
+"""From what `decode` found to the target's box in the frame, on the device, so that the next crop waits for no host.
+
+float64 with separately rounded operations: the side must be the one that `crop` took, to the bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _clamp(value, low, high):
+    # Comparisons with NaN are false, so NaN stays: a lost target must not look like a box at the border.
+    value = tl.where(value < low, low, value)
+    return tl.where(value > high, high, value)
+
+
+@triton.jit
+def _along(centre, extent, corner, length, side, edge, margin):
+    """Low end and length of the clipped box along one axis."""
+    centre, extent = centre.to(tl.float64) * side, extent.to(tl.float64) * side
+    low = corner + 0.5 * length - 0.5 * side + centre - 0.5 * extent
+    high = low + extent
+    edge = edge.to(tl.float64)
+    # The upper bound comes second and wins where a frame is smaller than the margin.
+    low, high = _clamp(low, 0.0, edge - margin), _clamp(high, margin, edge)
+    return low, tl.where(high - low < margin, margin, high - low)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _advance(found, box, out, height, width, factor: tl.float64, margin: tl.float64):
+    found += tl.program_id(0) * 4
+    box += tl.program_id(0) * 4
+    out += tl.program_id(0) * 4
+    x, y, w, h = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+    side = tl.ceil(tl.sqrt(w * h) * factor)
+    left, new_w = _along(tl.load(found), tl.load(found + 2), x, w, side, width, margin)
+    top, new_h = _along(tl.load(found + 1), tl.load(found + 3), y, h, side, height, margin)
+    tl.store(out, left)
+    tl.store(out + 1, top)
+    tl.store(out + 2, new_w)
+    tl.store(out + 3, new_h)
+
+
+def advance(
+    found: torch.Tensor, box: torch.Tensor, frame_size: tuple[int, int], factor: float, margin: float
+) -> torch.Tensor:
+    """The target's box in the frame from its place in the crop, clipped to the frame.
+
+    Args:
+        found: (B,4) float32, cxcywh in units of the crop, as `decode` gives it.
+        box: (B,4) float64, xywh in pixels, the box that the crop was taken around.
+        frame_size: height and width of the frame, pixels.
+        factor: side of the crop over sqrt(w * h) of `box`.
+        margin: pixels that stay in the frame, and the least width and height.
+
+    Returns:
+        (B,4) float64, xywh in pixels. NaN stays NaN.
+    """
+    out = torch.empty_like(box, memory_format=torch.contiguous_format)
+    with torch.cuda.device_of(box):
+        _advance[(box.shape[0],)](
+            found.contiguous(), box.contiguous(), out, *frame_size, float(factor), float(margin), num_warps=1,
+            # Fused multiply-add would round the side differently from the crop's.
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return out

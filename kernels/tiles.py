@@ -1,0 +1,191 @@
+"""Which tile a matrix product runs with: measured where someone measured, else the cheapest by a model of the GPU.
+
+A tile is part of a result's definition: another split adds in another order. So nothing is timed while tracking; what
+`set_config` and the file named by OSTRACK_FAST_TUNING say holds, and the model decides the rest, the same every time.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+
+import torch
+import triton
+
+TUNING_VARIABLE = "OSTRACK_FAST_TUNING"
+PIPELINE_BYTES = 96 << 10  # of shared memory: what every supported GPU can give to one block, less some scratch
+MAX_SPLIT = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """`groups` products side by side, each (m, taps * k) times (taps * k, n).
+
+    half: operands of two bytes, on the matrix units; else float32. norm: the left operand is float32 and gets its
+    LayerNorm on the way, which needs whole rows.
+    """
+
+    m: int
+    n: int
+    k: int
+    half: bool
+    norm: bool = False
+    groups: int = 1
+    taps: int = 1
+
+    def bucket(self) -> "Problem":
+        """The problem that stands for this one in the table: rows rounded up, to 64, or to a power of two from 1024."""
+        rows = triton.cdiv(self.m, 64) * 64 if self.m <= 1024 else triton.next_power_of_2(self.m)
+        return dataclasses.replace(self, m=rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A tile, into how many parts its sum is split, and how the compiler maps it to threads."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split: int
+    num_warps: int
+    num_stages: int
+
+    def tiles(self, problem: Problem) -> int:
+        return triton.cdiv(problem.m, self.block_m) * triton.cdiv(problem.n, self.block_n) * problem.groups
+
+    def options(self) -> dict[str, int]:
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "SPLIT": self.split,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+def _steps(problem: Problem, block_k: int) -> int:
+    return problem.taps * triton.cdiv(problem.k, block_k)
+
+
+def _step_bytes(problem: Problem, block_m: int, block_n: int, block_k: int) -> int:
+    size = 2 if problem.half else 4
+    return block_k * (block_m * (4 if problem.norm else size) + block_n * size)
+
+
+def _config(problem: Problem, block_m: int, block_n: int, block_k: int, split: int) -> Config:
+    if not problem.half:
+        # Products in full float32 run on the ordinary units, whose operands pass through registers.
+        return Config(block_m, block_n, block_k, split, 8 if block_m * block_n >= 2048 else 4, 3)
+    stages = min(6, PIPELINE_BYTES // _step_bytes(problem, block_m, block_n, block_k))
+    return Config(block_m, block_n, block_k, split, 8 if block_m * block_n >= 8192 else 4, stages)
+
+
+def candidate_configs(problem: Problem) -> list[Config]:
+    """Everything worth timing for a problem; each computes it correctly, and in its own fixed order."""
+    if problem.half:
+        # 64 rows at least, or Hopper's matrix instructions would not fit.
+        blocks = [(64, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
+        depths = [64, 128]
+    else:
+        blocks, depths = [(32, 32), (32, 64), (64, 64)], [32]
+    widest = max(16, triton.next_power_of_2(problem.k))
+    configs = []
+    for block_k in sorted({min(depth, widest) for depth in depths}):
+        steps = _steps(problem, block_k)
+        # Equal parts, so that the number of steps is known when compiling. Statistics of a row cannot be split.
+        splits = [s for s in range(1, 2 if problem.norm else MAX_SPLIT + 1) if steps % s == 0]
+        for block_m, block_n in blocks:
+            if block_n <= max(32, triton.next_power_of_2(problem.n)):
+                configs += [_config(problem, block_m, block_n, block_k, split) for split in splits]
+    return [config for config in configs if config.num_stages >= 3]
+
+
+def _nanoseconds(problem: Problem, config: Config, multiprocessors: int) -> float:
+    """A model of the time, good enough to rank tiles: an H100's rates per multiprocessor, rounded.
+
+    Every block reads its operands through the L2 cache, whose rate all share; a split costs a trip to memory and back
+    for every part, and whoever comes last reads them all.
+    """
+    blocks = config.tiles(problem) * config.split
+    depth = problem.taps * problem.k / config.split
+    size = _step_bytes(problem, config.block_m, config.block_n, config.block_k) / config.block_k * depth
+    operations = 2.0 * config.block_m * config.block_n * depth
+    waves = triton.cdiv(blocks, multiprocessors)
+    # The ordinary units live on operands in registers, which a larger tile uses more often.
+    rate = 4500 if problem.half else 350 * min(1.0, config.block_m * config.block_n / 4096) ** 0.5
+    alone = waves * max(size / 80, operations / rate)
+    part = 0.0 if config.split == 1 else 4.0 * config.block_m * config.block_n
+    shared = blocks * (size + 2 * part) / (45 * multiprocessors)
+    combining = 0.0 if config.split == 1 else 800 + part * (1 + config.split) / 80
+    # Each step of the loop waits a little for its barrier, more steps a little more.
+    waiting = 40.0 * _steps(problem, config.block_k) / config.split
+    return max(alone, shared) + combining + waiting
+
+
+@functools.cache
+def _device_facts(device: torch.device) -> tuple[int, int]:
+    """Major compute capability and number of multiprocessors; an H100's number where kernels only get interpreted."""
+    if device.type != "cuda":
+        return 0, 132
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major, properties.multi_processor_count
+
+
+_measured: dict[tuple[int, Problem], Config] = {}
+
+
+@functools.cache
+def _modelled(problem: Problem, multiprocessors: int) -> Config:
+    # 64 deep: a step of 128 bytes, one row of a shared memory tile. Deeper ones are for whoever measures.
+    configs = [config for config in candidate_configs(problem) if config.block_k <= 64]
+    return min(configs, key=lambda config: _nanoseconds(problem, config, multiprocessors))
+
+
+def config_for(problem: Problem, device: torch.device) -> Config:
+    """The tile that a product of these sizes runs with on this device."""
+    _read_user_file()
+    capability, multiprocessors = _device_facts(device)
+    problem = problem.bucket()
+    return _measured.get((capability, problem)) or _modelled(problem, multiprocessors)
+
+
+def set_config(problem: Problem, config: Config, capability: int) -> None:
+    """Use this tile from now on for problems of that bucket, on GPUs of that major compute capability.
+
+    Raises:
+        ValueError: the split does not divide the steps of the sum, or cuts rows that need their LayerNorm.
+    """
+    steps = _steps(problem, config.block_k)
+    if steps % config.split or (problem.norm and config.split > 1):
+        raise ValueError(f"{config} cannot compute {problem}: its {steps} steps do not split {config.split} ways")
+    _measured[capability, problem.bucket()] = config
+
+
+def save_configs(path: str | os.PathLike) -> None:
+    """Write what `set_config` set as the file that OSTRACK_FAST_TUNING may name."""
+    entries = [
+        {"capability": capability, "problem": dataclasses.asdict(problem), "config": dataclasses.asdict(config)}
+        for (capability, problem), config in _measured.items()
+    ]
+    pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def load_configs(path: str | os.PathLike) -> None:
+    """Read a file that `save_configs` wrote.
+
+    Raises:
+        ValueError: the file is not one of those.
+    """
+    try:
+        for entry in json.loads(pathlib.Path(path).read_text()):
+            set_config(Problem(**entry["problem"]), Config(**entry["config"]), int(entry["capability"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no tile configurations ({error}): measure again, or remove it") from error
+
+
+@functools.cache
+def _read_user_file() -> None:
+    if path := os.environ.get(TUNING_VARIABLE):
+        load_configs(path)

@@ -1,0 +1,80 @@
+"""What the machine can do at most, measured in the same run: bytes copied and products summed in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ..ops import dispatch
+from .measure import Clock
+
+# Sides of square products, the fastest of which counts.
+_CPU_SIDES, _CUDA_SIDES = (512, 1024, 2048), (4096, 8192)
+_QUICK_SIDES = (256,)
+
+
+class Ceilings:
+    """Measured when first asked for and remembered; the fastest sample counts, as nothing can be faster.
+
+    Args:
+        timer: the clock of the contenders: on a GPU it keeps the copied bytes out of the cache as well.
+    """
+
+    def __init__(self, device: torch.device, timer: Clock, quick: bool = False):
+        self._device, self.timer, self._quick = device, timer, quick
+        self.bytes_per_second: dict[int, float] = {}
+        self.flops_per_second: dict[torch.dtype, float] = {}
+
+    def copy(self, moved: float) -> float:
+        """Bytes a second, read plus written, of a copy that moves about as much: what fits a cache is faster there."""
+        half = 1 << max(12, round(moved / 2).bit_length() - 1)
+        if half not in self.bytes_per_second:
+            source, target = (torch.zeros(half, dtype=torch.uint8, device=self._device) for _ in range(2))
+            self.bytes_per_second[half] = 2 * half / self._fastest(lambda: target.copy_(source))
+        return self.bytes_per_second[half]
+
+    def product(self, dtype: torch.dtype) -> float:
+        """Floating-point operations a second of the fastest large matrix product or convolution, PyTorch's or ours.
+
+        PyTorch's libraries differ by as much as half on one processor, so that one of them alone would be no ceiling.
+        """
+        if dtype not in self.flops_per_second:
+            sides = _QUICK_SIDES if self._quick else _CUDA_SIDES if self._device.type == "cuda" else _CPU_SIDES
+            rates = [self._product(side, dtype) for side in sides]
+            if dtype.is_floating_point:
+                rates.append(self._convolution(min(sides) // 2, dtype))
+            self.flops_per_second[dtype] = max(rates)
+        return self.flops_per_second[dtype]
+
+    def _product(self, side: int, dtype: torch.dtype) -> float:
+        factors = [torch.randn(side, side, device=self._device) for _ in range(2)]
+        runs: list[Callable[[], Any]] = []
+        if dtype.is_floating_point:
+            a, b = (factor.to(dtype) for factor in factors)
+            runs = [lambda: a @ b, lambda: functional.linear(a, b)]
+        asked = {"weight": factors[1], "dtype": dtype}
+        if dispatch.problem("native", "linear", asked) is None:
+            with dispatch.use("native"):
+                ours = dispatch.select("linear", asked)(factors[1], torch.zeros(side, device=self._device), dtype=dtype)
+            x = factors[0].to(dtype if dtype.is_floating_point else torch.bfloat16)
+            runs.append(lambda: ours(x))
+        return 2 * side**3 / min(map(self._fastest, runs))
+
+    def _convolution(self, channels: int, dtype: torch.dtype) -> float:
+        x = torch.randn(1, channels, 48, 48, device=self._device).to(dtype, memory_format=torch.channels_last)
+        weight = torch.randn(channels, channels, 3, 3, device=self._device)
+        weight = weight.to(dtype, memory_format=torch.channels_last)
+        return 2 * 48 * 48 * 9 * channels**2 / self._fastest(lambda: functional.conv2d(x, weight, padding=1))
+
+    def _fastest(self, run: Callable[[], Any]) -> float:
+        amount, _ = self.timer.prepare(run)
+        return min(self.timer.sample(run, amount) for _ in range(3 if self._quick else 15))
+
+    def seconds(self, flops: float, moved: float, dtype: torch.dtype) -> tuple[float, str]:
+        """The least time this work can take, and what bounds it: "compute" or "memory"."""
+        memory = moved / self.copy(moved)
+        compute = flops / self.product(dtype) if flops else 0.0
+        return max((compute, "compute"), (memory, "memory"))

@@ -1,0 +1,106 @@
+"""Time: contenders in turns, so that whatever else the machine does hits all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+# One sample on the CPU lasts at least this long: the clock's own cost and grain vanish.
+_MIN_SAMPLE = 2e-4
+_MIN_ROUNDS, _MAX_ROUNDS = 7, 200
+
+
+class CpuClock:
+    """Seconds of a call on the CPU, caches as the contender before left them."""
+
+    def prepare(self, run: Callable[[], Any]) -> tuple[int, float]:
+        """Warm up; returns the number of calls a sample takes, and about its seconds."""
+        run()
+        once = min(_timed(run, 1) for _ in range(3))
+        calls = ceil(_MIN_SAMPLE / once)
+        return calls, once * calls
+
+    def sample(self, run: Callable[[], Any], calls: int) -> float:
+        return _timed(run, calls) / calls
+
+
+class CudaClock:
+    """Seconds of device time of a call whose inputs are in no cache.
+
+    A buffer larger than the second-level cache is written first. That work also covers the time the host takes to
+    launch, so that between the two events there is device time alone, unless the contender itself waits for the device.
+    """
+
+    def __init__(self, device: torch.device):
+        facts = torch.cuda.get_device_properties(device)
+        self._device = device
+        self._flush = torch.empty(max(256 << 20, 4 * facts.L2_cache_size), dtype=torch.uint8, device=device)
+        self._flush.zero_()
+        self._flush_seconds = self._between(self._flush.zero_)
+
+    def _between(self, run: Callable[[], Any]) -> float:
+        stream = torch.cuda.current_stream(self._device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        run()
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def prepare(self, run: Callable[[], Any]) -> tuple[int, float]:
+        """Warm up; returns how often the buffer is written before a call, and about the seconds of a sample."""
+        for _ in range(3):
+            run()
+        torch.cuda.synchronize(self._device)
+        start = perf_counter()
+        run()
+        launched = perf_counter() - start
+        torch.cuda.synchronize(self._device)
+        # A contender that waits for the device never gets ahead of it, however much is written.
+        writes = min(1 + ceil(2 * launched / self._flush_seconds), 20)
+        return writes, perf_counter() - start + writes * self._flush_seconds
+
+    def sample(self, run: Callable[[], Any], writes: int) -> float:
+        for _ in range(writes):
+            self._flush.zero_()
+        return self._between(run)
+
+
+Clock = CpuClock | CudaClock
+
+
+def clock(device: torch.device) -> Clock:
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def race(runs: dict[str, Callable[[], Any]], timer: Clock, seconds: float) -> dict[str, list[float]]:
+    """Seconds of a call, one number a round, for every contender. Each round runs all, beginning with another one.
+
+    `seconds` is about how long the race takes; a few rounds are run whatever it says.
+    """
+    names = list(runs)
+    plans = {name: timer.prepare(runs[name]) for name in names}
+    rounds = min(max(int(seconds / sum(cost for _, cost in plans.values())), _MIN_ROUNDS), _MAX_ROUNDS)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for first in range(rounds):
+        for place in range(len(names)):
+            name = names[(first + place) % len(names)]
+            times[name].append(timer.sample(runs[name], plans[name][0]))
+    return times
+
+
+def speedup(slow: list[float], fast: list[float]) -> float:
+    """How many times as fast: the median over the rounds, of which each saw the same machine."""
+    return median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def _timed(run: Callable[[], Any], calls: int) -> float:
+    start = perf_counter()
+    for _ in range(calls):
+        run()
+    return perf_counter() - start

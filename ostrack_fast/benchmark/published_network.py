@@ -1,0 +1,107 @@
+"""The published network and tracker, written from their description: the first bar of the waterfall.
+
+Dense attention whose N x N maps are kept until the frame is done, template embedded anew for every frame, LayerNorm and
+BatchNorm unfolded, the head's towers one after the other. Parameters are those of an `OSTrack`, and any of the ops can
+be replaced by a better one, so that each one's share of the gain can be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..boxes import clip_xywh, crop_to_image
+from ..engine import CLIP_MARGIN
+from ..model import OSTrack, template_mask
+from ..model.vit import Block
+from . import published
+
+
+def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Output, score, and the attention map that the published block hands on."""
+    batch, tokens, _, heads, width = qkv.shape
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    probability = ((query @ key.transpose(-2, -1)) * width**-0.5).softmax(dim=-1)
+    out = (probability @ value).transpose(1, 2).reshape(batch, tokens, heads * width)
+    if template_mask is None:
+        return out, None, probability
+    template = template_mask.shape[-1]
+    rows = probability[:, :, :template, template:]
+    chosen = template_mask.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, rows.shape[3])
+    return out, rows[chosen].view(batch, heads, -1, rows.shape[3]).mean(dim=2).mean(dim=1), probability
+
+
+class PublishedNetwork:
+    """Template and search images (B,3,Z,Z), (B,3,X,X) -> score, size and offset maps.
+
+    Args:
+        attention: (qkv, mask) -> (out, score) in place of the dense one.
+        eliminate, restore: with the arguments of `ostrack_fast.ops`, in place of the published ones; both or neither.
+    """
+
+    def __init__(
+        self,
+        model: OSTrack,
+        attention: Callable[..., Any] | None = None,
+        eliminate: Callable[..., Any] | None = None,
+        restore: Callable[..., Any] | None = None,
+    ):
+        self.model, self._attention, self._eliminate, self._restore = model, attention, eliminate, restore
+        self._keep = dict(enumerate(model.cfg.search_tokens()[1:]))
+        self._mask = template_mask(model.cfg, device=model.backbone.norm.weight.device)
+
+    def __call__(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cfg, backbone = self.model.cfg, self.model.backbone
+        dtype = backbone.norm.weight.dtype
+        z, x = backbone.embed_template(template.to(dtype)), backbone.embed_search(search.to(dtype))
+        ids = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        if self._eliminate is None:
+            ids = torch.linspace(0, x.shape[1] - 1, x.shape[1], device=x.device).expand(len(x), -1)
+        tokens, maps, removed = torch.cat((z, x), dim=1), [], []
+        for index, block in enumerate(cast("list[Block]", backbone.blocks)):
+            mask = self._mask if index in cfg.ce_layers else None
+            qkv = block.attn.packed(block.norm1(tokens))
+            if self._attention is None:
+                out, score, probability = dense_attention(qkv, mask)
+                maps.append(probability)
+            else:
+                out, score = self._attention(qkv, mask)
+            tokens = tokens + block.attn.proj(out)
+            if index in cfg.ce_layers:
+                step = self._eliminate or published.eliminate
+                tokens, ids, gone = step(tokens, score, ids, self._keep[index])
+                removed.append(gone)
+            tokens = tokens + block.mlp(block.norm2(tokens))
+        found = backbone.norm(tokens)[:, z.shape[1] :]
+        if self._restore is not None:
+            feature_map = self._restore(found, ids, cfg.search_grid)
+        else:
+            none = ids[:, :0]
+            feature_map = published.restore(found, ids, torch.cat([none, *removed], dim=1), cfg.search_grid)
+        return self.model.box_head(feature_map)
+
+
+class PublishedTracker:
+    """The published `initialize` and `track` on a network: float boxes, as the corrected published code keeps them."""
+
+    def __init__(self, network: PublishedNetwork):
+        self.network, self.cfg = network, network.model.cfg
+        self._like = network.model.backbone.norm.weight
+        self._window = published.hann(self.cfg.search_grid).to(self._like.device)
+
+    def initialize(self, frame: Tensor, box: tuple[float, float, float, float]) -> None:
+        cfg = self.cfg
+        self._template, _ = published.crop(frame, [list(box)], cfg.template_factor, cfg.template_size, self._like)
+        self.box = box
+
+    def track(self, frame: Tensor) -> tuple[float, float, float, float]:
+        cfg = self.cfg
+        search, scale = published.crop(frame, [list(self.box)], cfg.search_factor, cfg.search_size, self._like)
+        maps = [each.float() for each in self.network(self._template, search)]
+        found, _ = published.decode(*maps, self._window)
+        moved = crop_to_image(found[0].tolist(), self.box, scale.item(), cfg.search_size)
+        self.box = clip_xywh(moved, frame.shape[0], frame.shape[1], CLIP_MARGIN)
+        return self.box

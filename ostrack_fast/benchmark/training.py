@@ -1,0 +1,178 @@
+"""The suite `training`: one optimizer step on a batch of pairs, from uint8 crops to new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig, get_config
+from ..model import OSTrack
+from ..ops.reference import IMAGE_MEAN, IMAGE_STD
+from ..training.config import OptimConfig, TrainConfig
+from ..training.losses import LossConfig, ostrack_loss
+from ..training.trainer import Trainer
+from . import published
+from .case import Case, Contender, Contest, Options
+from .model import make_model
+from .profile import stage_flops
+from .published_network import PublishedNetwork
+
+NAMES = ("small", "ostrack_256_ce", "ostrack_384_ce")
+
+# Mean error of the loss and of gradients, which float32 and bfloat16 also change by keeping other candidates.
+_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
+# Bytes of a float32 parameter that a step must move: AdamW reads it, its gradient and two moments, and writes three.
+_BYTES_A_PARAMETER = 28.0
+# At the arg-max of the predicted map, as published, the box terms of an untrained network would depend on rounding.
+_LOSS = LossConfig(box_cells="target")
+# The published optimizer, but for its rate: at 0 it does the same work, and every step is the same step.
+_OPTIM = OptimConfig(lr=0.0)
+
+Batch = dict[str, Tensor]
+Step = Callable[[], tuple[Tensor, ...]]
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """A case for every network: batch 32, as published; on a CPU the small network with 2 pairs."""
+    cpu = options.device.type == "cpu"
+    for name in options.names or NAMES[:1] if cpu else options.names or NAMES[1:2]:
+        # Without the random skipping of blocks, so that results can be compared.
+        cfg = replace(get_config(name), drop_path=0.0)
+        for batch in options.batches or ((2,) if cpu else (32,)):
+            with torch.device("meta"):
+                parameters = sum(each.numel() for each in OSTrack(cfg).parameters())
+            # The backward pass multiplies twice for each product of the forward pass.
+            flops = 3.0 * batch * sum(stage_flops(cfg).values())
+            peaks: dict[str, int] = {}
+            yield Case(
+                "training", f"{name}: {cfg.template_size} and {cfg.search_size} px", batch, torch.float32,
+                options.device, flops, _BYTES_A_PARAMETER * parameters,
+                partial(_contest, name, cfg, batch, options.device, peaks), peaks.get,
+            )  # fmt: skip
+
+
+@dataclass
+class _Published:
+    """The published step: dense network, AdamW as PyTorch makes it, under autocast or not."""
+
+    model: OSTrack
+    batch: Batch
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        head = list(self.model.box_head.parameters())
+        backbone = [p for name, p in self.model.backbone.named_parameters() if name not in ("cls_token", "pos_embed")]
+        self._parameters = head + backbone
+        groups = [{"params": head}, {"params": backbone}]
+        self._optimizer = torch.optim.AdamW(groups, lr=_OPTIM.lr, weight_decay=_OPTIM.weight_decay)
+        self._network = PublishedNetwork(self.model)
+        like = head[0]
+        self._mean, self._std = (like.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        self._flat = like.new_ones(self.model.cfg.search_grid, self.model.cfg.search_grid)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        images = [self.batch[name].permute(0, 3, 1, 2).to(self._mean.dtype) / 255 for name in ("template", "search")]
+        template, search = ((image - self._mean) / self._std for image in images)
+        with torch.autocast(search.device.type, torch.bfloat16, enabled=self.half):
+            score, size, offset = self._network(template, search)
+            boxes, _ = published.decode(score, size, offset, self._flat)
+        out = {"score_map": score, "size_map": size, "offset_map": offset, "pred_boxes": boxes[:, None]}
+        loss, _ = ostrack_loss(out, self.batch["search_box"].to(self._mean.dtype), _LOSS)
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, _OPTIM.grad_clip)
+        value = torch.tensor(loss.item())  # for the log
+        self._optimizer.step()
+        return value, *_gradients(self.model)
+
+
+class _Ours:
+    """`Trainer.step`, with the model compiled or not."""
+
+    def __init__(self, model: OSTrack, batch: Batch, precision: str = "bfloat16", compiled: bool = False):
+        device = batch["template"].device
+        cfg = TrainConfig(
+            model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
+            precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
+        )  # fmt: skip
+        self._trainer, self._batch = Trainer(cfg, device), batch
+        self._trainer.model.load_state_dict(model.state_dict())
+        self._model = self._trainer.model
+        if compiled:
+            self._trainer.model = torch.compile(self._model)  # type: ignore[assignment]
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        loss = self._trainer.step(self._batch)["loss"]
+        return torch.tensor(loss), *_gradients(self._model)
+
+
+def _gradients(model: OSTrack) -> tuple[Tensor, ...]:
+    """Of the first layer, which all gradients pass on their way, and of the head's first ones."""
+    names = ("backbone.patch_embed.proj.weight", "box_head.conv1_ctr.0.weight", "box_head.conv1_size.0.weight")
+    found = [model.get_parameter(name).grad for name in names]
+    return tuple(grad.detach() for grad in found if grad is not None)
+
+
+def _with_gradients(step: Callable[[], Any]) -> Any:
+    """The suites run without gradients."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return step()
+
+
+def _contest(name: str, cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Contest:
+    return _with_gradients(partial(_build, name, cfg, count, device, peaks))
+
+
+def _build(name: str, cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Contest:
+    model = OSTrack(cfg).to(device)
+    model.load_state_dict(make_model(name, device).state_dict())
+    model.train()
+    batch = _pairs(cfg, count, device)
+    expected = tuple(each.cpu() for each in _Published(deepcopy(model).double(), batch)())
+    single, half = torch.float32, torch.bfloat16
+    makers: dict[str, tuple[Callable[[], Step], torch.dtype]] = {
+        "published": (lambda: _Published(deepcopy(model), batch), single),
+        "published bfloat16": (lambda: _Published(deepcopy(model), batch, half=True), half),
+        "ours float32": (lambda: _Ours(model, batch, "float32"), single),
+        "ours bfloat16": (lambda: _Ours(model, batch), half),
+    }
+    contest = Contest(tuple(each.to(device) for each in expected), {}, typical=True)
+    if device.type == "cuda":
+        makers["ours bfloat16, torch.compile"] = (lambda: _Ours(model, batch, compiled=True), half)
+    else:
+        contest.skipped["ours bfloat16, torch.compile"] = "on a CPU its compiling takes minutes"
+    for label, (make, dtype) in makers.items():
+        step = _measured(make, device, label, peaks)
+        contest.contenders[label] = Contender(partial(_with_gradients, step), _TOLERANCE[dtype], dtype)
+    return contest
+
+
+def _measured(make: Callable[[], Step], device: torch.device, label: str, peaks: dict[str, int]) -> Step:
+    """The step made; on a GPU, the most memory it held, with weights and moments, beyond what there was before."""
+    if device.type != "cuda":
+        return make()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    step = make()
+    step()  # makes the moments, and compiles
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    peaks[label] = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return step
+
+
+def _pairs(cfg: ModelConfig, count: int, device: torch.device) -> Batch:
+    """Random crops with boxes well inside, as the loader gives them, on the device already: loading is not timed."""
+    images = {
+        name: torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
+        for name, size in (("template", cfg.template_size), ("search", cfg.search_size))
+    }
+    corner, extent = 0.2 + 0.3 * torch.rand(count, 2), 0.2 + 0.2 * torch.rand(count, 2)
+    return {name: value.to(device) for name, value in (images | {"search_box": torch.cat((corner, extent), 1)}).items()}

@@ -1,0 +1,64 @@
+"""`ostrack-fast tune`: measure the tiles of the Triton products on this GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def tune(
+    output: Annotated[Path, typer.Argument(help="The file to write, for OSTRACK_FAST_TUNING to name.")],
+    weights: Annotated[
+        str, typer.Option(help="Preset, name of weights that ship with the package, or a file.")
+    ] = "ostrack_256_ce",
+    batch: Annotated[str, typer.Option(help="Numbers of targets, such as 1,8.")] = "1",
+    device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
+    seconds: Annotated[float, typer.Option(help="For each product, about.")] = 2.0,
+) -> None:
+    """Time every tile a product can run with, once for all, and write the fastest to a file.
+
+    Tracking itself never measures: it uses this file if OSTRACK_FAST_TUNING names it, and a model of the GPU otherwise.
+    What the file held before stays for products that are not measured again.
+    """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: give the name of a file to write")
+    try:
+        batches = [int(part) for part in batch.split(",")]
+    except ValueError:
+        batches = [0]
+    if min(batches) < 1:
+        raise ValueError(f"--batch {batch!r} is not a list of positive numbers, such as 1,8")
+
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from ..benchmark.model import make_model
+    from ..benchmark.tune import tune as measure
+    from ..config import PRESETS
+    from ..engine import Engine
+    from ..files import write_atomically
+    from ..kernels import tiles
+    from ..model import OSTrack
+
+    if output.exists():
+        tiles.load_configs(output)
+    model = make_model(weights) if weights in PRESETS else OSTrack.from_pretrained(weights)
+    engine = Engine(model, device, dtype)
+    console = Console(stderr=True)
+    with console.status("measuring") as status:
+        found = measure(engine, batches, seconds, lambda one: status.update(f"measured {one.name}"))
+    write_atomically(output, tiles.save_configs)
+    table = Table(title=f"{weights} on {engine.device}", title_justify="left", box=SIMPLE_HEAD)
+    for title in ("product", "rows", "tile", "split", "warps", "stages", "µs", "before"):
+        table.add_column(title, justify="left" if title == "product" else "right")
+    for one in found:
+        tile = f"{one.config.block_m} x {one.config.block_n} x {one.config.block_k}"
+        shape = [str(value) for value in (one.config.split, one.config.num_warps, one.config.num_stages)]
+        times = f"{1e6 * one.seconds:.1f}", f"{1e6 * one.before:.1f}"
+        table.add_row(one.name, str(one.problem.m), tile, *shape, *times)
+    Console().print(table)
+    print(f"written to {output}; OSTRACK_FAST_TUNING={output} makes trackers use it")

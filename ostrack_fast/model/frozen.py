@@ -1,0 +1,153 @@
+"""OSTrack with frozen weights, laid out for speed.
+
+Everything that does not change between frames is done once: BatchNorm is folded into the convolutions and LayerNorm's
+affine into the product behind it, the head's three towers run side by side as one, a target's template is embedded
+when it is set. The residual stream stays float32 whatever the dtype of the products.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.layers import Layer, conv3x3, linear
+from .ostrack import OSTrack
+from .vit import Block
+
+
+class _FrozenBlock(NamedTuple):
+    qkv: Layer
+    proj: Layer
+    fc1: Layer
+    fc2: Layer
+    keep: int | None  # candidates left behind this block's attention; None where none is eliminated
+
+
+class FrozenOSTrack:
+    """The network of an `OSTrack` in evaluation mode, its weights folded and laid out for the kernels that run here.
+
+    Args:
+        dtype: of the products: float32, float16, bfloat16, or int8 (then everything else is bfloat16).
+        candidate_elimination: False keeps all candidates, whatever the configuration says.
+    """
+
+    def __init__(self, model: OSTrack, device: torch.device, dtype: torch.dtype, candidate_elimination: bool = True):
+        cfg = self.cfg = model.cfg
+        self.device, self.products = device, dtype
+        self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+        # The backbone's and the head's, without the class token and position table that are never read.
+        self.parameters = sum(each.numel() for each in model.parameters()) - sum(
+            each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
+        )
+        backbone = model.backbone
+        projection = backbone.patch_embed.proj
+        # The patch embedding reads pixels, whose range int8 does not resolve, once a frame.
+        self._patch = self._linear(projection.weight.flatten(1), cast(Tensor, projection.bias), dtype=self.dtype)
+        self._template_position = _float(backbone.pos_embed_z, device)
+        self._search_position = _float(backbone.pos_embed_x, device)
+        ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True)) if candidate_elimination else {}
+        left = cfg.search_grid**2
+        self._blocks: list[_FrozenBlock] = []
+        for index, block in enumerate(cast("list[Block]", backbone.blocks)):
+            keep = ceil(ratios.get(index, 1) * left)
+            self._blocks.append(self._frozen_block(block, keep if keep < left else None))
+            left = keep
+        self.eliminates = any(block.keep is not None for block in self._blocks)
+        self._norm = _float(backbone.norm.weight, device), _float(backbone.norm.bias, device)
+        self._norm_eps = backbone.norm.eps
+        self._freeze_head(model.box_head)
+
+    def _linear(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, **how: Any) -> Layer:
+        weight, bias = weight.detach().double(), bias.detach().double()
+        if norm is not None:
+            bias = bias + weight @ norm.bias.detach().double()
+            weight = weight * norm.weight.detach().double()
+            how["norm_eps"] = norm.eps
+        return linear(_float(weight, self.device), _float(bias, self.device), **{"dtype": self.products, **how})
+
+    def _frozen_block(self, block: Block, keep: int | None) -> _FrozenBlock:
+        qkv, proj, fc1, fc2 = block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2
+        return _FrozenBlock(
+            self._linear(qkv.weight, qkv.bias, block.norm1),
+            self._linear(proj.weight, proj.bias),
+            self._linear(fc1.weight, fc1.bias, block.norm2, activation="gelu"),
+            self._linear(fc2.weight, fc2.bias),
+            keep,
+        )
+
+    def _freeze_head(self, head: nn.Module) -> None:
+        towers = ("ctr", "offset", "size")
+        self._convolutions = []
+        for layer in range(1, 5):
+            folded = [_folded(cast(nn.Sequential, head.get_submodule(f"conv{layer}_{tower}"))) for tower in towers]
+            weight, bias = (torch.cat(parts) for parts in zip(*folded, strict=True))
+            self._convolutions.append(
+                conv3x3(
+                    _float(weight, self.device),
+                    _float(bias, self.device),
+                    groups=1 if layer == 1 else len(towers),
+                    dtype=self.products,
+                )
+            )
+        last = [cast(nn.Conv2d, head.get_submodule(f"conv5_{tower}")) for tower in towers]
+        # In float32: half precision would resolve a place on the grid to no better than a pixel of the crop.
+        self._last_weight = _float(torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last)), self.device)
+        self._last_bias = _float(torch.cat([cast(Tensor, layer.bias).detach() for layer in last])[:, None], self.device)
+
+    def embed_template(self, template: Tensor) -> Tensor:
+        """Template image (B,3,Z,Z) -> tokens (B,T,C) float32 with positions."""
+        return self._embedded(template, self._template_position)
+
+    def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
+        batch, _, size, _ = image.shape
+        patch = self.cfg.patch_size
+        grid = size // patch
+        patches = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1).contiguous(), out)
+
+    def __call__(self, template: Tensor, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Template tokens (B,T,C), search image (B,3,X,X), mask (T,) or (B,T) -> the maps of `CenterHead`."""
+        cfg = self.cfg
+        batch, rows, channels = template.shape
+        tokens = template.new_empty(batch, rows + cfg.search_grid**2, channels)
+        tokens[:, :rows] = template
+        self._embedded(search, self._search_position, tokens[:, rows:])
+        ids = torch.arange(cfg.search_grid**2, device=search.device).expand(batch, -1)
+        for block in self._blocks:
+            qkv = block.qkv(tokens).view(batch, -1, 3, cfg.num_heads, channels // cfg.num_heads)
+            attended, score = ops.attention(qkv, mask if block.keep is not None else None)
+            tokens = block.proj(attended, tokens, tokens)
+            if block.keep is not None:
+                tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+            tokens = block.fc2(block.fc1(tokens), tokens, tokens)
+        restored = ops.restore(
+            tokens[:, rows:], ids, cfg.search_grid, *self._norm, self._norm_eps, channels_last=True, dtype=self.dtype
+        )
+        return self._head(restored.permute(0, 2, 3, 1))
+
+    def _head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        for convolution in self._convolutions:
+            x = convolution(x)
+        batch, grid, _, channels = x.shape
+        columns = x.view(batch, grid * grid, channels).float().transpose(1, 2)
+        maps = (self._last_weight @ columns + self._last_bias).view(batch, 5, grid, grid)
+        offset = maps[:, 1:3]
+        probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
+        return probability[:, :1], probability[:, 3:], offset
+
+
+def _folded(block: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, of a convolution with its BatchNorm folded in."""
+    convolution, norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
+    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+    factor = norm.weight.detach().double() / (variance + norm.eps).sqrt()
+    bias = (cast(Tensor, convolution.bias).detach().double() - mean) * factor + norm.bias.detach().double()
+    return convolution.weight.detach().double() * factor[:, None, None, None], bias
+
+
+def _float(value: Tensor, device: torch.device) -> Tensor:
+    return value.detach().to(device, torch.float32)

@@ -1,0 +1,78 @@
+"""Layers of a frozen network: built once for the backend that runs them, with weights as that backend wants them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import dispatch, native
+from .reference import Activation
+
+
+class Layer(Protocol):
+    """`linear`'s and `conv3x3`'s results: call them with a tensor, and see their own documentation."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor: ...
+
+
+def linear(
+    weight: Tensor,
+    bias: Tensor,
+    norm_eps: float | None = None,
+    activation: Activation = "none",
+    dtype: torch.dtype = torch.float32,
+) -> Layer:
+    """A frozen linear layer: activation(norm(x) W' + b) + residual in one pass over memory.
+
+    Args:
+        weight: (O,I) float32. bias: (O,) float32.
+        norm_eps: normalize x over its last dimension first (LayerNorm without affine), in float32.
+        activation: "gelu" is the exact one, with erf.
+        dtype: of the product's factors; sums are float32. int8 quantizes each row of x as it comes and each row of
+            weight beforehand, symmetrically.
+
+    Returns:
+        A function `(x, residual=None, out=None)` of x (...,I) float32 or `dtype` (bfloat16 for int8), dense. It returns
+        (...,O): float32 with a residual, which is (...,O) float32 too, else `dtype`. `out`, which may be `residual`,
+        takes the result: rows must be dense, as in a slice along the second of three dimensions.
+    """
+    return _build("linear", weight, bias, norm_eps=norm_eps, activation=activation, dtype=dtype)
+
+
+def conv3x3(
+    weight: Tensor,
+    bias: Tensor,
+    groups: int = 1,
+    activation: Activation = "relu",
+    dtype: torch.dtype = torch.float32,
+) -> Layer:
+    """A frozen 3 x 3 convolution, zero border, on maps (B,F,F,I): returns a function `x -> (B,F,F,O)` in `dtype`.
+
+    Args:
+        weight: (O,I/groups,3,3) float32. bias: (O,) float32. dtype: as for `linear`.
+    """
+    return _build("conv3x3", weight, bias, groups=groups, activation=activation, dtype=dtype)
+
+
+def _build(op: str, weight: Tensor, bias: Tensor, **how: Any) -> Layer:
+    asked = {"weight": weight, "bias": bias, **how}
+    # Only the compiled kernels quantize.
+    with dispatch.use("native") if how["dtype"] == torch.int8 else nullcontext():
+        return dispatch.select(op, asked)(**asked)
+
+
+def why_no_int8(device: torch.device) -> str | None:
+    """Why int8 layers cannot run on this device, or None."""
+    return dispatch.problem("native", "linear", {"weight": torch.empty(1, 1, device=device), "dtype": torch.int8})
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    try:
+        features = native.build_info()["cpu_features"]
+    except RuntimeError:  # not built
+        return False
+    return features["avx512_bf16"] or features["amx_bf16"]

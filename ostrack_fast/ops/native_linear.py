@@ -1,0 +1,182 @@
+"""The compiled products of frozen layers on the CPU: weights packed once; LayerNorm and what follows the sum fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import Activation
+
+try:
+    from .. import _C
+except ImportError:  # `native.supports` says why
+    _C = None  # type: ignore[assignment]
+
+_ROWS = {torch.float32: 0, torch.bfloat16: 2}
+_PRODUCTS = {**_ROWS, torch.int8: 3}
+_NEEDS = {torch.float32: "AVX-512", torch.bfloat16: "AVX-512 BF16", torch.int8: "AVX-512 VNNI"}
+_ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2}
+
+
+def reason(
+    device: torch.device, weight: Tensor, dtype: torch.dtype = torch.float32, groups: int = 1, **_: Any
+) -> str | None:
+    """Why `Linear` or `Conv3x3` cannot run such a layer here, or None."""
+    if dtype not in _PRODUCTS:
+        return f"no CPU kernel for products of {dtype}; only float32, bfloat16 and int8"
+    if dtype == torch.bfloat16 and _C.build_info()["cpu_features"]["amx_bf16"]:
+        return "PyTorch's bfloat16 products are faster on this processor: it has AMX"
+    try:
+        _packed_bytes(weight, dtype, groups)
+    except TypeError:
+        return f"products of {dtype} need {_NEEDS[dtype]}, which this processor or OSTRACK_FAST_CPU_CAPABILITY excludes"
+    except ValueError as error:
+        return f"{error} (weight {tuple(weight.shape)}, groups {groups})"
+    return None
+
+
+def _sizes(weight: Tensor, groups: int) -> tuple[int, int, int, int]:
+    """Outputs, inputs, taps, groups."""
+    return weight.shape[0], weight.shape[1] * groups, weight[0, 0].numel(), groups
+
+
+def _packed_bytes(weight: Tensor, dtype: torch.dtype, groups: int) -> int:
+    count = torch.zeros(1, dtype=torch.int64)
+    _C.cpu_linear_packed_bytes(_PRODUCTS[dtype], *_sizes(weight, groups), count.data_ptr())
+    return int(count)
+
+
+def _packed(weight: Tensor, bias: Tensor, dtype: torch.dtype, groups: int = 1) -> Tensor:
+    packed = torch.empty(_packed_bytes(weight, dtype, groups), dtype=torch.uint8)
+    rows = weight.detach().float().flatten(2).transpose(1, 2) if weight.dim() > 2 else weight.detach().float()
+    rows, bias = rows.contiguous(), bias.detach().float().contiguous()
+    _C.cpu_linear_pack(
+        _PRODUCTS[dtype],
+        rows.data_ptr(),
+        bias.data_ptr(),
+        packed.data_ptr(),
+        *_sizes(weight, groups),
+        torch.get_num_threads(),
+    )
+    return packed
+
+
+def _result_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.dtype in _ROWS else x.float()
+
+
+def _items(tensor: Tensor) -> Tensor | None:
+    """(...,C) as (B,R,C) with rows that follow each other, if it lies so in memory."""
+    if tensor.dim() == 3:
+        _, rows, width = tensor.shape
+        dense = (width == 1 or tensor.stride(2) == 1) and (rows == 1 or tensor.stride(1) == width)
+        return tensor if dense else None
+    return tensor.view(1, -1, tensor.shape[-1]) if tensor.is_contiguous() else None
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    items = _items(tensor)
+    if items is None:
+        items = _items(tensor.contiguous())
+        assert items is not None
+    return items
+
+
+class Linear:
+    """See `ostrack_fast.ops.linear`. With dtype int8 x and the result are float32 or bfloat16."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        norm_eps: float | None = None,
+        activation: Activation = "none",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self._packed = _packed(weight, bias, dtype)
+        self._outputs, self._inputs = weight.shape
+        self._product, self._dtype = _PRODUCTS[dtype], _result_dtype(dtype)
+        self._norm_eps = -1.0 if norm_eps is None else norm_eps
+        self._activation = _ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        shape = (*x.shape[:-1], self._outputs)
+        if x.shape[-1] != self._inputs:
+            raise ValueError(f"x must be (...,{self._inputs}), is {tuple(x.shape)}")
+        if residual is not None and residual.shape != shape:
+            raise ValueError(f"residual must be {shape}, is {tuple(residual.shape)}")
+        if out is None:
+            out = torch.empty(shape, dtype=self._dtype if residual is None else torch.float32)
+        to = _items(out)
+        if to is None or out.shape != shape or out.dtype not in _ROWS:
+            raise ValueError(
+                f"out must be {shape}, float32 or bfloat16, with dense rows; is {tuple(out.shape)} with strides "
+                f"{out.stride()}, {out.dtype}"
+            )
+        rows = _dense(_readable(x))
+        added = None if residual is None else _dense(residual.float())
+        _C.cpu_linear(
+            self._product,
+            self._packed.data_ptr(),
+            _ROWS[rows.dtype],
+            rows.data_ptr(),
+            rows.stride(0),
+            0 if added is None else added.data_ptr(),
+            0 if added is None else added.stride(0),
+            _ROWS[to.dtype],
+            to.data_ptr(),
+            to.stride(0),
+            *rows.shape[:2],
+            self._outputs,
+            self._inputs,
+            self._norm_eps,
+            self._activation,
+            torch.get_num_threads(),
+        )
+        return out
+
+
+class Conv3x3:
+    """See `ostrack_fast.ops.conv3x3`. With dtype int8 x and the result are float32 or bfloat16."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int = 1,
+        activation: Activation = "relu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self._packed = _packed(weight, bias, dtype, groups)
+        self._outputs, self._inputs, _, self._groups = _sizes(weight, groups)
+        self._product, self._dtype = _PRODUCTS[dtype], _result_dtype(dtype)
+        self._activation = _ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != x.shape[2] or x.shape[3] != self._inputs:
+            raise ValueError(f"x must be (B,F,F,{self._inputs}), is {tuple(x.shape)}")
+        x = _readable(x).contiguous()
+        batch, side = x.shape[:2]
+        out = torch.empty(batch, side, side, self._outputs, dtype=self._dtype)
+        _C.cpu_conv3x3(
+            self._product,
+            self._packed.data_ptr(),
+            _ROWS[x.dtype],
+            x.data_ptr(),
+            _ROWS[out.dtype],
+            out.data_ptr(),
+            batch,
+            side,
+            self._outputs,
+            self._inputs,
+            self._groups,
+            self._activation,
+            torch.get_num_threads(),
+        )
+        return out

@@ -1,0 +1,157 @@
+"""The benchmarks: every contender runs and is checked, and a wrong one never gets a time."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from ostrack_fast.benchmark import ceilings, measure, report
+from ostrack_fast.benchmark.case import Case, Contender, Contest, Options, WrongResult
+from ostrack_fast.benchmark.ops import NAMES, cases
+from ostrack_fast.cli import main
+
+CPU = torch.device("cpu")
+
+
+def a_case(contenders, expected):
+    contest = Contest((expected,), {name: Contender(run, 1e-3) for name, run in contenders.items()})
+    return Case("sum", "2 numbers", 1, torch.float32, CPU, 0.0, 8.0, lambda: contest)
+
+
+def run_one(case):
+    return report.run([case], threads=1, seconds=0.01, quick=True, done=lambda: None)
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_every_contender_of_the_smallest_shape_is_right(op):
+    with torch.inference_mode():
+        for case in cases(Options(CPU, names=[op], quick=True)):
+            contest = case.build()
+            assert {"published", "torch"} <= set(contest.contenders)
+            assert {"native", "triton"} <= set(contest.contenders) | set(contest.skipped)
+            for name in contest.contenders:
+                contest.check(name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.tensor([1.0, 2.01]),
+        torch.tensor([1.0, float("nan")]),
+        torch.tensor([[1.0, 2.0]]),
+        (torch.tensor([1.0, 2.0]), torch.tensor(0)),
+    ],
+    ids=["value", "nan", "shape", "one more"],
+)
+def test_a_wrong_contender_is_refused_untimed(wrong, monkeypatch):
+    monkeypatch.setattr(report, "race", lambda *_: pytest.fail("timed a wrong result"))
+    right = torch.tensor([1.0, 2.0])
+    with pytest.raises(WrongResult, match="native"):
+        run_one(a_case({"published": lambda: right, "native": lambda: wrong}, right))
+
+
+def test_indices_must_be_exact():
+    contest = Contest((torch.tensor([1000]),), {"native": Contender(lambda: torch.tensor([1001]), 1e-2)})
+    with pytest.raises(WrongResult):
+        contest.check("native")
+
+
+def test_contenders_take_turns():
+    order = []
+    runs = {name: partial(order.append, name) for name in "abc"}
+
+    class Clock:
+        def prepare(self, run):
+            return 1, 1.0
+
+        def sample(self, run, amount):
+            run()
+            return float(len(order))
+
+    times = measure.race(runs, Clock(), seconds=0.0)
+    assert order[:9] == list("abcbcacab")
+    assert times["a"][:3] == [1.0, 6.0, 8.0]
+
+
+def test_speedup_compares_within_rounds():
+    # The machine was ten times as slow in one round: both felt it.
+    assert measure.speedup([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
+
+
+def test_the_ceiling_is_the_slower_of_the_two_bounds():
+    limits = ceilings.Ceilings(CPU, measure.clock(CPU), quick=True)
+    limits.flops_per_second[torch.float32] = 1e9
+    limits.bytes_per_second[4096] = 1e9
+    assert limits.seconds(4e3, 8192.0, torch.float32) == (8192e-9, "memory")
+    assert limits.seconds(4e5, 8192.0, torch.float32) == (4e-4, "compute")
+    assert limits.seconds(0.0, 8192.0, torch.float32) == (8192e-9, "memory")
+
+
+def test_the_threads_are_given_back():
+    before = torch.get_num_threads()
+    seen = []
+    case = a_case({"published": lambda: seen.append(torch.get_num_threads()) or torch.ones(1)}, torch.ones(1))
+    report.run([case], threads=before + 1, seconds=0.01, quick=True, done=lambda: None)
+    assert set(seen) == {before + 1} and torch.get_num_threads() == before
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Runs `ostrack-fast bench` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ostrack-fast", "bench", *map(str, arguments)])
+        monkeypatch.delenv("OSTRACK_FAST_DEBUG", raising=False)
+        try:
+            main()
+            code = 0
+        except SystemExit as leave:
+            code = leave.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_command_prints_a_row_a_contender_and_keeps_the_numbers(bench, tmp_path):
+    path = tmp_path / "new" / "ops.json"
+    only = ("--op", "decode", "--dtype", "float32", "--threads", "1", "--device", "cpu")
+    code, out, error = bench("--quick", *only, "--json", path)
+    assert code == 0, error
+    kept = json.loads(path.read_text())
+    (result,) = kept["results"]
+    assert (result["op"], result["batch"], result["dtype"], result["threads"]) == ("decode", 1, "float32", 1)
+    assert set(result["contenders"]) >= {"published", "torch"}
+    assert kept["machine"]["cpu"] and kept["machine"]["versions"]["torch"] == torch.__version__
+    for name, one in result["contenders"].items():
+        assert f" {name} " in out
+        assert 0 < one["quartiles"][0] <= one["seconds"] <= one["quartiles"][1] and one["rounds"] > 1
+        assert set(one["speed_over"]) == {"published", "torch"}
+    assert result["contenders"]["torch"]["speed_over"]["torch"] == 1.0
+    for reason in result["skipped"].values():
+        assert reason in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["everything"], "unknown suite 'everything': choose ops"),
+        (["--op", "sort"], "--op 'sort' is unknown: choose attention"),
+        (["--dtype", "int4"], "--dtype 'int4' is unknown"),
+        (["--batch", "0"], "--batch '0' is not a list of positive numbers"),
+        (["--threads", "two"], "--threads 'two' is not a list of positive numbers"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(bench, arguments, message):
+    code, _, error = bench(*arguments)
+    assert code == 2 and message in error
+
+
+def test_every_op_has_its_file_for_pytest_benchmark():
+    folder = Path(__file__).parents[1] / "bench"
+    if not folder.exists():
+        pytest.skip("there is no bench/ beside these tests")
+    assert {path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py")} == set(NAMES)

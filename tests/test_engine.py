@@ -1,0 +1,249 @@
+"""The engine: the model's results with frozen weights, targets that come and go, and every frame the same way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast import Engine, MultiTracker, Tracker, build_ostrack, ops
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.engine import resolve_dtype
+from ostrack_fast.model import template_mask
+from ostrack_fast.ops.layers import why_no_int8
+
+from .golden import seeded
+
+TINY = ModelConfig(
+    template_size=64, search_size=128, embed_dim=48, depth=3, num_heads=2, head_channels=16,
+    ce_layers=(1,), ce_keep_ratio=(0.7,),
+)  # fmt: skip
+BOXES = [(50.0, 30.5, 20.0, 28.0), (5.0, 8.0, 30.0, 17.0), (80.0, 60.0, 25.0, 25.0), (20.0, 50.0, 11.0, 40.0)]
+
+
+def tiny(cfg=TINY, seed=0):
+    torch.manual_seed(seed)
+    model = build_ostrack(cfg)
+    state = model.state_dict()
+    # Norms that do something: folded wrongly, identity norms would not show it.
+    for name, value in state.items():
+        if value.is_floating_point() and ("norm" in name or ".1." in name or "pos_embed" in name):
+            positive = "var" in name or "weight" in name
+            value.copy_(torch.rand(value.shape) + 0.5 if positive else torch.randn(value.shape))
+    model.load_state_dict(state)
+    return model
+
+
+def frame(seed=0, height=96, width=128):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def engine():
+    return Engine(tiny(), "cpu", "float32")
+
+
+def images(batch, cfg=TINY):
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, cfg.template_size, cfg.template_size), torch.randn(
+        batch, 3, cfg.search_size, cfg.search_size
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("elimination", [True, False])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_as_the_model(batch, elimination, backend):
+    model = tiny()
+    z, x = images(batch)
+    with torch.no_grad():
+        expected = model(z, x, ce_keep_rate=None if elimination else 1.0)
+    with ops.use(backend):
+        engine = Engine(model, "cpu", "float32", candidate_elimination=elimination)
+        engine.set_template(z)
+        got = engine.forward(x)
+        again = engine(x)
+    assert set(got) == {"pred_boxes", "score_map", "size_map", "offset_map"}
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-5, msg=name)
+        assert torch.equal(value, again[name])
+
+
+def test_without_elimination_layers():
+    model = tiny(replace(TINY, ce_layers=(), ce_keep_ratio=()))
+    z, x = images(2)
+    engine = Engine(model, "cpu", "float32")
+    engine.set_template(z)
+    with torch.no_grad():
+        torch.testing.assert_close(engine.forward(x)["score_map"], model(z, x)["score_map"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_for_every_target():
+    model = tiny(replace(TINY, ce_template_range="GT_BOX"))
+    z, x = images(2)
+    mask = template_mask(model.cfg, torch.tensor([[0.3, 0.3, 0.4, 0.4], [0.1, 0.2, 0.2, 0.6]]))
+    engine = Engine(model, "cpu", "float32")
+    engine.set_template(z, mask)
+    with torch.no_grad():
+        expected = model(z, x, mask)
+    torch.testing.assert_close(engine.forward(x)["score_map"], expected["score_map"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ostrack_256_ce", "ostrack_384"])
+def test_published_network(name):
+    """ViT-B with the seeded weights of the golden outputs: the same maps, to float32's rounding."""
+    model = build_ostrack(name)
+    model.load_state_dict(seeded.state_dict(model.state_dict(), 1))
+    z, x = images(1, model.cfg)
+    engine = Engine(model, "cpu", "float32")
+    engine.set_template(z)
+    with torch.no_grad():
+        expected = model(z, x)
+    for key, value in engine.forward(x).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=5e-5, msg=key)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_other_dtypes_come_close(dtype):
+    """Not all numbers of a random network survive rounding, but most of a map does."""
+    model = tiny()
+    z, x = images(2)
+    reason = why_no_int8(torch.device("cpu")) if dtype == "int8" else None
+    if reason:
+        pytest.skip(reason)
+    engine = Engine(model, "cpu", dtype)
+    assert engine.dtype == getattr(torch, dtype)
+    engine.set_template(z)
+    with torch.no_grad():
+        expected = model(z, x, ce_keep_rate=None)
+    got = engine.forward(x)
+    for name in ("score_map", "size_map", "offset_map"):
+        assert got[name].dtype == torch.float32
+        error = (got[name] - expected[name]).abs().median() / expected[name].std()
+        assert error < (0.15 if dtype == "int8" else 0.05), name
+
+
+def test_targets_come_and_go(engine):
+    """Each row as if it were alone, whatever happened to the others."""
+    alone = []
+    for box in BOXES:
+        single = Engine(tiny(), "cpu", "float32")
+        single.add(frame(), box)
+        alone.append([single.step(frame(seed))[0] for seed in (1, 2, 3)])
+    assert [engine.add(frame(), box) for box in BOXES[:3]] == [0, 1, 2]
+    close = {"rtol": 1e-4, "atol": 1e-3}
+    np.testing.assert_allclose(engine.step(frame(1)), [row[0] for row in alone[:3]], **close)
+    engine.drop(0)  # the last one takes its place
+    np.testing.assert_allclose(engine.step(frame(2)), [alone[2][1], alone[1][1]], **close)
+    assert engine.add(frame(), BOXES[0]) == 2
+    found = engine.step(frame(3))
+    np.testing.assert_allclose(found[:2], [alone[2][2], alone[1][2]], **close)
+    engine.clear()
+    with pytest.raises(RuntimeError, match="no target"):
+        engine.step(frame())
+    with pytest.raises(IndexError, match="row 0"):
+        engine.drop(0)
+
+
+def test_wrong_calls(engine):
+    z, x = images(2)
+    with pytest.raises(ValueError, match=r"B = 0 templates"):
+        engine.forward(x)
+    with pytest.raises(ValueError, match=r"template must be \(B,3,64,64\)"):
+        engine.set_template(x)
+    engine.set_template(z)
+    with pytest.raises(ValueError, match=r"B = 2 templates"):
+        engine.forward(x[:1])
+    with pytest.raises(ValueError, match="int9"):
+        Engine(tiny(), "cpu", "int9")
+
+
+def test_what_is_not_finite_moves_nothing(engine):
+    engine.add(frame(), BOXES[0])
+    before = engine.step(frame(1))
+    position = engine._targets.box.clone()
+    weight = engine.network._last_weight
+    kept = weight.clone()
+    weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        engine.step(frame(2))
+    assert torch.equal(engine._targets.box, position)
+    weight.copy_(kept)
+    assert engine.step(frame(2)) != before
+
+
+def test_the_model_is_read_not_changed():
+    model = tiny().train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for dtype in ("float32", "bfloat16"):
+        engine = Engine(model, "cpu", dtype)
+        engine.add(frame(), BOXES[0])
+        engine.step(frame(1))
+    assert model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_auto_dtype():
+    chosen = resolve_dtype("auto", torch.device("cpu"))
+    assert chosen in (torch.float32, torch.bfloat16)
+    assert Engine(tiny(), "cpu").dtype == chosen
+
+
+def test_many_targets_as_single_ones():
+    model = tiny()
+    many = MultiTracker(model, "cpu", "float32")
+    assert many.track(frame()) == {} and many.targets == []
+    numbers = [many.add(frame(), box) for box in BOXES]
+    assert numbers == [0, 1, 2, 3]
+    singles = {}
+    for number, box in zip(numbers, BOXES, strict=True):
+        singles[number] = Tracker(model, "cpu", "float32")
+        singles[number].initialize(frame(), box)
+
+    def compare(seed):
+        found = many.track(frame(seed))
+        assert list(found) == many.targets
+        for number, result in found.items():
+            single = singles[number].track(frame(seed))
+            assert result.box == pytest.approx(single.box, abs=1e-3)
+            assert result.score == pytest.approx(single.score, abs=1e-5)
+            assert result.lost == single.lost
+
+    compare(1)
+    many.drop(1)
+    compare(2)
+    late = many.add(frame(2), BOXES[1])
+    assert late == 4
+    singles[late] = Tracker(model, "cpu", "float32")
+    singles[late].initialize(frame(2), BOXES[1])
+    compare(3)
+    many.drop(4)
+    many.drop(0)
+    compare(4)
+    with pytest.raises(KeyError, match="target 0 is not followed"):
+        many.drop(0)
+    with pytest.raises(ValueError, match="outside"):
+        many.add(frame(), (500, 500, 5, 5))
+    assert many.targets == [2, 3]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_graphs_as_eager(dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = tiny()
+    host, device = Engine(model, "cpu", "float32"), Engine(model, "cuda", dtype)
+    for box in BOXES[:3]:
+        host.add(frame(), box), device.add(frame(), box)
+    for seed, shape in enumerate([(96, 128), (96, 128), (50, 70), (96, 128)]):
+        expected, found = host.step(frame(seed, *shape)), device.step(frame(seed, *shape))
+        if dtype == "float32":
+            np.testing.assert_allclose(found, expected, atol=0.05)
+        assert np.isfinite(found).all()
+    z, x = images(3)
+    device.set_template(z)
+    first = device.forward(x)
+    for name, value in device.forward(x).items():
+        assert torch.equal(value, first[name]), name

@@ -1,0 +1,108 @@
+"""A whole frame in Triton's kernels, interpreted: network, tracker and the tuning of its tiles."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from race_guard import guard
+
+from ostrack_fast import Engine, build_ostrack, ops
+from ostrack_fast.benchmark import tune
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.kernels import tiles
+
+TINY = ModelConfig(
+    template_size=32, search_size=64, embed_dim=32, depth=2, num_heads=1, head_channels=8,
+    ce_layers=(1,), ce_keep_ratio=(0.7,),
+)  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    made = build_ostrack(TINY).requires_grad_(False)
+    for table in (made.backbone.pos_embed_z, made.backbone.pos_embed_x):
+        torch.nn.init.normal_(table)
+    return made
+
+
+@pytest.fixture
+def clean_table(monkeypatch):
+    monkeypatch.setattr(tiles, "_measured", {})
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float16, 0.03)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_network(model, dtype, bound, batch):
+    z, x = torch.randn(batch, 3, 32, 32), torch.randn(batch, 3, 64, 64)
+    expected = model(z, x)
+    with ops.use("triton"), guard(0):
+        engine = Engine(model, "cpu", dtype)
+        engine.set_template(z)
+        found = engine.forward(x)
+    assert type(engine.network._blocks[0].qkv).__module__ == "ostrack_fast.kernels.linear"
+    for name in ("score_map", "size_map", "offset_map"):
+        error = (found[name] - expected[name]).abs().median() / expected[name].std()
+        assert error < bound, name
+
+
+def test_frames(model):
+    """Crop, network, decode and box update: the boxes of the compiled CPU kernels."""
+    frames = [np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8) for seed in range(3)]
+    rows = []
+    for backend in ("reference", "triton"):
+        with ops.use(backend):
+            engine = Engine(model, "cpu", "float32")
+            engine.add(frames[0], (20.0, 15.0, 22.0, 17.0))
+            engine.add(frames[0], (40.0, 25.0, 12.0, 27.0))
+            rows.append([engine.step(frame) for frame in frames[1:]])
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-3)
+
+
+@pytest.mark.usefixtures("clean_table")
+def test_tuning(model, tmp_path, monkeypatch):
+    """Every product is measured once, what was chosen is written, read again and used."""
+    # All tiles would take minutes in the interpreter.
+    candidates = tiles.candidate_configs
+    monkeypatch.setattr(tiles, "candidate_configs", lambda problem: candidates(problem)[:2])
+    seen = []
+    with ops.use("triton"):
+        engine = Engine(model, "cpu", torch.float16)
+        tuned = tune.tune(engine, [1], 0.0, seen.append)
+    assert tuned == seen
+    problems = [one.problem for one in tuned]
+    assert len(set(problems)) == len(problems) >= 6
+    for one in tuned:
+        assert tiles.config_for(one.problem, torch.device("cpu")) == one.config
+        assert one.seconds > 0 and one.before > 0
+    path = tmp_path / "tiles.json"
+    tiles.save_configs(path)
+    assert len(json.loads(path.read_text())) == len(tuned)
+    tiles._measured.clear()
+    tiles.load_configs(path)
+    assert all(tiles.config_for(one.problem, torch.device("cpu")) == one.config for one in tuned)
+
+
+@pytest.mark.usefixtures("clean_table")
+def test_a_wrong_candidate_is_refused(model, monkeypatch):
+    with ops.use("triton"):
+        engine = Engine(model, "cpu", torch.float16)
+        layer = engine.network._blocks[0].qkv
+        right = type(layer).__call__
+        calls = []
+
+        def wrong_later(self, *arguments, **options):
+            calls.append(1)
+            return right(self, *arguments, **options) * (1 if len(calls) == 1 else 2)
+
+        monkeypatch.setattr(type(layer), "__call__", wrong_later)
+        with pytest.raises(tune.WrongResult, match="patch embedding"):
+            tune.tune(engine, [1], 0.0, print)
+
+
+def test_only_triton_is_tuned(model):
+    with ops.use("reference"):
+        engine = Engine(model, "cpu", torch.float32)
+        with pytest.raises(ValueError, match="only Triton's products"):
+            tune.tune(engine, [1], 0.0, print)
