@@ -65,9 +65,10 @@ def steps(device: str, folder: Path, installed: bool) -> Iterator[Step]:
     gpu = device != "cpu"
     no_gpu = None if gpu else "needs a GPU"
     code = f"import importlib.util as u; m = [n for n in '{NEEDED}'.split() if u.find_spec(n) is None]; "
-    code += "assert not m, f'not installed: {m}'; import torch; print('torch', torch.__version__); "
+    code += "assert not m, f'not installed: {m}'; from importlib.metadata import version; print(version('torch')); "
     if gpu:
-        code += "assert torch.cuda.is_available(), 'PyTorch finds no GPU'; print(torch.cuda.get_device_name())"
+        code += "import torch; assert torch.cuda.is_available(), 'PyTorch finds no GPU'; "
+        code += "print(torch.__version__, 'on', torch.cuda.get_device_name())"
     yield Step("packages", (sys.executable, "-c", code), 60, each_time=True)
     install = (sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "-e", ".")
     built_for = {"OSTRACK_FAST_CUDA": "ON" if gpu else "OFF"}
@@ -84,30 +85,36 @@ def steps(device: str, folder: Path, installed: bool) -> Iterator[Step]:
 def _tests(gpu: bool, no_gpu: str | None) -> Iterator[Step]:
     # On a GPU the tests that need one; elsewhere the same tests as far as the CPU can run them, but not the slow ones.
     chosen = ("-m", "gpu") if gpu else ("-m", "not gpu and not slow", "-k", "cpu")
-    own = ("attention", "eliminate", "restore", "crop", "decode", "linear", "conv3x3", "advance")
+    own = ("attention", "eliminate", "restore", "crop", "decode", "advance", "layers")
     for op in own:
         yield Step(f"parity: {op}", (*PYTEST, f"tests/ops/test_{op}.py", *chosen), 240 if op == "attention" else 120)
-    golden = "tests/model/test_golden_model.py", "tests/model/test_on_device.py"
-    yield Step("golden: model", (*PYTEST, *golden, *chosen), 300)
-    yield Step("training: parity", (*PYTEST, "tests/training/test_on_device.py", "-k", "not steps", *chosen[:2]), 240)
-    yield Step("training: 200 steps", (*PYTEST, "tests/training/test_on_device.py", "-k", "steps", *chosen[:2]), 240)
-    yield Step("graph replay", (*PYTEST, "tests/test_graph.py", *chosen[:2]), 240)
-    listed = [f"--ignore=tests/ops/test_{op}.py" for op in own]
-    listed += [f"--ignore={path}" for path in (*golden, "tests/training/test_on_device.py", "tests/test_graph.py")]
+    files = {
+        "golden: float32": "tests/model/test_golden_model.py",
+        "golden: engine, half precision": "tests/model/test_on_device.py",
+        "graph replay": "tests/test_graph.py",
+        "training": "tests/training/test_on_device.py",
+    }
+    for name, path in files.items():
+        parts = {"training": {"parity": "not steps", "200 steps": "steps"}}.get(name, {"": ""})
+        for part, words in parts.items():
+            command = (*PYTEST, path, *chosen[:2], *(("-k", words) if words else ()))
+            yield Step(f"{name}: {part}" if part else name, command, 240)
     # Nothing marked `gpu` is left out, whichever file it is in.
+    listed = [f"--ignore={path}" for path in (*files.values(), *(f"tests/ops/test_{op}.py" for op in own))]
     yield Step("tests: the others", (*PYTEST, "tests", "-m", "gpu", *listed), 300, skip=no_gpu)
 
 
 def _sanitizers(no_gpu: str | None) -> Iterator[Step]:
-    driver = ("bench/checks/kernels.py",)
+    driver = (sys.executable, "bench/checks/kernels.py")
     where = "cuda" if no_gpu is None else "cpu"
-    yield Step("kernels: plain", (sys.executable, *driver, "--device", where), 120)
+    yield Step("kernels: native", (*driver, "--device", where), 120)
+    yield Step("kernels: triton", (*driver, "--backend", "triton"), 200, no_gpu)
     missing = no_gpu or (None if which("compute-sanitizer") else "compute-sanitizer is not on PATH")
     # PyTorch's allocator hands out parts of large blocks, whose ends the tools do not see.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for backend, tools in (("native", ("memcheck", "racecheck", "initcheck")), ("triton", ("memcheck",))):
         for tool in tools:
-            command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", sys.executable, *driver)
+            command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *driver)
             yield Step(f"{tool}: {backend}", (*command, "--backend", backend), 400, missing, environment=alone)
 
 
@@ -198,7 +205,7 @@ def summary(results: list[dict[str, Any]]) -> str:
         published = next(iter(result["contenders"].values()))
         for name, one in result["contenders"].items():
             ratios.setdefault(name, []).append(published["seconds"] / one["seconds"])
-            if "peak_bytes" in one:
+            if one["peak_bytes"] and published["peak_bytes"]:
                 shares.setdefault(name, []).append(one["peak_bytes"] / published["peak_bytes"])
     found = [f"{name} x{_middle(values):.2f}" for name, values in ratios.items() if name != "published"]
     found += [f"memory of {name} {_middle(values):.0%}" for name, values in shares.items() if name != "published"]

@@ -52,6 +52,11 @@ OSTF_API int ostf_cuda_eliminate(int elem_size, const void* tokens, const float*
 // restore: tokens (B,K,C), ids (B,K) -> map (B,C,F,F), zeros at the places no id names.
 OSTF_API int ostf_cpu_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C,
                               int F, int threads);
+// With the final LayerNorm, channels last: tokens (B,K,C) in `dtype`, weight and bias (C) -> map (B,F,F,C) in
+// `map_dtype`, statistics in float32.
+OSTF_API int ostf_cpu_restore_norm(int dtype, const void* tokens, const int64_t* ids, const float* weight,
+                                   const float* bias, double eps, int map_dtype, void* map, int B, int K, int C, int F,
+                                   int threads);
 OSTF_API int ostf_cuda_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C,
                                int F, void* stream);
 
@@ -83,12 +88,12 @@ OSTF_API int ostf_cuda_advance(const float* found, const double* box, int height
 // (weights quantized symmetrically per output channel, activations per row as they come; sums of products exact); sums
 // are float32. OSTF_EDTYPE where this processor has no kernel for it.
 // packed: opaque, of the size that packed_bytes writes to *bytes. weight (O,taps,I/groups) and bias (O) float32; taps
-// 1 for linear, 9 row by row for conv3x3.
+// 1 for linear, 9 row by row for conv3x3. OSTF_I8 takes only finite weights (else OSTF_EINVAL).
 OSTF_API int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, int64_t* bytes);
 OSTF_API int ostf_cpu_linear_pack(int dtype, const float* weight, const float* bias, void* packed, int O, int I,
                                   int taps, int groups, int threads);
-// linear: out (B,R,O) = residual + activation(norm(x) W' + bias); x (B,R,I); residual float32 (B,R,O) or null, it may be
-// out. x and out are OSTF_F32 or OSTF_BF16. Rows are dense; items of the batch lie x_item, residual_item and out_item
+// linear: out (B,R,O) = residual + activation(norm(x) W' + bias); x (B,R,I); residual float32 (B,R,O) or null, it may
+// be out. x and out are OSTF_F32 or OSTF_BF16. Rows are dense; items of the batch lie x_item, residual_item and out_item
 // elements apart. norm is LayerNorm without affine if norm_eps >= 0, else nothing. activation: 0 none, 1 gelu (with the
 // exact erf), 2 relu.
 OSTF_API int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const void* x, int64_t x_item,
@@ -96,8 +101,8 @@ OSTF_API int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const v
                              int B, int R, int O, int I, double norm_eps, int activation, int threads);
 // conv3x3: out (B,F,F,O) = activation(3 x 3 convolution of x (B,F,F,I) with a border of zeros). Group g of the outputs
 // sees group g of the inputs.
-OSTF_API int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, int out_dtype, void* out, int B,
-                              int F, int O, int I, int groups, int activation, int threads);
+OSTF_API int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, int out_dtype, void* out,
+                              int B, int F, int O, int I, int groups, int activation, int threads);
 
 #ifdef __cplusplus
 }

@@ -76,8 +76,8 @@ def _step_bytes(problem: Problem, block_m: int, block_n: int, block_k: int) -> i
 
 def _config(problem: Problem, block_m: int, block_n: int, block_k: int, split: int) -> Config:
     if not problem.half:
-        # Products in full float32 run on the ordinary units, whose operands pass through registers.
-        return Config(block_m, block_n, block_k, split, 8 if block_m * block_n >= 2048 else 4, 3)
+        # Products in full float32 run on the ordinary units: more warps would get too few registers for a tile.
+        return Config(block_m, block_n, block_k, split, 4 if block_m * block_n >= 4096 else 2, 3)
     stages = min(6, PIPELINE_BYTES // _step_bytes(problem, block_m, block_n, block_k))
     return Config(block_m, block_n, block_k, split, 8 if block_m * block_n >= 8192 else 4, stages)
 
@@ -89,7 +89,7 @@ def candidate_configs(problem: Problem) -> list[Config]:
         blocks = [(64, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
         depths = [64, 128]
     else:
-        blocks, depths = [(32, 32), (32, 64), (64, 64)], [32]
+        blocks, depths = [(32, 32), (64, 64)], [32]
     widest = max(16, triton.next_power_of_2(problem.k))
     configs = []
     for block_k in sorted({min(depth, widest) for depth in depths}):
@@ -99,7 +99,8 @@ def candidate_configs(problem: Problem) -> list[Config]:
         for block_m, block_n in blocks:
             if block_n <= max(32, triton.next_power_of_2(problem.n)):
                 configs += [_config(problem, block_m, block_n, block_k, split) for split in splits]
-    return [config for config in configs if config.num_stages >= 3]
+    # With two stages the matrix units would wait for every load.
+    return [config for config in configs if not problem.half or config.num_stages >= 3]
 
 
 def _nanoseconds(problem: Problem, config: Config, multiprocessors: int) -> float:

@@ -79,3 +79,10 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_tf32():
+    """On a GPU convolutions of float32 multiply float32 numbers, as matrix products do anyway."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield

@@ -215,3 +215,26 @@ def test_demo_needs_no_arguments(tmp_path):
     out = subprocess.run(arguments("demo"), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert sorted(os.listdir(tmp_path / "ostrack_fast_demo")) == ["boxes.txt", "demo.mp4", "demo.png"]
+
+
+def test_a_full_or_lost_gpu_is_told(monkeypatch, capsys):
+    """Errors that no test machine can be asked for: raised by hand where the command would meet them."""
+    from ostrack_fast import cli
+
+    for error, words in (
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory is full"),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "GPU failed"),
+        (MemoryError(), "not enough memory"),
+    ):
+
+        def fail(error=error):
+            raise error
+
+        monkeypatch.setattr(cli, "app", fail)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert exit_.value.code == 2
+        assert words in capsys.readouterr().err
+    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(RuntimeError("a fault of our own")))
+    with pytest.raises(RuntimeError, match="our own"):
+        cli.main()

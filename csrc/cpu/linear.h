@@ -1,8 +1,8 @@
 // What linear.cpp and its per-instruction-set kernels share.
 //
 // A product of rows with packed weights, rows (R,I) x weights (I,O), sums over 4-byte "units": one float, two
-// neighbouring bf16 or four neighbouring bytes, the operands of one multiply-add instruction. A 3 x 3 convolution is the
-// same product summed over 9 taps, each of which reads the rows at another offset in an image with a zero border.
+// neighbouring bf16 or four neighbouring bytes, the operands of one multiply-add instruction. A 3 x 3 convolution is
+// the same product summed over 9 taps, each of which reads the rows at another offset in an image with a zero border.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace ostf {
 
 constexpr int kLinearWidth = 16;   // output columns in a vector
 constexpr int kLinearVectors = 3;  // vectors in the widest panel of weights
-constexpr int kLinearRows = 8;     // rows in the tallest tile: 8 x 3 sums and their operands fill the 32 registers
+constexpr int kLinearRows = 9;     // rows in the tallest tile: 9 x 3 sums and 4 operands fit the 32 registers
 
 enum LinearActivation { kNoActivation, kGelu, kRelu };
 

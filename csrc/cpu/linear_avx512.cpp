@@ -26,7 +26,7 @@ struct Float {
   static OSTF_INLINE void store_sum(char* to, Sum sum) { _mm512_store_ps(to, sum); }
 
   static OSTF_INLINE void store(void* row, int at, __mmask16 lanes, __m512 x) {
-    _mm512_mask_storeu_ps(static_cast<float*>(row) + at, lanes, x);
+    store_lanes(static_cast<float*>(row) + at, lanes, x);
   }
 
   static OSTF_INLINE __m256i round_to_bf16(__m512 x) { return software_bf16(x); }

@@ -26,7 +26,7 @@ struct Bf16Pair {
   static OSTF_INLINE void store_sum(char* to, Sum sum) { _mm512_store_ps(to, sum); }
 
   static OSTF_INLINE void store(void* row, int at, __mmask16 lanes, __m512 x) {
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(row) + at, lanes, round_to_bf16(x));
+    store_lanes(static_cast<uint16_t*>(row) + at, lanes, round_to_bf16(x));
   }
 
   static OSTF_INLINE __m256i round_to_bf16(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }

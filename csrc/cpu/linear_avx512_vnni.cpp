@@ -62,7 +62,7 @@ struct ByteQuad {
 
   static OSTF_INLINE void store(void* row, int at, __mmask16 lanes, __m512 x) {
     const __m512i shifted = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(128));
-    _mm_mask_storeu_epi8(static_cast<uint8_t*>(row) + at, lanes, _mm512_cvtepi32_epi8(shifted));
+    store_lanes(static_cast<uint8_t*>(row) + at, lanes, _mm512_cvtepi32_epi8(shifted));
   }
 
   static OSTF_INLINE __m256i round_to_bf16(__m512 x) { return software_bf16(x); }

@@ -20,6 +20,7 @@ using ostf::kLinearWidth;
 using ostf::LinearTile;
 
 constexpr int kVectorBytes = 64;
+constexpr __mmask16 kAllLanes = 0xffff;
 
 OSTF_INLINE __mmask16 first_lanes(int count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << (count > 0 ? count : 0)) - 1);
@@ -49,6 +50,20 @@ OSTF_INLINE __m512 load_full(const uint16_t* row) {
   return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
 }
 
+// Stores of all lanes go without a mask, which makes a store several times slower on some processors.
+OSTF_INLINE void store_lanes(float* to, __mmask16 lanes, __m512 x) {
+  if (lanes == kAllLanes) return _mm512_storeu_ps(to, x);
+  _mm512_mask_storeu_ps(to, lanes, x);
+}
+OSTF_INLINE void store_lanes(uint16_t* to, __mmask16 lanes, __m256i x) {
+  if (lanes == kAllLanes) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x);
+  _mm256_mask_storeu_epi16(to, lanes, x);
+}
+[[maybe_unused]] OSTF_INLINE void store_lanes(uint8_t* to, __mmask16 lanes, __m128i x) {
+  if (lanes == kAllLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), x);
+  _mm_mask_storeu_epi8(to, lanes, x);
+}
+
 // Calls body(at, x - mean, lanes, accumulator) for every 16 elements, 4 accumulators in turn; those not wanted are 0.
 template <class T, class F>
 OSTF_INLINE void each_vector(const T* row, int count, float mean, F body) {
@@ -56,7 +71,7 @@ OSTF_INLINE void each_vector(const T* row, int count, float mean, F body) {
   int at = 0;
   for (; at + 64 <= count; at += 64) {
     OSTF_UNROLL for (int j = 0; j < 4; ++j) {
-      body(at + 16 * j, _mm512_sub_ps(load_full(row + at + 16 * j), middle), first_lanes(16), j);
+      body(at + 16 * j, _mm512_sub_ps(load_full(row + at + 16 * j), middle), kAllLanes, j);
     }
   }
   for (; at < count; at += 16) {
@@ -94,7 +109,7 @@ void pack_elements(const T* row, int count, float norm_eps, void* units, float* 
   const __m512 factor = _mm512_set1_ps(norm.factor);
   const int padded = (count + S::kStep - 1) / S::kStep * S::kStep;
   each_vector(row, count, norm.mean, [&](int at, __m512 x, __mmask16 lanes, int) OSTF_INLINED {
-    if (lanes != first_lanes(16)) lanes = first_lanes(padded - at);
+    if (lanes != kAllLanes) lanes = first_lanes(padded - at);
     S::store(units, at, lanes, _mm512_mul_ps(x, factor));
   });
 }
@@ -112,7 +127,7 @@ OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, in
   typename S::Units right[V];
   OSTF_UNROLL for (int v = 0; v < V; ++v) right[v] = S::load(b + v * kLinearWidth);
   OSTF_UNROLL for (int r = 0; r < R; ++r) {
-    // Three addresses with one index register each serve 9 rows.
+    static_assert(R <= 9, "three addresses serve three rows each");
     const typename S::Units left = S::broadcast(base[r / 3] + (r % 3) * pitch + offset);
     OSTF_UNROLL for (int v = 0; v < V; ++v) S::dot(left, right[v], acc[r][v]);
   }
@@ -180,11 +195,11 @@ void finish(const LinearTile& tile, const float* total, int rows, int vectors) {
       __m512 y = _mm512_add_ps(_mm512_load_ps(total + (r * vectors + v) * kLinearWidth), bias);
       if constexpr (activation == ostf::kGelu) y = gelu(y, c);
       if constexpr (activation == ostf::kRelu) y = _mm512_max_ps(_mm512_setzero_ps(), y);
-      if (tile.residual) y = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, tile.residual + at), y);
+      if (tile.residual) y = _mm512_add_ps(load_lanes(tile.residual + at, lanes), y);
       if (tile.out_bf16) {
-        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(tile.out) + at, lanes, S::round_to_bf16(y));
+        store_lanes(static_cast<uint16_t*>(tile.out) + at, lanes, S::round_to_bf16(y));
       } else {
-        _mm512_mask_storeu_ps(static_cast<float*>(tile.out) + at, lanes, y);
+        store_lanes(static_cast<float*>(tile.out) + at, lanes, y);
       }
     }
   }
@@ -192,13 +207,16 @@ void finish(const LinearTile& tile, const float* total, int rows, int vectors) {
 
 // Where the results will go, and the residual, on their way to the cache while the sums are taken.
 OSTF_INLINE void fetch_results(const LinearTile& tile, int rows, int vectors) {
-  const int size = tile.out_bf16 ? 2 : 4;
-  for (int r = 0; r < rows; ++r) {
-    const ptrdiff_t at = static_cast<ptrdiff_t>(r) * tile.width;
-    for (int v = 0; v < vectors; ++v) {
-      __builtin_prefetch(static_cast<const char*>(tile.out) + (at + v * kLinearWidth) * size, 1);
-      if (tile.residual && tile.residual != tile.out) __builtin_prefetch(tile.residual + at + v * kLinearWidth);
-    }
+  const ptrdiff_t row = tile.out_bf16 ? 2 * tile.width : 4 * tile.width;
+  const int bytes = vectors * kLinearWidth * (tile.out_bf16 ? 2 : 4);
+  const auto* out = static_cast<const char*>(tile.out);
+  for (int r = 0; r < rows; ++r, out += row) {
+    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(out + at, 1);
+  }
+  if (!tile.residual || tile.residual == tile.out) return;
+  const float* residual = tile.residual;
+  for (int r = 0; r < rows; ++r, residual += tile.width) {
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(residual + v * kLinearWidth);
   }
 }
 
@@ -213,7 +231,8 @@ void run_tile(const LinearTile& tile) {
     const char* rows = tile.rows + place * tile.pitch;
     if constexpr (S::kStep == 4) {
       alignas(64) int32_t sums[R * V * kLinearWidth];
-      prefetch = multiply<S, R, V>(rows, tile.pitch, weights, tile.units, prefetch, false, reinterpret_cast<char*>(sums));
+      auto* to = reinterpret_cast<char*>(sums);
+      prefetch = multiply<S, R, V>(rows, tile.pitch, weights, tile.units, prefetch, false, to);
       S::add_scaled(tile, place, tap, R, V, sums, total);
       weights += static_cast<ptrdiff_t>(tile.units) * V * kLinearWidth;
     } else {
@@ -232,15 +251,20 @@ void run_tile(const LinearTile& tile) {
   }
 }
 
+template <class S, int V, int... R>
+constexpr void set_tiles(ostf::LinearKernel& kernel, std::integer_sequence<int, R...>) {
+  ((kernel.tile[V - 1][R] = run_tile<S, R + 1, V>), ...);
+}
+
 template <class S>
 constexpr ostf::LinearKernel make_kernel() {
-  return {pack_row<S>,
-          {{run_tile<S, 1, 1>, run_tile<S, 2, 1>, run_tile<S, 3, 1>, run_tile<S, 4, 1>, run_tile<S, 5, 1>,
-            run_tile<S, 6, 1>, run_tile<S, 7, 1>, run_tile<S, 8, 1>},
-           {run_tile<S, 1, 2>, run_tile<S, 2, 2>, run_tile<S, 3, 2>, run_tile<S, 4, 2>, run_tile<S, 5, 2>,
-            run_tile<S, 6, 2>, run_tile<S, 7, 2>, run_tile<S, 8, 2>},
-           {run_tile<S, 1, 3>, run_tile<S, 2, 3>, run_tile<S, 3, 3>, run_tile<S, 4, 3>, run_tile<S, 5, 3>,
-            run_tile<S, 6, 3>, run_tile<S, 7, 3>, run_tile<S, 8, 3>}}};
+  static_assert(kLinearVectors == 3, "a line for every number of vectors");
+  constexpr std::make_integer_sequence<int, kLinearRows> rows{};
+  ostf::LinearKernel kernel = {pack_row<S>, {}};
+  set_tiles<S, 1>(kernel, rows);
+  set_tiles<S, 2>(kernel, rows);
+  set_tiles<S, 3>(kernel, rows);
+  return kernel;
 }
 
 }  // namespace

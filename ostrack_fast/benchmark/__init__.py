@@ -4,4 +4,4 @@ A suite is a module of this package with `NAMES`, what `--op` may choose, and `c
 for every comparison. `ostrack-fast bench` and the pytest-benchmark files of `bench/` run the same cases.
 """
 
-SUITES = ("ops", "model", "track")
+SUITES = ("ops", "model", "track", "training")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ..ops import dispatch
@@ -43,31 +44,35 @@ class Ceilings:
         """
         if dtype not in self.flops_per_second:
             sides = _QUICK_SIDES if self._quick else _CUDA_SIDES if self._device.type == "cuda" else _CPU_SIDES
-            rates = [self._product(side, dtype) for side in sides]
-            if dtype.is_floating_point:
-                rates.append(self._convolution(min(sides) // 2, dtype))
+            rates = [self._product(side, dtype) for side in sides] + [self._convolution(min(sides) // 2, dtype)]
             self.flops_per_second[dtype] = max(rates)
         return self.flops_per_second[dtype]
 
     def _product(self, side: int, dtype: torch.dtype) -> float:
-        factors = [torch.randn(side, side, device=self._device) for _ in range(2)]
-        runs: list[Callable[[], Any]] = []
+        x, weight = (torch.randn(side, side, device=self._device) for _ in range(2))
+        runs = self._ours("linear", x, weight, dtype)
         if dtype.is_floating_point:
-            a, b = (factor.to(dtype) for factor in factors)
-            runs = [lambda: a @ b, lambda: functional.linear(a, b)]
-        asked = {"weight": factors[1], "dtype": dtype}
-        if dispatch.problem("native", "linear", asked) is None:
-            with dispatch.use("native"):
-                ours = dispatch.select("linear", asked)(factors[1], torch.zeros(side, device=self._device), dtype=dtype)
-            x = factors[0].to(dtype if dtype.is_floating_point else torch.bfloat16)
-            runs.append(lambda: ours(x))
+            a, b = x.to(dtype), weight.to(dtype)
+            runs += [lambda: a @ b, lambda: functional.linear(a, b)]
         return 2 * side**3 / min(map(self._fastest, runs))
 
     def _convolution(self, channels: int, dtype: torch.dtype) -> float:
-        x = torch.randn(1, channels, 48, 48, device=self._device).to(dtype, memory_format=torch.channels_last)
+        x = torch.randn(1, 48, 48, channels, device=self._device)
         weight = torch.randn(channels, channels, 3, 3, device=self._device)
-        weight = weight.to(dtype, memory_format=torch.channels_last)
-        return 2 * 48 * 48 * 9 * channels**2 / self._fastest(lambda: functional.conv2d(x, weight, padding=1))
+        runs = self._ours("conv3x3", x, weight, dtype)
+        if dtype.is_floating_point:
+            planes, filters = x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype, memory_format=torch.channels_last)
+            runs.append(lambda: functional.conv2d(planes, filters, padding=1))
+        return 2 * 48 * 48 * 9 * channels**2 / min(map(self._fastest, runs))
+
+    def _ours(self, op: str, x: Tensor, weight: Tensor, dtype: torch.dtype) -> list[Callable[[], Any]]:
+        asked = {"weight": weight, "dtype": dtype} | ({"groups": 1} if op == "conv3x3" else {})
+        if dispatch.problem("native", op, asked) is not None:
+            return []
+        with dispatch.use("native"):
+            layer = dispatch.select(op, asked)(weight, torch.zeros(len(weight), device=self._device), dtype=dtype)
+        x = x.to(dtype if dtype.is_floating_point else torch.bfloat16)
+        return [lambda: layer(x)]
 
     def _fastest(self, run: Callable[[], Any]) -> float:
         amount, _ = self.timer.prepare(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ Run = Callable[[], Maps]
 Build = Callable[[OSTrack, Tensor, Tensor], Run]
 
 
-def _published(model: OSTrack, z: Tensor, x: Tensor, **better: Callable) -> Run:
+def _published(model: OSTrack, z: Tensor, x: Tensor, **better: Any) -> Run:
     return partial(PublishedNetwork(model, **better), z, x)
 
 
@@ -63,7 +64,7 @@ def steps(device: torch.device) -> dict[str, tuple[Build, torch.dtype]]:
     """The waterfall: each step keeps what those before it gained. The dtype is that of the matrix products."""
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     single = torch.float32
-    better = {"attention": ops.attention, "eliminate": ops.eliminate, "restore": ops.restore}
+    better: dict[str, Any] = {"attention": ops.attention, "eliminate": ops.eliminate, "restore": ops.restore}
     made: dict[str, tuple[Build, torch.dtype]] = {
         "published": (_published, single),
         "+ fused attention": (partial(_published, attention=ops.attention), single),

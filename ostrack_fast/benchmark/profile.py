@@ -149,10 +149,10 @@ def _watched(engine: Engine, watch: _Stopwatch) -> Iterator[None]:
     network, before = engine.network, {name: getattr(ops, name) for name in _OPS}
     timed = copy(network)
     timed._patch = watch.watch("patch embedding", network._patch)
-    timed._blocks = [
-        block._replace(**{layer: watch.watch(stage, getattr(block, layer)) for layer, stage in _LAYERS.items()})
-        for block in network._blocks
-    ]
+    timed._blocks = []
+    for block in network._blocks:
+        layers: dict[str, Any] = {name: watch.watch(stage, getattr(block, name)) for name, stage in _LAYERS.items()}
+        timed._blocks.append(block._replace(**layers))
     timed._head = watch.watch("head", network._head)  # type: ignore[method-assign]
     engine.network = timed
     for name, stage in _OPS.items():

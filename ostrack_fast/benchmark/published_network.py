@@ -71,7 +71,7 @@ class PublishedNetwork:
                 out, score = self._attention(qkv, mask)
             tokens = tokens + block.attn.proj(out)
             if index in cfg.ce_layers:
-                step = self._eliminate or published.eliminate
+                step: Callable[..., Any] = self._eliminate or published.eliminate
                 tokens, ids, gone = step(tokens, score, ids, self._keep[index])
                 removed.append(gone)
             tokens = tokens + block.mlp(block.norm2(tokens))
@@ -100,8 +100,8 @@ class PublishedTracker:
     def track(self, frame: Tensor) -> tuple[float, float, float, float]:
         cfg = self.cfg
         search, scale = published.crop(frame, [list(self.box)], cfg.search_factor, cfg.search_size, self._like)
-        maps = [each.float() for each in self.network(self._template, search)]
-        found, _ = published.decode(*maps, self._window)
+        score_map, size_map, offset_map = (each.float() for each in self.network(self._template, search))
+        found, _ = published.decode(score_map, size_map, offset_map, self._window)
         moved = crop_to_image(found[0].tolist(), self.box, scale.item(), cfg.search_size)
         self.box = clip_xywh(moved, frame.shape[0], frame.shape[1], CLIP_MARGIN)
         return self.box

@@ -95,16 +95,15 @@ def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, capability:
         tiles.set_config(problem, config, capability)
         return layer(*arguments)
 
-    runs = {}
-    for config in {used, *tiles.candidate_configs(problem)}:
+    configs = {str(config): config for config in (used, *tiles.candidate_configs(problem))}
+    for config in configs.values():
         error = float((with_tile(config).float() - expected).abs().max())
         if not error <= bound:
             raise WrongResult(f"{name} with {config}: wrong by {error:.3g}, allowed is {bound:.3g}")
-        runs[config] = partial(with_tile, config)
-    times = race(runs, clock(device), seconds)
-    middle = {config: median(one) for config, one in times.items()}
-    best = min(middle, key=lambda config: middle[config])
-    if middle[best] > _WORTH * middle[used]:
-        best = used
-    tiles.set_config(problem, best, capability)
-    return Tuned(name, problem, best, middle[best], middle[used])
+    times = race({key: partial(with_tile, config) for key, config in configs.items()}, clock(device), seconds)
+    middle = {key: median(one) for key, one in times.items()}
+    best = min(middle, key=lambda key: middle[key])
+    if middle[best] > _WORTH * middle[str(used)]:
+        best = str(used)
+    tiles.set_config(problem, configs[best], capability)
+    return Tuned(name, problem, configs[best], middle[best], middle[str(used)])

@@ -50,11 +50,26 @@ def main() -> None:
     """Run the command line. Mistakes of the user: one line on stderr, exit code 2. Interrupts: exit code 130."""
     try:
         app()
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if os.environ.get(_DEBUG):
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+        advice = _advice(error)
+        if advice is None or os.environ.get(_DEBUG):
             raise
         Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", end=" ")
-        print(error, file=sys.stderr)
+        print(error, advice, file=sys.stderr, sep="")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _advice(error: Exception) -> str | None:
+    """What to add to the words of an error that is no fault of the program; None where it may be one."""
+    if isinstance(error, MemoryError):
+        return "not enough memory: close other programs, or choose a smaller model"
+    if not isinstance(error, RuntimeError):
+        return ""
+    torch = sys.modules.get("torch")  # commands import it themselves
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "\nThe GPU's memory is full: end other programs on it, choose a smaller model or batch, or --device cpu."
+    if torch is not None and isinstance(error, torch.AcceleratorError):
+        return "\nThe GPU failed, and this process cannot use it any more: look at nvidia-smi, then run again."
+    return None

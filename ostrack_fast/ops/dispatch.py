@@ -47,10 +47,17 @@ def _more_than_a_scatter(arguments: dict[str, Any]) -> bool:
     return arguments.get("norm_weight") is not None or arguments.get("channels_last", False)
 
 
+def _in_float32(arguments: dict[str, Any]) -> bool:
+    return arguments.get("dtype") == torch.float32
+
+
 # The first that applies counts. `applies` may look at dtypes, shapes and the architecture, never at values.
 _EXCEPTIONS = (
     # One launch in Triton; the compiled kernel scatters to (B,C,F,F) only and needs PyTorch for the rest.
     _Exception("restore", "cuda", _more_than_a_scatter, ("triton", "native", "reference")),
+    # Exact products run on no tensor core: cuBLAS and cuDNN have more kernels for that than one Triton tile.
+    _Exception("linear", "cuda", _in_float32, ("reference", "triton", "native")),
+    _Exception("conv3x3", "cuda", _in_float32, ("reference", "triton", "native")),
 )
 
 _forced: ContextVar[str | None] = ContextVar("ostrack_fast_backend", default=None)

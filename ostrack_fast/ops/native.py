@@ -259,10 +259,19 @@ def restore(
     channels_last: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """See `ostrack_fast.ops.restore`. The kernel scatters and transposes; PyTorch does what else is asked for."""
+    """See `ostrack_fast.ops.restore`. What the kernels have no code for, PyTorch does before them."""
     batch, kept, channels = tokens.shape
     places = grid * grid
     dtype = dtype or tokens.dtype
+    on_cpu_in_rows = channels_last and tokens.is_cpu and tokens.dtype in _DTYPES and dtype in _DTYPES
+    if on_cpu_in_rows and norm_weight is not None and norm_bias is not None:
+        tokens, ids = tokens.contiguous(), ids.contiguous()
+        weight, bias = norm_weight.float().contiguous(), norm_bias.float().contiguous()
+        rows = tokens.new_empty(batch, grid, grid, channels, dtype=dtype)
+        pointers = tokens.data_ptr(), ids.data_ptr(), weight.data_ptr(), bias.data_ptr()
+        sizes = batch, kept, channels, grid
+        _call("restore_norm", tokens, _DTYPES[tokens.dtype], *pointers, eps, _DTYPES[dtype], rows.data_ptr(), *sizes)
+        return rows.permute(0, 3, 1, 2)
     if norm_weight is not None and norm_bias is not None:
         wide = torch.promote_types(tokens.dtype, torch.float32)
         weight, bias = norm_weight.to(wide), norm_bias.to(wide)

@@ -76,7 +76,7 @@ def _items(tensor: Tensor) -> Tensor | None:
     if tensor.dim() == 3:
         _, rows, width = tensor.shape
         dense = (width == 1 or tensor.stride(2) == 1) and (rows == 1 or tensor.stride(1) == width)
-        return tensor if dense else None
+        return tensor if dense or tensor.numel() == 0 else None
     return tensor.view(1, -1, tensor.shape[-1]) if tensor.is_contiguous() else None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ostrack_fast import ops
 from ostrack_fast.config import get_config
 from ostrack_fast.model import OSTrack, template_mask
 
@@ -33,28 +34,48 @@ def seeded_model(cfg, dtype):
     return model.to(dtype)
 
 
+def seeded_images(cfg, batch, dtype):
+    return tuple(
+        seeded.image(name, batch, size, 1).to(dtype)
+        for name, size in (("template", cfg.template_size), ("search", cfg.search_size))
+    )
+
+
 def relative_error(actual, expected):
-    return np.abs(actual.double().numpy() - expected).max() / np.abs(expected).max()
+    return np.abs(actual.double().cpu().numpy() - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_forward_equals_the_published_code(case, dtype):
+    compare(case, dtype, "cpu", 1e-9 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_on_a_gpu_equals_the_published_code(case, backend, no_tf32):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    with ops.use(backend):
+        compare(case, torch.float32, "cuda", 2e-5)
+
+
+def compare(case, dtype, device, tolerance):
     preset, changes, keep_rate = CASES[case]
     expected = np.load(GOLDEN / f"{case}.npz")
     cfg = replace(get_config(preset), **changes)
     batch = int(expected["batch"])
-    template = seeded.image("template", batch, cfg.template_size, 1).to(dtype)
-    search = seeded.image("search", batch, cfg.search_size, 1).to(dtype)
+    template, search = seeded_images(cfg, batch, dtype)
     mask = None
     if cfg.ce_template_range == "GT_BOX":
         mask = template_mask(cfg, torch.from_numpy(expected["template_box"]))
         assert np.array_equal(mask.numpy(), expected["template_mask"])
 
     with torch.inference_mode():
-        out = seeded_model(cfg, dtype)(template, search, mask, keep_rate)
+        inputs = (None if each is None else each.to(device) for each in (template, search, mask))
+        out = seeded_model(cfg, dtype).to(device)(*inputs, keep_rate)
 
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
     for name in ("score_map", "size_map", "offset_map", "pred_boxes"):
         assert relative_error(out[name], expected[name]) < tolerance, name
     # Stored in float32, whatever the model computed in.
@@ -62,7 +83,7 @@ def test_forward_equals_the_published_code(case, dtype):
     assert len(out["removed_indexes_s"]) == len(cfg.ce_layers)
     places = np.tile(np.arange(cfg.search_grid**2), (batch, 1))
     for i, removed in enumerate(out["removed_indexes_s"]):
-        score, own_places = out["ce_scores"][i]
+        removed, score, own_places = (each.cpu() for each in (removed, *out["ce_scores"][i]))
         if dtype == torch.float64:
             assert np.array_equal(removed.numpy(), expected[f"removed_{i}"])
             assert np.array_equal(own_places.numpy(), places)

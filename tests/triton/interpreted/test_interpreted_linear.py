@@ -89,7 +89,7 @@ def test_every_candidate_tile_computes_the_same(dtype, monkeypatch):
         layer = linear.Linear(weight, bias, eps, "none", dtype)
         exact = reference.Linear(weight.double(), bias.double(), eps, "none", torch.float64)(x.double())
         candidates = tiles.candidate_configs(layer.problem(35))
-        assert len(candidates) >= 3
+        assert len(candidates) >= 2
         for config in candidates:
             monkeypatch.setattr(linear, "config_for", lambda problem, device, config=config: config)
             with guard(7):
