@@ -110,7 +110,9 @@ def test_a_step_that_fails_is_told_with_its_reason(tmp_path, monkeypatch):
 
     assert found("print('one'); print('two things')") == ("ok", "two things")
     assert found("raise ValueError('no such thing')") == ("failed", "exit code 1: ValueError: no such thing")
-    assert found("print('FAILED tests/x.py::y'); print('1 failed'); exit(1)")[1] == "exit code 1: FAILED tests/x.py::y"
+    assert found("print('FAILED tests/x.py::y'); print('1 failed'); exit(1)")[1] == (
+        "exit code 1: 1 failed; FAILED tests/x.py::y"
+    )
     assert found("import time; time.sleep(600)", limit=0.1)[0] == "cut off"
     none = gpu_check.Step("pytest", (*gpu_check.PYTEST, str(Path(__file__)), "-k", "no_such_test"), 1)
     assert gpu_check.run(none, tmp_path / "log", None)[0] == "failed"

@@ -24,8 +24,9 @@ from .published_network import PublishedNetwork
 NAMES = ("small", "ostrack_256_ce", "ostrack_384_ce", "ostrack_256", "ostrack_384")
 _QUICK = ("small",)
 
-# Mean error over a whole network. Half precision and int8 also change which candidates are kept.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 2e-1}
+# Mean error over a whole network. Half precision and int8 also change which candidates a network with random weights
+# keeps, whose candidates are nearly alike: this finds what is broken, bench/accuracy.py measures what is lost.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.25, torch.int8: 0.4}
 
 Maps = tuple[Tensor, Tensor, Tensor]
 Run = Callable[[], Maps]

@@ -62,6 +62,8 @@ def _run(case: Case, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
         contest.check(name)
     least, bound = ceilings.seconds(case.flops, case.bytes, case.dtype)
     times = race({name: one.run for name, one in contest.contenders.items()}, ceilings.timer, seconds)
+    if case.device.type == "cuda":
+        torch.cuda.empty_cache()  # memory may be measured in another process, which needs room
     memory = {name: case.memory(name) if case.memory else None for name in contest.contenders}
     return {
         "op": case.op,

@@ -47,6 +47,8 @@ def products(engine: Engine, batch: int) -> Iterator[tuple[str, Any, tuple]]:
     counts = [template + count for count in cfg.search_tokens(None if network.eliminates else 1.0)]
     for block, (before, after) in zip(network._blocks, pairwise(counts), strict=True):
         yield "qkv", block.qkv, (stream(before, width),)
+        if block is network._blocks[-1] and block.keep is None:
+            before, after = before - template, after - template  # the template's tokens end with the last attention
         yield "proj", block.proj, (inner(before, width), stream(before, width))
         yield "fc1", block.fc1, (stream(after, width),)
         yield "fc2", block.fc2, (inner(after, hidden), stream(after, width))

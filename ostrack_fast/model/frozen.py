@@ -120,6 +120,9 @@ class FrozenOSTrack:
         for block in self._blocks:
             qkv = block.qkv(tokens).view(batch, -1, 3, cfg.num_heads, channels // cfg.num_heads)
             attended, score = ops.attention(qkv, mask if block.keep is not None else None)
+            if block is self._blocks[-1] and block.keep is None:
+                # Nothing reads the template's tokens after the last attention.
+                attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
             tokens = block.proj(attended, tokens, tokens)
             if block.keep is not None:
                 tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
