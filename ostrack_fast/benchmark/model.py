@@ -129,6 +129,9 @@ def _contest(name: str, cfg: ModelConfig, batch: int, options: Options) -> Conte
     entries = steps(options.device)
     if not options.quick:
         entries |= rivals(options.device)
+    if options.dtypes is not None:
+        chosen = {"published": entries["published"]}
+        entries = chosen | {label: entry for label, entry in entries.items() if entry[1] in options.dtypes}
     expected = PublishedNetwork(deepcopy(model).double())(z, x)
     contest = Contest(expected, {}, typical=True)
     for label, (build, dtype) in entries.items():

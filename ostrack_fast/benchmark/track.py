@@ -32,11 +32,12 @@ def cases(options: Options) -> Iterator[Case]:
             moved = float(_FRAME[0] * _FRAME[1] * 3)
             yield Case(
                 "track", shape, targets, torch.float32, options.device, flops, moved,
-                partial(_contest, name, targets, options.device),
+                partial(_contest, name, targets, options),
             )  # fmt: skip
 
 
-def _contest(name: str, targets: int, device: torch.device) -> Contest:
+def _contest(name: str, targets: int, options: Options) -> Contest:
+    device = options.device
     model = make_model(name, device)
     # Smooth, so that a crop looks like a picture and not like noise.
     coarse = np.random.default_rng(0).random((3, 27, 48), dtype=np.float32)
@@ -58,7 +59,7 @@ def _contest(name: str, targets: int, device: torch.device) -> Contest:
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     kinds = [torch.float32] + ([half] if device.type == "cuda" or fast_bfloat16() else [])
     kinds += [torch.int8] if why_no_int8(device) is None else []
-    for dtype in kinds:
+    for dtype in (kind for kind in kinds if options.dtypes is None or kind in options.dtypes):
         run = _by_engine(Engine(model, device, dtype), frame.numpy(), boxes)
         contest.contenders[f"ours {str(dtype).removeprefix('torch.')}"] = Contender(run, _TOLERANCE[dtype], dtype)
     return contest

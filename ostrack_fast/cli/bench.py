@@ -15,8 +15,13 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(help="What to measure: ops, every op by itself.")] = "ops",
-    op: Annotated[str | None, typer.Option(help="Only these ops, such as attention,crop.")] = None,
+    suite: Annotated[
+        str, typer.Argument(help="ops (each by itself), model, track (whole frames) or training.")
+    ] = "ops",
+    op: Annotated[
+        str | None,
+        typer.Option(help="Only these, such as attention,crop; of the other suites networks, such as small."),
+    ] = None,
     batch: Annotated[str | None, typer.Option(help="Only these batch sizes, such as 1,8,64.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Only these: float32, float16, bfloat16.")] = None,
     threads: Annotated[str | None, typer.Option(help="Threads on the CPU, such as 1,2, one after the other.")] = None,
@@ -24,7 +29,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write all numbers and the machine's description here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smallest shapes, few rounds: does it run?")] = False,
 ) -> None:
-    """Time every op against the published formulation and the best PyTorch alone can do, and print the table.
+    """Time every op, or a whole network, against the published formulation and PyTorch's best, and print the table.
 
     Results are checked before anything is timed. Leave the machine alone meanwhile; compare numbers of one run only.
     """

@@ -49,6 +49,7 @@ class FrozenOSTrack:
         self._patch = self._linear(projection.weight.flatten(1), cast(Tensor, projection.bias), dtype=self.dtype)
         self._template_position = _float(backbone.pos_embed_z, device)
         self._search_position = _float(backbone.pos_embed_x, device)
+        self._ids = torch.arange(cfg.search_grid**2, device=device)
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True)) if candidate_elimination else {}
         left = cfg.search_grid**2
         self._blocks: list[_FrozenBlock] = []
@@ -116,7 +117,7 @@ class FrozenOSTrack:
         tokens = template.new_empty(batch, rows + cfg.search_grid**2, channels)
         tokens[:, :rows] = template
         self._embedded(search, self._search_position, tokens[:, rows:])
-        ids = torch.arange(cfg.search_grid**2, device=search.device).expand(batch, -1)
+        ids = self._ids.expand(batch, -1)
         for block in self._blocks:
             qkv = block.qkv(tokens).view(batch, -1, 3, cfg.num_heads, channels // cfg.num_heads)
             attended, score = ops.attention(qkv, mask if block.keep is not None else None)
@@ -137,7 +138,8 @@ class FrozenOSTrack:
             x = convolution(x)
         batch, grid, _, channels = x.shape
         columns = x.view(batch, grid * grid, channels).float().transpose(1, 2)
-        maps = (self._last_weight @ columns + self._last_bias).view(batch, 5, grid, grid)
+        maps = torch.baddbmm(self._last_bias, self._last_weight.expand(batch, -1, -1), columns)
+        maps = maps.view(batch, 5, grid, grid)
         offset = maps[:, 1:3]
         probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
         return probability[:, :1], probability[:, 3:], offset
