@@ -15,12 +15,10 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def bench(
-    suite: Annotated[
-        str, typer.Argument(help="ops (each by itself), model, track (whole frames) or training.")
-    ] = "ops",
+    suite: Annotated[str, typer.Argument(help="ops, one by one; model; track, whole frames; training.")] = "ops",
     op: Annotated[
         str | None,
-        typer.Option(help="Only these, such as attention,crop; of the other suites networks, such as small."),
+        typer.Option(help="Only these ops (attention,crop), or networks (small) of other suites."),
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Only these batch sizes, such as 1,8,64.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Only these: float32, float16, bfloat16.")] = None,
