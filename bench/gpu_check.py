@@ -119,13 +119,20 @@ def _sanitizers(no_gpu: str | None) -> Iterator[Step]:
 
 
 def _benchmarks(gpu: bool, device: str, folder: Path) -> Iterator[Step]:
+    tiles = folder / "results" / "tiles.json"
+    tuned = {"OSTRACK_FAST_TUNING": str(tiles)} if gpu else {}
+
     def bench(suite: str, name: str, batch: int | None, seconds: int) -> Step:
         title = f"{suite}: {name}" + (f", batch {batch}" if batch else "")
         path = folder / "results" / f"{suite}_{name}{f'_{batch}' if batch else ''}.json"
         command = [sys.executable, "-m", "ostrack_fast.cli", "bench", suite, "--op", name, "--device", device]
         command += ["--json", str(path), *(["--batch", str(batch)] if batch else []), *([] if gpu else ["--quick"])]
-        return Step(f"bench {title}", tuple(command), seconds, result=path)
+        return Step(f"bench {title}", tuple(command), seconds, result=path, environment=tuned)
 
+    if gpu:
+        for name, batches in (("ostrack_256_ce", "1,8,64"), ("ostrack_384_ce", "1,8")):
+            command = (sys.executable, "-m", "ostrack_fast.cli", "tune", str(tiles), "--weights", name)
+            yield Step(f"tune: {name}", (*command, "--batch", batches, "--device", device), 400)
     ops = ("attention", "eliminate", "restore", "decode", "elimination_path", "crop", "linear", "conv3x3")
     yield from (bench("ops", op, None, 300) for op in ops)
     models = ("ostrack_256_ce", "ostrack_384_ce") if gpu else ("small",)
@@ -133,6 +140,14 @@ def _benchmarks(gpu: bool, device: str, folder: Path) -> Iterator[Step]:
     yield from (bench("model", name, batch, 450) for name in models for batch in ((1, 8, 64) if gpu else (1,)))
     yield from (bench("track", name, None, 300) for name in (("small", *models) if gpu else models))
     yield bench("training", "ostrack_256_ce" if gpu else "small", None, 450)
+    frames = "100000" if gpu else "1000"
+    soak = (sys.executable, "bench/soak.py", "--device", device, "--frames", frames)
+    yield Step("soak", (*soak, "--json", str(folder / "results" / "soak.json")), 450)
+    data = os.environ.get("OSTRACK_FAST_DATA")
+    accuracy = (sys.executable, "bench/accuracy.py", "--data", f"{data}/sequences", "--dtypes", "float16,bfloat16")
+    accuracy += ("--one-based", "OTB_*", "--one-based", "VOT_*", "--json", str(folder / "results" / "accuracy.json"))
+    no_data = None if data else "OSTRACK_FAST_DATA does not name the folder that holds sequences/"
+    yield Step("accuracy", accuracy, 300, no_data if gpu else "needs a GPU")
 
 
 def _capability() -> str | None:
