@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .drop_in import accelerate
     from .engine import Engine
     from .model import OSTrack, build_ostrack
     from .tracker import MultiTracker, Tracker, TrackResult
@@ -22,7 +23,7 @@ except PackageNotFoundError:
     # A source tree on the path, not installed.
     __version__ = "0+unknown"
 
-__all__ = ["Engine", "MultiTracker", "OSTrack", "TrackResult", "Tracker", "__version__", "build_ostrack"]
+__all__ = ["Engine", "MultiTracker", "OSTrack", "TrackResult", "Tracker", "__version__", "accelerate", "build_ostrack"]
 
 # Imported when first used: the command line's help should not wait for torch.
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "MultiTracker": "tracker",
     "OSTrack": "model",
     "TrackResult": "tracker",
+    "accelerate": "drop_in",
     "Tracker": "tracker",
     "build_ostrack": "model",
 }

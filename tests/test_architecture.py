@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ostrack_fast"
 LAYERS = [
     {"cli"},
     {"training", "evaluation", "visualization", "benchmark"},
-    {"tracker"},
+    {"tracker", "drop_in"},
     {"engine"},
     {"model"},
     {"ops"},

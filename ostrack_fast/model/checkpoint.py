@@ -11,6 +11,7 @@ import collections
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
@@ -47,9 +48,7 @@ def load_pretrained(name_or_path: str | Path, cfg: ModelConfig | str | None = No
         cfg = get_config(cfg)
     state, stored = read_state(path)
     cfg = cfg or stored or _guess_config(state, path)
-    return cfg, _checked(
-        {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, cfg, path
-    )
+    return cfg, fitting(state, cfg, str(path))
 
 
 def read_state(path: Path) -> tuple[State, ModelConfig | None]:
@@ -97,18 +96,33 @@ def save_weights(
 
 
 def _guess_config(state: State, path: Path) -> ModelConfig:
-    """A published checkpoint's configuration from its shapes; elimination leaves no trace in them."""
-    for name in ("ostrack_256_ce", "ostrack_384_ce", "ostrack_large_256_ce"):
+    """A published checkpoint's configuration from its shapes, and from its name whether it eliminates."""
+    cfg = config_of(state, str(path))
+    plain = "_mae_32x4" in str(path) and cfg != PRESETS["ostrack_large_256_ce"]
+    return replace(cfg, ce_layers=(), ce_keep_ratio=()) if plain else cfg
+
+
+def config_of(state: State, what: str, **changes: Any) -> ModelConfig:
+    """The preset that a state dict's shapes fit. Elimination leaves no trace in them: by default there is some.
+
+    Raises:
+        ValueError: no preset fits; `what` names the state dict.
+    """
+    for name in ("ostrack_256_ce", "ostrack_384_ce", "ostrack_large_256_ce", "small"):
         cfg = PRESETS[name]
         z, x = state.get("backbone.pos_embed_z"), state.get("backbone.pos_embed_x")
         expected = ((1, cfg.template_grid**2, cfg.embed_dim), (1, cfg.search_grid**2, cfg.embed_dim))
         if z is not None and x is not None and (tuple(z.shape), tuple(x.shape)) == expected:
-            plain = any(word in str(path) for word in ("_mae_32x4", "_mae_32x4_ep300"))
-            return PRESETS[name.removesuffix("_ce")] if plain and name != "ostrack_large_256_ce" else cfg
-    raise ValueError(f"{path} carries no configuration and its shapes fit no preset: pass cfg=")
+            return replace(cfg, **changes)
+    raise ValueError(f"{what} carries no configuration and its shapes fit no preset: pass cfg=")
 
 
-def _checked(state: State, cfg: ModelConfig, path: Path) -> State:
+def fitting(state: State, cfg: ModelConfig, what: str) -> State:
+    """The state dict in float32.
+
+    Raises:
+        ValueError: it does not fit the configuration; `what` names it.
+    """
     # Imported here: ostrack.py needs this module to define OSTrack.
     from .ostrack import OSTrack
 
@@ -126,8 +140,8 @@ def _checked(state: State, cfg: ModelConfig, path: Path) -> State:
         if names
     ]
     if problems:
-        raise ValueError(f"{path} does not fit the configuration: {'; '.join(problems)}")
-    return state
+        raise ValueError(f"{what} does not fit the configuration: {'; '.join(problems)}")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 class _Inert:
