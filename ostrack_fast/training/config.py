@@ -10,7 +10,7 @@ import yaml
 
 from ..config import ModelConfig, get_config
 from .augment import AugmentConfig
-from .data import CropConfig
+from .crops import CropConfig
 from .losses import LossConfig
 
 

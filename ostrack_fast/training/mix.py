@@ -23,18 +23,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .composer import (
-    Composer,
+from .coco import CocoImages
+from .composer import Composer
+from .config import TrainConfig
+from .cutouts import (
     CutoutGroup,
-    PhotoRegions,
     coco_cutouts,
     folder_cutouts,
     plain_background_cutouts,
     video_cutouts,
     whole_cutouts,
 )
-from .config import TrainConfig
-from .data import CocoImages, DataConfig, PairDataset, Source, VideoFolder
+from .dataset import DataConfig, PairDataset, Source
+from .photos import PhotoRegions
+from .videos import VideoFolder
 
 _FOLDER_CUTOUTS: dict[str, Callable[[Path], list[CutoutGroup]]] = {
     "alpha": folder_cutouts,

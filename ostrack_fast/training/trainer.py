@@ -21,7 +21,7 @@ from ..model import OSTrack
 from ..model.checkpoint import load_pretrained, save_weights
 from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 from .config import TrainConfig
-from .data import make_loader
+from .dataset import make_loader
 from .losses import ostrack_loss
 from .mix import build_dataset
 from .pretrained import load_backbone, mark_template, resize_positions

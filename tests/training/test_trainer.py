@@ -16,7 +16,7 @@ from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
 from ostrack_fast.training.config import OptimConfig, TrainConfig, read_train_config
-from ostrack_fast.training.data import CropConfig
+from ostrack_fast.training.crops import CropConfig
 from ostrack_fast.training.losses import LossConfig
 from ostrack_fast.training.mix import build_dataset
 from ostrack_fast.training.trainer import CHECKPOINT, WEIGHTS, Trainer, build_model

@@ -1,0 +1,180 @@
+"""The two crops of a training pair: sizes and jitter, the window around a target, and the camera it is seen through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from ..boxes import crop_window
+from .geometry import around, bounds, compose, corners, linear_map, transform, warp
+from .images import Image
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Sizes and jitter of the crops. The defaults are those of the published 256 model.
+
+    Args:
+        template_size, search_size: side of the crops, pixels.
+        template_factor, search_factor: side of the crop over sqrt(w*h) of the target.
+        center_jitter, scale_jitter: (template, search). The crop is made around a box of size
+            w, h times exp(scale_jitter * N(0, 1)), each its own, and of centre moved by up to
+            half of center_jitter times sqrt(w*h) of that box.
+    """
+
+    template_size: int = 128
+    search_size: int = 256
+    template_factor: float = 2.0
+    search_factor: float = 4.0
+    center_jitter: tuple[float, float] = (0.0, 3.0)
+    scale_jitter: tuple[float, float] = (0.0, 0.25)
+
+    def __post_init__(self) -> None:
+        if min(self.template_size, self.search_size) < 16:
+            raise ValueError(f"crops of {self.template_size} and {self.search_size} pixels: both need at least 16")
+        if min(self.template_factor, self.search_factor) <= 0:
+            raise ValueError("template_factor and search_factor must be positive")
+        if min(*self.center_jitter, *self.scale_jitter) < 0:
+            raise ValueError("center_jitter and scale_jitter must not be negative")
+
+
+class Pair(NamedTuple):
+    """Two square uint8 RGB crops of any side, and the target in them: xywh over the side of the final crop."""
+
+    template: Image
+    template_box: NDArray[np.float32]
+    search: Image
+    search_box: NDArray[np.float32]
+
+
+class Window(NamedTuple):
+    """A square crop of an image: left, top, side in image pixels, and the size it is resized to."""
+
+    left: int
+    top: int
+    side: int
+    size: int
+
+    @property
+    def native(self) -> int:
+        """Side at which to work: the crop's own resolution, unless it is shrunk anyway."""
+        return min(self.side, self.size)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """2x3 map from image to native crop, in coordinates where pixel i covers [i, i + 1]."""
+        scale = self.native / self.side
+        return np.array([[scale, 0, -self.left * scale], [0, scale, -self.top * scale]])
+
+
+def draw_window(
+    box: Sequence[float] | NDArray, crops: CropConfig, search: bool, rng: Generator
+) -> tuple[Window, NDArray[np.float32]] | None:
+    """Jitter the xywh box, put the crop around it; the window and the true box in it (normalized, see `Pair`).
+
+    None when the target's centre falls outside the crop or the crop is less than 8 pixels wide.
+    Source: published `_get_jittered_box`, `sample_target` and `transform_image_to_crop`.
+    """
+    factor = crops.search_factor if search else crops.template_factor
+    size = crops.search_size if search else crops.template_size
+    x, y, w, h = (float(v) for v in box)
+    draw = np.exp(rng.standard_normal(2) * crops.scale_jitter[search])
+    jw, jh = w * draw[0], h * draw[1]
+    reach = sqrt(jw * jh) * crops.center_jitter[search]
+    shift = reach * (rng.random(2) - 0.5)
+    cx, cy = x + 0.5 * w, y + 0.5 * h
+    jx, jy = cx + shift[0], cy + shift[1]
+    left, top, side = crop_window((jx - 0.5 * jw, jy - 0.5 * jh, jw, jh), factor)
+    scale = size / side
+    bx, by = (size - 1) / 2 + (cx - jx) * scale, (size - 1) / 2 + (cy - jy) * scale
+    if side < 8 or not (0 <= bx <= size - 1 and 0 <= by <= size - 1):
+        return None
+    inside = np.array([bx - 0.5 * w * scale, by - 0.5 * h * scale, w * scale, h * scale]) / size
+    return Window(left, top, side, size), inside.astype(np.float32)
+
+
+def cut(image: Image, window: Window) -> Image:
+    """The window's native crop, black outside the image.
+
+    As in the published `sample_target`, the last column and row of the image are never read.
+    """
+    left, top, side, size = window
+    height, width = image.shape[0] - 1, image.shape[1] - 1
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
+    if x1 == left and y1 == top and x2 == left + side and y2 == top + side:
+        crop = image[y1:y2, x1:x2]
+    else:
+        crop = np.zeros((side, side, 3), dtype=np.uint8)
+        if x2 > x1 and y2 > y1:
+            crop[y1 - top : y2 - top, x1 - left : x2 - left] = image[y1:y2, x1:x2]
+    return cv2.resize(crop, (size, size)) if side > size else crop
+
+
+def blacken(crop: Image, window: Window, frame: Sequence[float]) -> None:
+    """Make a native crop black, in place, where it lies outside a frame of (width, height) pixels."""
+    low, high = np.round(transform(window.matrix(), np.array([[0.0, 0.0], frame]))).astype(int)
+    crop[: max(low[1], 0)] = 0
+    crop[:, : max(low[0], 0)] = 0
+    crop[max(high[1], 0) :] = 0
+    crop[:, max(high[0], 0) :] = 0
+
+
+class View(NamedTuple):
+    """An image, the target's xywh box in it, and, where known, points whose hull is the target's outline."""
+
+    image: Image
+    box: NDArray
+    outline: NDArray | None
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Random camera of a real image, drawn for each image of a pair. A box without an outline is never rotated.
+
+    Args:
+        probability: of any change at all.
+        rotation: standard deviation, degrees. stretch: of half the log aspect ratio. shear: of the shear.
+    """
+
+    probability: float = 0.5
+    rotation: float = 5.0
+    stretch: float = 0.06
+    shear: float = 0.04
+
+
+DEFAULT_CAMERA = CameraConfig()
+
+
+def crop_view(
+    view: View, crops: CropConfig, search: bool, camera: CameraConfig, rng: Generator
+) -> tuple[Image, NDArray[np.float32]] | None:
+    """Crop and normalized box of a view seen through a random camera; None when the draw is not usable."""
+    if rng.random() >= camera.probability:
+        drawn = draw_window(view.box, crops, search, rng)
+        return None if drawn is None else (cut(view.image, drawn[0]), drawn[1])
+    rotation, stretch, shear = rng.standard_normal(3) * (camera.rotation * np.pi / 180, camera.stretch, camera.shear)
+    outline = view.outline
+    if outline is None:
+        outline, rotation, shear = corners(view.box), 0.0, 0.0
+    moved = around(view.box[:2] + 0.5 * view.box[2:], linear_map(rotation, stretch, shear))
+    drawn = draw_window(bounds(transform(moved, outline)), crops, search, rng)
+    if drawn is None:
+        return None
+    window, box = drawn
+    # Mirrored beyond its border, then black where the unmoved image ends: a real frame has upright edges.
+    crop = warp(view.image, compose(window.matrix(), moved), (window.native, window.native), cv2.BORDER_REFLECT_101)
+    blacken(crop, window, view.image.shape[1::-1])
+    return crop, box
+
+
+def crop_pair(template: View, search: View, crops: CropConfig, camera: CameraConfig, rng: Generator) -> Pair | None:
+    """Crops of two views of one target, or None when a crop is not usable."""
+    first = crop_view(template, crops, False, camera, rng)
+    second = crop_view(search, crops, True, camera, rng) if first is not None else None
+    return None if first is None or second is None else Pair(*first, *second)

@@ -1,0 +1,146 @@
+"""Training pairs as batches: sources mixed by ratio, augmented, in an order that a resumed run continues.
+
+Sample i is a function of (seed, i) alone, whatever the number of workers, so resuming a run needs only a counter.
+Decoded images stay in memory and are shared with the workers by forking.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .augment import Augment, AugmentConfig, flip_box
+from .crops import CropConfig, Pair
+
+
+class Source(Protocol):
+    """What `PairDataset` mixes."""
+
+    def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
+        """One pair, or None when this draw has no usable target: the caller draws again."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What turns sources into samples.
+
+    Args:
+        crops: sizes and jitter.
+        augment: augmentation of every pair.
+        seed: changes every sample.
+        length: number of samples; `PairDataset` accepts indices below it.
+    """
+
+    crops: CropConfig = field(default_factory=CropConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+    length: int = 1_000_000
+
+
+class PairDataset(Dataset):
+    """A mix of sources as a map-style dataset: sample i depends on (seed, i) alone.
+
+    Args:
+        sources: (source, ratio) pairs; a source is drawn with probability ratio over the sum of the ratios.
+        config: crops, augmentation, seed and length.
+
+    Items are dicts: `template` (Z, Z, 3) and `search` (X, X, 3) uint8 RGB tensors, `template_box` and `search_box`
+    (4,) float32 xywh over the side of the crop.
+
+    Raises:
+        ValueError: without a source or with a ratio that is not positive.
+        RuntimeError: when 100 draws in a row give no usable pair.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Source, float]], config: DataConfig = DataConfig()) -> None:
+        if not sources:
+            raise ValueError("a PairDataset needs at least one (source, ratio)")
+        ratios = np.array([ratio for _, ratio in sources], dtype=np.float64)
+        if not (ratios > 0).all():
+            raise ValueError(f"ratios must be positive, got {ratios.tolist()}: leave unwanted sources out")
+        self.sources = [source for source, _ in sources]
+        self.config = config
+        self._edges = np.cumsum(ratios / ratios.sum())
+        self._augment = Augment(config.augment)
+
+    def __len__(self) -> int:
+        return self.config.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        rng = np.random.default_rng(np.random.SeedSequence((self.config.seed, index)))
+        crops = self.config.crops
+        for _ in range(100):
+            which = min(int(np.searchsorted(self._edges, rng.random(), side="right")), len(self.sources) - 1)
+            pair = self.sources[which].sample(rng, crops)
+            if pair is not None:
+                break
+        else:
+            raise RuntimeError("100 draws gave no usable pair: are the boxes in pixels, and the targets large enough?")
+        images, flips = self._augment((pair.template, pair.search), rng)
+        item = {}
+        for name, image, box, size, flip in (
+            ("template", images[0], pair.template_box, crops.template_size, flips[0]),
+            ("search", images[1], pair.search_box, crops.search_size, flips[1]),
+        ):
+            if image.shape[0] != size:
+                image = cv2.resize(image, (size, size))
+            item[name] = torch.from_numpy(np.ascontiguousarray(image))
+            item[f"{name}_box"] = torch.from_numpy(flip_box(box) if flip else box)
+        return item
+
+
+class _From(Sampler):
+    """Indices from `start` to the end of the dataset, in order."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, but it is the trainer that ends the run, after a last checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def make_loader(dataset: PairDataset, batch_size: int, workers: int = 0, start: int = 0) -> DataLoader:
+    """Batches of samples start, start + 1, ... in order; an incomplete last batch is dropped.
+
+    To resume, pass as `start` the number of samples already seen. Workers are forked, so that they share the images
+    in memory. Without workers, OpenCV's threads are left as they are.
+
+    Raises:
+        ValueError: for a start outside the dataset.
+    """
+    if not 0 <= start <= len(dataset):
+        raise ValueError(f"start={start} lies outside the {len(dataset)} samples")
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=_From(start, len(dataset)),
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        persistent_workers=workers > 0,
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=4 if workers else None,
+        drop_last=True,
+        # Its own, as starting an iteration draws a number: a resumed run must not see another random state.
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,179 @@
+"""Pairs from videos and still images: boxes against painted targets, sampling, files and their mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast.training.augment import AugmentConfig
+from ostrack_fast.training.coco import CocoImages
+from ostrack_fast.training.crops import CameraConfig, CropConfig
+from ostrack_fast.training.cutouts import coco_cutouts
+from ostrack_fast.training.dataset import DataConfig, PairDataset
+from ostrack_fast.training.images import ImageStore
+from ostrack_fast.training.photos import PhotoRegions
+from ostrack_fast.training.videos import VideoFolder, read_boxes
+
+from .painted import PLAIN, RED, STILL, assert_box_marks_red, save, texture
+
+
+def test_video_boxes_lie_on_the_painted_target(videos):
+    dataset = PairDataset([(VideoFolder(videos, camera=STILL), 1)], DataConfig(augment=PLAIN))
+    checked = 0
+    for i in range(40):
+        item = dataset[i]
+        assert item["template"].shape == (128, 128, 3) and item["template"].dtype == torch.uint8
+        assert item["search"].shape == (256, 256, 3) and item["search_box"].dtype == torch.float32
+        # One image pixel is up to five crop pixels wide here, and only its centre is compared.
+        checked += assert_box_marks_red(item["template"].numpy(), item["template_box"].numpy(), 3)
+        checked += assert_box_marks_red(item["search"].numpy(), item["search_box"].numpy(), 3)
+    assert checked > 40
+
+
+def test_video_boxes_follow_a_turning_camera(videos):
+    camera = CameraConfig(probability=1, rotation=15, stretch=0.2, shear=0.1)
+    dataset = PairDataset([(VideoFolder(videos, camera=camera), 1)], DataConfig(augment=PLAIN))
+    checked = 0
+    for i in range(40):
+        item = dataset[i]
+        checked += assert_box_marks_red(item["template"].numpy(), item["template_box"].numpy(), 5)
+    assert checked > 20
+
+
+def test_flipped_boxes_lie_on_the_painted_target(videos):
+    augment = AugmentConfig(gray=0, flip=1, brightness=0)
+    dataset = PairDataset([(VideoFolder(videos, camera=STILL), 1)], DataConfig(augment=augment))
+    assert (
+        sum(assert_box_marks_red(dataset[i]["search"].numpy(), dataset[i]["search_box"].numpy(), 3) for i in range(20))
+        > 5
+    )
+
+
+def test_video_sampling_skips_short_videos_and_absent_targets(videos):
+    source = VideoFolder(videos)
+    assert source.names == ["alpha", "beta"]
+    assert 7 not in source.visible[0] and len(source.visible[0]) == 23
+    drawn, view = [], source.view
+    source.view = lambda video, frame: drawn.append((video, frame)) or view(video, frame)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        source.sample(rng, CropConfig())
+    for (a, first), (b, second) in zip(drawn[::2], drawn[1::2], strict=True):
+        assert a == b and first < second and 7 not in (first, second)
+
+
+def test_search_interval_widens_until_a_target_is_visible(tmp_path):
+    boxes = ["nan,nan,nan,nan"] * 40
+    for i in (0, 1, 2, 3, 30):
+        boxes[i] = "20,20,30,30"
+    for i in range(40):
+        save(tmp_path / "v" / "img" / f"{i:04}.png", texture(np.random.default_rng(i), 80, 80))
+    (tmp_path / "v" / "groundtruth_rect.txt").write_text("\n".join(boxes))
+    source = VideoFolder(tmp_path, max_gap=2)
+    frames, view = set(), source.view
+    source.view = lambda video, frame: frames.add(frame) or view(video, frame)
+    for i in range(40):
+        source.sample(np.random.default_rng(i), CropConfig())
+    assert 30 in frames
+
+
+def coco_folder(tmp_path):
+    image = texture(np.random.default_rng(0), 240, 320)
+    image[80:140, 100:180] = RED
+    save(tmp_path / "images" / "a.png", image)
+    return tmp_path / "images"
+
+
+def check_coco(source):
+    dataset = PairDataset([(source, 1)], DataConfig(augment=PLAIN))
+    assert (
+        sum(assert_box_marks_red(dataset[i]["search"].numpy(), dataset[i]["search_box"].numpy(), 2) for i in range(20))
+        > 5
+    )
+
+
+def test_coco_json(tmp_path):
+    images = coco_folder(tmp_path)
+    corners = [100, 80, 180, 80, 180, 140, 100, 140]
+    document = {
+        "images": [{"id": 5, "file_name": "a.png"}],
+        "annotations": [
+            {"image_id": 5, "category_id": 3, "bbox": [100, 80, 80, 60], "segmentation": [corners], "iscrowd": 0},
+            {"image_id": 5, "category_id": 3, "bbox": [0, 0, 200, 200], "segmentation": {}, "iscrowd": 1},
+            {"image_id": 5, "category_id": 3, "bbox": [0, 0, 5, 50], "iscrowd": 0},
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(document))
+    source = CocoImages(images, path)
+    assert len(source.objects) == 1
+    check_coco(source)
+    assert len(coco_cutouts(source)) == 1
+    path.write_text(json.dumps({"images": []}))
+    with pytest.raises(ValueError, match="not a COCO instances file"):
+        CocoImages(images, path)
+
+
+def test_coco_label_folder(tmp_path):
+    images, labels = coco_folder(tmp_path), tmp_path / "labels"
+    labels.mkdir()
+    (labels / "a.box.txt").write_text(f"0 {140 / 320} {110 / 240} {80 / 320} {60 / 240}\n")
+    points = " ".join(f"{x / 320} {y / 240}" for x, y in ((100, 80), (180, 80), (180, 140), (100, 140)))
+    (labels / "a.poly.txt").write_text(f"7 {points}\n7 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    source = CocoImages(images, labels)
+    assert len(source.objects) == 1 and len(source.objects[0][3]) == 1
+    check_coco(source)
+    (labels / "a.box.txt").write_text("0 0.5 0.5 0.1\n")
+    with pytest.raises(ValueError, match="not class cx cy w h"):
+        CocoImages(images, labels)
+    with pytest.raises(FileNotFoundError, match="neither"):
+        CocoImages(images, tmp_path / "nothing")
+
+
+def test_folder_errors(videos, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        VideoFolder(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no usable video"):
+        VideoFolder(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        PhotoRegions([tmp_path / "empty"])
+    truth = videos / "alpha" / "groundtruth_rect.txt"
+    lines = truth.read_text().splitlines()
+    truth.write_text("\n".join(lines[:-1]))
+    with pytest.raises(ValueError, match="24 images but 23 boxes"):
+        VideoFolder(videos)
+    truth.write_text("\n".join([*lines[:-1], "1 2 3"]))
+    with pytest.raises(ValueError, match=r"txt:24.*3 numbers"):
+        VideoFolder(videos)
+    truth.write_text("\n".join([*lines[:-1], "1 2 3 x"]))
+    with pytest.raises(ValueError, match="not four numbers"):
+        VideoFolder(videos)
+    truth.write_text("\n".join(lines))
+    (videos / "alpha" / "img" / "0000.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0000\.png is not an image"):
+        VideoFolder(videos)
+
+
+def test_separators_of_ground_truth(tmp_path):
+    path = tmp_path / "gt.txt"
+    path.write_text("1,2,3,4\n1\t2\t3\t4\n1 2  3 4\n1, 2, 3, 4\nNaN,nan,nan,nan\n")
+    boxes = read_boxes(path)
+    np.testing.assert_array_equal(boxes[:4], np.tile([1, 2, 3, 4], (4, 1)))
+    assert np.isnan(boxes[4]).all()
+
+
+def test_images_beyond_the_memory_limit_are_decoded_on_demand(tmp_path):
+    images = [texture(np.random.default_rng(i), 40, 40) for i in range(3)]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        save(path, image)
+    store = ImageStore(paths, memory_limit=5000)
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(store[i], image)
+    paths[0].unlink()
+    np.testing.assert_array_equal(store[0], images[0])
+    paths[2].unlink()
+    with pytest.raises(ValueError, match="not an image"):
+        store[2]
