@@ -24,7 +24,9 @@ def peak_bytes(name: str, batch: int, contender: str, device: torch.device) -> i
         return None
     command = [sys.executable, "-m", "ostrack_fast.benchmark.memory", name, str(batch), contender, str(device)]
     command.append(str(torch.get_num_threads()))
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    # Started beside this very package: another folder might hold another one.
+    home = Path(__file__).parents[2]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=home).stdout.split()[-1])
 
 
 def _resident(field: str) -> int:
