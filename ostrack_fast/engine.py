@@ -73,6 +73,7 @@ class Engine:
             self.window = hann_window(self.cfg.search_grid).to(self.device)
             self.count = 0
             self._targets = self._reserve(1)
+        self._uses_graphs = self.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], _Graph] = {}
 
     @property
@@ -132,7 +133,7 @@ class Engine:
                 f"search must be (B,3,{size},{size}) with B = {self.count} templates set, is {tuple(search.shape)}"
             )
         search = search.to(self.device, self.network.dtype)
-        if self.device.type == "cpu":
+        if not self._uses_graphs:
             score, size_map, offset = self._maps(self.count, search)
         else:
             rows = self.count
@@ -192,7 +193,7 @@ class Engine:
         if self.count == 0:
             raise RuntimeError("no target to follow: add(frame, box) first")
         image = _as_tensor(frame)
-        if self.device.type == "cpu":
+        if not self._uses_graphs:
             found = self._located(self.count, image)
         else:
             # Few graphs serve every number of targets: the rows up to the next power of two run along.

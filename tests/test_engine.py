@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ostrack_fast import Engine, MultiTracker, Tracker, build_ostrack, ops
+from ostrack_fast import engine as engine_module
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.engine import resolve_dtype
 from ostrack_fast.model import template_mask
@@ -226,6 +227,63 @@ def test_many_targets_as_single_ones():
     with pytest.raises(ValueError, match="outside"):
         many.add(frame(), (500, 500, 5, 5))
     assert many.targets == [2, 3]
+
+
+class FakeGraph:
+    """What a CUDA graph promises: one shape, static outputs that the next call overwrites."""
+
+    made = 0
+
+    def __init__(self, function, like, device):
+        FakeGraph.made += 1
+        self.function, self.shape = function, like.shape
+        self.output = function(torch.zeros_like(like))
+
+    def __call__(self, value):
+        assert value.shape == self.shape
+        outputs = self.output if isinstance(self.output, tuple) else (self.output,)
+        new = self.function(value)
+        for old, fresh in zip(outputs, new if isinstance(new, tuple) else (new,), strict=True):
+            old.copy_(fresh)
+        return self.output
+
+
+def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
+    """The bookkeeping around CUDA graphs, with a stand-in for them: results as without, few captures, few kept."""
+    monkeypatch.setattr(engine_module, "_Graph", FakeGraph)
+    monkeypatch.setattr(FakeGraph, "made", 0)
+    plain, graphed = (Engine(tiny(), "cpu", "float32") for _ in range(2))
+    graphed._uses_graphs = True
+
+    def compare(seed, *shape):
+        np.testing.assert_allclose(graphed.step(frame(seed, *shape)), plain.step(frame(seed, *shape)), atol=1e-3)
+
+    for count, box in enumerate(BOXES, 1):
+        plain.add(frame(), box), graphed.add(frame(), box)
+        for seed in (1, 2):
+            compare(seed)
+        assert len(graphed._targets.box) == (1, 2, 4, 4)[count - 1]
+    # For 1, 2, 3 and 4 targets; the buffers grew before the second and third, and the fourth found the third's graph.
+    assert FakeGraph.made == 3
+    plain.drop(1), graphed.drop(1)
+    compare(3)
+    assert FakeGraph.made == 3
+    for seed, width in enumerate(range(100, 112)):
+        compare(seed, 90, width)
+    assert len(graphed._graphs) == engine_module._MAX_GRAPHS
+    made = FakeGraph.made
+    compare(5, 90, 111)  # kept
+    assert FakeGraph.made == made
+    compare(5, 96, 128)  # gone, and made again
+    assert FakeGraph.made == made + 1
+    z, x = images(3)
+    plain.set_template(z), graphed.set_template(z)
+    first = graphed.forward(x)
+    kept = {name: value.clone() for name, value in first.items()}
+    graphed.forward(x + 1)
+    for name, value in plain.forward(x).items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(first[name], kept[name]), "a later call changed an earlier result"
 
 
 @pytest.mark.gpu
