@@ -51,7 +51,7 @@ class _OnEngine:
         model_or_name: OSTrack | str | Path = "small",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        lost_below: float = 0.2,
+        lost_below: float = 0.4,
         candidate_elimination: bool = True,
     ):
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
@@ -80,7 +80,8 @@ class Tracker(_OnEngine):
         device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
         dtype: of the matrix products: "auto" (see `resolve_dtype`), "float32", "float16", "bfloat16", "int8" or one
             of these as torch.dtype. float32 is exact.
-        lost_below: scores below this mark a result as lost.
+        lost_below: scores below this mark a result as lost; what the default finds with the shipped weights is in their
+            model card.
         candidate_elimination: False keeps all candidates, as if the model's configuration eliminated none.
 
     Raises:

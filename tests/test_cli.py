@@ -133,6 +133,8 @@ def test_an_interrupted_run_leaves_what_it_did(tmp_path, number):
             "-o", out / "out.mp4", "--boxes", out / "out.txt",
         ),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests started in the background pass on that Ctrl-C is to be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     # More than the header of the video: some frames are in.
     while process.poll() is None and not (out.exists() and any(path.stat().st_size > 1000 for path in out.iterdir())):
