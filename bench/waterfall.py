@@ -41,20 +41,26 @@ def steps(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def table(found: list[tuple[str, dict[str, Any]]]) -> str:
-    parts = []
+    """For every network a table, with a group of columns for every machine and number of threads."""
+    networks: dict[str, dict[str, dict[str, Any]]] = {}
     for where, result in found:
-        network = result["shape"].split(":")[0]
-        parts += [
-            f"**{network}**, batch 1, {where}",
-            "",
-            "| | ms | x published | peak memory, MB |",
-            "|---|--:|--:|--:|",
-        ]
-        for name, one in result["contenders"].items():
-            memory = f"{one['peak_bytes'] / 1e6:.0f}" if one["peak_bytes"] else ""
-            ratio = one["speed_over"]["published"]
-            label = name if name in steps(result) else f"*{name}*"
-            parts.append(f"| {label} | {1e3 * one['seconds']:.1f} | {ratio:.2f} | {memory} |")
+        networks.setdefault(result["shape"].split(":")[0], {})[where] = result
+    parts = []
+    for network, results in networks.items():
+        places = "".join(f" {where}: ms | x published |" for where in results)
+        parts += [f"| {network}, batch 1 |{places} peak memory, MB |", "|---|" + "--:|--:|" * len(results) + "--:|"]
+        for name in dict.fromkeys(name for result in results.values() for name in result["contenders"]):
+            label = name if name == "published" or name.startswith("+") else f"*{name}*"
+            memory = ""
+            for result in results.values():
+                one = result["contenders"].get(name)
+                if one is None:
+                    label += " | |"
+                    continue
+                label += f" | {1e3 * one['seconds']:.1f} | {one['speed_over']['published']:.2f}"
+                if one["peak_bytes"]:
+                    memory = f"{one['peak_bytes'] / 1e6:.0f}"
+            parts.append(f"| {label} | {memory} |")
         parts.append("")
     return "\n".join(parts)
 

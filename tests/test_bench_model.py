@@ -69,7 +69,7 @@ def test_waterfall(tmp_path):
     (tmp_path / "bench/results/some-model.json").write_text(json.dumps(document))
     subprocess.run([sys.executable, tmp_path / "bench" / "waterfall.py"], check=True)
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n<!-- waterfall -->\n**small**, batch 1, Some CPU, 1 thread")
+    assert text.startswith("before\n<!-- waterfall -->\n| small, batch 1 | Some CPU, 1 thread: ms | x published |")
     assert "| + engine | 20.0 | 3.00 | 69 |" in text and "| *torch.compile* | 50.0 | 1.20 |  |" in text
     assert "old" not in text and text.endswith("<!-- end of waterfall -->\nafter\n")
     assert (tmp_path / "docs/waterfall.png").stat().st_size > 1000

@@ -216,7 +216,7 @@ workers: 1
 
 def test_the_shipped_recipe_can_be_read():
     config = read_train_config(str(resources.files("ostrack_fast") / "training" / "recipes" / "small.yaml"))
-    assert config.model == get_config("small") and config.total_pairs == 100_000
+    assert config.model == get_config("small") and config.total_pairs == 200_000
     assert config.crops.search_size == config.model.search_size
 
 
