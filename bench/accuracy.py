@@ -4,8 +4,7 @@
 
 The rule: mean AUC within 0.005 of float32's, every dtype following its own boxes; and half of all boxes within a pixel
 of float32's (largest of the four coordinates' differences), each frame looked at from the same box before: left to
-themselves two trackers drift apart over hundreds of frames whatever made the first difference. Exits with 1 where a
-dtype breaks the rule.
+themselves two trackers drift apart over hundreds of frames. Exits with 1 where a dtype breaks the rule.
 """
 
 from __future__ import annotations
