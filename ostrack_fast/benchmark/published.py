@@ -16,16 +16,23 @@ from ..boxes import crop_window
 from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 
 
-def attention(qkv: Tensor, template_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense attention; the score by boolean-mask indexing."""
+def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Output; score by boolean-mask indexing, None without a mask; and the map (B,H,N,N) that a block hands on."""
     batch, tokens, _, heads, width = qkv.shape
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     probability = ((query @ key.transpose(-2, -1)) * width**-0.5).softmax(dim=-1)
     out = (probability @ value).transpose(1, 2).reshape(batch, tokens, heads * width)
+    if template_mask is None:
+        return out, None, probability
     template = template_mask.shape[-1]
     rows = probability[:, :, :template, template:]
     chosen = template_mask.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, rows.shape[3])
-    return out, rows[chosen].view(batch, heads, -1, rows.shape[3]).mean(dim=2).mean(dim=1)
+    return out, rows[chosen].view(batch, heads, -1, rows.shape[3]).mean(dim=2).mean(dim=1), probability
+
+
+def attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Dense attention: output and score."""
+    return dense_attention(qkv, template_mask)[:2]
 
 
 def eliminate(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,20 +20,6 @@ from ..model.vit import Block
 from . import published
 
 
-def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Output, score, and the attention map that the published block hands on."""
-    batch, tokens, _, heads, width = qkv.shape
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    probability = ((query @ key.transpose(-2, -1)) * width**-0.5).softmax(dim=-1)
-    out = (probability @ value).transpose(1, 2).reshape(batch, tokens, heads * width)
-    if template_mask is None:
-        return out, None, probability
-    template = template_mask.shape[-1]
-    rows = probability[:, :, :template, template:]
-    chosen = template_mask.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, rows.shape[3])
-    return out, rows[chosen].view(batch, heads, -1, rows.shape[3]).mean(dim=2).mean(dim=1), probability
-
-
 class PublishedNetwork:
     """Template and search images (B,3,Z,Z), (B,3,X,X) -> score, size and offset maps.
 
@@ -65,7 +51,7 @@ class PublishedNetwork:
             mask = self._mask if index in cfg.ce_layers else None
             qkv = block.attn.packed(block.norm1(tokens))
             if self._attention is None:
-                out, score, probability = dense_attention(qkv, mask)
+                out, score, probability = published.dense_attention(qkv, mask)
                 maps.append(probability)
             else:
                 out, score = self._attention(qkv, mask)

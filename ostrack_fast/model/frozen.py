@@ -108,7 +108,7 @@ class FrozenOSTrack:
         patch = self.cfg.patch_size
         grid = size // patch
         patches = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
-        return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1).contiguous(), out)
+        return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1), out)
 
     def __call__(self, template: Tensor, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Template tokens (B,T,C), search image (B,3,X,X), mask (T,) or (B,T) -> the maps of `CenterHead`."""

@@ -29,8 +29,8 @@ BACKENDS = ("native", "triton", "reference")
 OPS = ("crop", "attention", "eliminate", "restore", "decode", "advance")
 LAYERS = {"linear": "Linear", "conv3x3": "Conv3x3"}
 
-# On a GPU without the CUDA toolkit at install time only Triton is there; where both are, the order is that of the
-# measurements in bench/results. Devices not named here have the reference alone.
+# On a GPU without the CUDA toolkit at install time only Triton is there. Where both are, the order is a guess until
+# bench/gpu_check.sh has run on one. Devices not named here have the reference alone.
 _ORDER = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
 
 
