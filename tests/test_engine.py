@@ -271,9 +271,23 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     for seed, width in enumerate(range(100, 112)):
         compare(seed, 90, width)
     assert len(graphed._graphs) == engine_module._MAX_GRAPHS
+    graphed.set_template(images(5)[0])  # more rows than before
+    assert not graphed._graphs, "a graph goes on reading and writing the buffers it was captured with"
+    graphed.clear()
+    for row in range(plain.count):
+        graphed.add(frame(), BOXES[row])
+    graphed.place(plain._targets.box[: plain.count].tolist())
+    for rows in range(3):
+        graphed._targets.template[rows] = plain._targets.template[rows]
+        graphed._targets.mask[rows] = plain._targets.mask[rows]
+    compare(4, 90, 111)
+    compare(4, 96, 128)
     made = FakeGraph.made
     compare(5, 90, 111)  # kept
     assert FakeGraph.made == made
+    for seed, width in enumerate(range(100, 108)):
+        compare(seed, 90, width)
+    made = FakeGraph.made
     compare(5, 96, 128)  # gone, and made again
     assert FakeGraph.made == made + 1
     z, x = images(3)
