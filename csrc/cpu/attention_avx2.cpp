@@ -11,6 +11,7 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kMaxVectors = 3;
   static constexpr int kStep = 1;
+  static constexpr bool kOverlap = false;
   static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // of 16 registers at most 12 accumulate
 
   using Vec = __m256;
@@ -28,6 +29,7 @@ struct Avx2 {
   static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }
   static OSTF_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // b where either is NaN
+  static OSTF_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
   static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) {
     return _mm256_and_ps(a, _mm256_loadu_ps(reinterpret_cast<const float*>(bits)));
   }
@@ -49,7 +51,12 @@ struct Avx2 {
 
   static OSTF_INLINE Units load_units(const Unit* from) { return _mm256_loadu_ps(from); }
   static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm256_broadcast_ss(from); }
-  static OSTF_INLINE Vec dot(Units a, Units b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) { sum = _mm256_fmadd_ps(a, b, sum); }
+
+  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
+    store(to, first);
+    store(to + row, second);
+  }
 
   static void pack_row(int dtype, const void* from, int D, Unit* to) {
     const auto* half = static_cast<const uint16_t*>(from);

@@ -6,6 +6,7 @@ struct Avx512 {
   static constexpr int kWidth = 16;
   static constexpr int kMaxVectors = 4;
   static constexpr int kStep = 1;
+  static constexpr bool kOverlap = true;
   static constexpr int rows(int vectors) { return vectors >= 4 ? 4 : 8; }  // of 32 registers at most 24 accumulate
 
   using Vec = __m512;
@@ -23,6 +24,7 @@ struct Avx512 {
   static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(b, c, a); }
   static OSTF_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+  static OSTF_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
   static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) { return _mm512_and_ps(a, load_bits(bits)); }
   static OSTF_INLINE float across(Vec a) { return _mm512_reduce_add_ps(a); }
 
@@ -35,7 +37,12 @@ struct Avx512 {
 
   static OSTF_INLINE Units load_units(const Unit* from) { return _mm512_loadu_ps(from); }
   static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm512_set1_ps(*from); }
-  static OSTF_INLINE Vec dot(Units a, Units b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
+  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) { __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+
+  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
+    store(to, first);
+    store(to + row, second);
+  }
 
   static void pack_row(int dtype, const void* from, int D, Unit* to) {
     const auto* half = static_cast<const uint16_t*>(from);

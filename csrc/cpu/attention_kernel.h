@@ -1,8 +1,12 @@
 // Blocked attention, written once over a small vector class S and compiled once per instruction set.
 //
-// For a block of queries the loop runs over blocks of keys with a running maximum and denominator (FlashAttention's
-// online softmax, Dao et al. 2022). Queries lie along the vector lanes: the logits are kept transposed, (key, query),
-// so maximum and sum need no operation across lanes, and K needs no transpose because its elements are broadcast.
+// For a block of queries the loop runs over blocks of keys with a running denominator (FlashAttention's online softmax,
+// Dao et al. 2022). Queries lie along the vector lanes: the logits are kept transposed, (key, query), so sums need no
+// operation across lanes, and K needs no transpose because its elements are broadcast.
+//
+// Weights are relative to a pivot, the largest of the query's first few logits. Only where a later one exceeds it so far
+// that weights could overflow is the pivot raised, and what was summed before scaled down: hardly ever, and then the
+// block is done again.
 //
 // Both products work on 4-byte "units": a float, or two neighbouring bf16 along the summed dimension (the operand of
 // vdpbf16ps). S::kStep is the number of summed elements in a unit.
@@ -16,6 +20,7 @@ using ostf::AttentionCall;
 constexpr int kKeys = 64;     // keys in a block; logits, probabilities and values of a block stay in the L1 cache
 constexpr int kKeyAlign = 8;  // packed keys are padded with zeros to a multiple of the largest row tile
 constexpr float kLowest = -3.402823466e38f;
+constexpr float kLimit = 0x1p32f;  // a sum of weights above it moves the pivot
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -43,8 +48,8 @@ struct Layout {
     v = take(static_cast<size_t>(keys) / S::kStep * width);
     rows = take(Q * units);
     q = take(Q * units);
-    s = take((with_score ? static_cast<size_t>(keys) : kKeys) * Q);
-    p = S::kStep == 1 ? s : take(kKeys / S::kStep * Q);
+    s = take((with_score ? static_cast<size_t>(keys) : 8) * Q);
+    p = take(kKeys / S::kStep * Q);
     o = take(Q * width);
     history = take((with_score ? static_cast<size_t>(keys + kKeys - 1) / kKeys : 1) * Q);
     state = take(4 * Q);
@@ -52,18 +57,27 @@ struct Layout {
   }
 };
 
-// acc[r][v] += sum over k of a(r, k) * b(k, v): a is broadcast unit by unit, b is read a vector at a time.
-template <class S, int R, int V>
+// acc[r][v] += sum over k of a(r, k) * b(k, v): a is broadcast unit by unit, b is read a vector at a time. `meanwhile` is
+// called every few steps.
+template <class S, int R, int V, class F>
 OSTF_INLINE void multiply(const typename S::Unit* a, ptrdiff_t a_row, ptrdiff_t a_step, const typename S::Unit* b,
-                          ptrdiff_t b_step, int steps, typename S::Vec (&acc)[R][V]) {
-  for (int k = 0; k < steps; ++k, a += a_step, b += b_step) {
+                          ptrdiff_t b_step, int steps, typename S::Vec (&acc)[R][V], F meanwhile) {
+  const auto step = [&]() OSTF_INLINED {
     typename S::Units right[V];
-    for (int v = 0; v < V; ++v) right[v] = S::load_units(b + v * S::kWidth);
-    for (int r = 0; r < R; ++r) {
+    OSTF_UNROLL for (int v = 0; v < V; ++v) right[v] = S::load_units(b + v * S::kWidth);
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
       const typename S::Units left = S::broadcast_unit(a + r * a_row);
-      for (int v = 0; v < V; ++v) acc[r][v] = S::dot(left, right[v], acc[r][v]);
+      OSTF_UNROLL for (int v = 0; v < V; ++v) S::dot(left, right[v], acc[r][v]);
     }
+    a += a_step;
+    b += b_step;
+  };
+  int k = 0;
+  for (; k + 4 <= steps; k += 4) {
+    OSTF_UNROLL for (int i = 0; i < 4; ++i) step();
+    meanwhile();
   }
+  for (; k < steps; ++k) step();
 }
 
 template <class S, int R, int V>
@@ -73,141 +87,190 @@ OSTF_INLINE void clear(typename S::Vec (&acc)[R][V]) {
   }
 }
 
-// Logits s (key, query) of one block of keys, and their running maximum over keys. A NaN never enters the maximum; the
-// exponential passes it on.
-template <class S, int V>
-void logits(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, float* s, float* maximum) {
-  constexpr int R = S::rows(V);
-  constexpr int Q = V * S::kWidth;
-  // In float32 two sums of half the length, for less rounding error than one long chain of additions has.
-  const int half = S::kStep == 1 ? units / 2 : 0;
-  typename S::Vec best[V];
-  for (int v = 0; v < V; ++v) best[v] = S::load(maximum + v * S::kWidth);
-  for (int i = 0; i < keys; i += R, k += R * units, s += R * Q) {
-    typename S::Vec acc[R][V];
-    clear<S>(acc);
-    if (half > 0) {
-      multiply<S>(k, units, 1, q, Q, half, acc);
-      for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) S::store(s + r * Q + v * S::kWidth, acc[r][v]);
-      }
-      clear<S>(acc);
-    }
-    multiply<S>(k + half, units, 1, q + half * Q, Q, units - half, acc);
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) {
-        float* at = s + r * Q + v * S::kWidth;
-        if (half > 0) acc[r][v] = S::add(acc[r][v], S::load(at));
-        S::store(at, acc[r][v]);
-        if (i + r < keys) best[v] = S::max(acc[r][v], best[v]);
-      }
-    }
-  }
-  for (int v = 0; v < V; ++v) S::store(maximum + v * S::kWidth, best[v]);
-}
-
-// e^(drop / sqrt D) for drop <= 0, computed as 2^n p(rest): n is whole, one `step` of drop halves the result, and
-// rest = drop - n * step lies within half a step. p is the polynomial of minimax relative error for 2^f, |f| <= 1/2,
-// with p(0) = 1 and its argument rescaled. For float32 results a step is coarse + fine, and n * coarse is exact.
+// The weight e^((s - pivot) / sqrt D) of a logit, from the difference. Where results are float32 it is 2^n p(rest): n is
+// whole, one `step` halves or doubles the weight, and rest = difference - n * step lies within half a step; step is coarse +
+// fine, and n * coarse is exact. p is the polynomial of minimax relative error, 2.6e-9, for 2^f, |f| <= 1/2, with p(0) =
+// 1 and its argument rescaled.
 template <class S>
-struct Decay {
-  static constexpr int kDegree = S::kStep == 1 ? 6 : 4;
-  float rate, coarse, fine;
-  float lowest;  // drops below this count as this, where the result has become 0
-  float coefficient[kDegree + 1];
+struct Weight {
+  float rate, coarse, fine, lowest, highest;
+  float coefficient[7];
 
-  explicit Decay(int D) {
-    // Relative errors 2.6e-9 and, where the result is rounded to bf16 (500 times coarser), 3.6e-6.
-    constexpr double degree6[] = {1, 0.6931472150, 0.2402265278, 0.05550310551, 0.009617692976, 0.001340664385,
+  explicit Weight(int D) {
+    constexpr double minimax[] = {1, 0.6931472150, 0.2402265278, 0.05550310551, 0.009617692976, 0.001340664385,
                                   0.0001559467702};
-    constexpr double degree4[] = {1, 0.6931136045, 0.2402071110, 0.05597688315, 0.009782911187};
     const double step = 0.6931471805599453 * std::sqrt(static_cast<double>(D));
     rate = static_cast<float>(1 / step);
-    coarse = static_cast<float>(step);
-    if (S::kStep == 1) coarse = ostf::bits_float(ostf::float_bits(coarse) & 0xffffff00);  // |n| < 256: room for 8 bits
+    coarse = ostf::bits_float(ostf::float_bits(static_cast<float>(step)) & 0xffffff00);  // |n| < 256: room for 8 bits
     fine = static_cast<float>(step - coarse);
     lowest = static_cast<float>(S::kLowestExponent * step);
+    highest = static_cast<float>(126 * step);
     double power = 1;
-    for (int i = 0; i <= kDegree; ++i, power /= step) {
-      coefficient[i] = static_cast<float>((S::kStep == 1 ? degree6[i] : degree4[i]) * power);
-    }
+    for (int i = 0; i < 7; ++i, power /= step) coefficient[i] = static_cast<float>(minimax[i] * power);
   }
 
-  OSTF_INLINE typename S::Vec operator()(typename S::Vec drop) const {
+  OSTF_INLINE typename S::Vec operator()(typename S::Vec difference) const {
     using Vec = typename S::Vec;
-    drop = S::max(S::set(lowest), drop);  // NaN stays NaN
-    const Vec n = S::round(S::mul(drop, S::set(rate)));
-    Vec rest = S::subtract_product(drop, n, S::set(coarse));
-    if constexpr (S::kStep == 1) rest = S::subtract_product(rest, n, S::set(fine));
-    Vec y = S::set(coefficient[kDegree]);
-    for (int i = kDegree - 1; i >= 0; --i) y = S::fma(y, rest, S::set(coefficient[i]));
-    return S::scale(y, n);
+    if constexpr (S::kStep == 2) {
+      return S::exp2(S::mul(difference, S::set(rate)));
+    } else {
+      difference = S::min(S::set(highest), S::max(S::set(lowest), difference));  // NaN stays NaN
+      const Vec n = S::round(S::mul(difference, S::set(rate)));
+      Vec rest = S::subtract_product(difference, n, S::set(coarse));
+      rest = S::subtract_product(rest, n, S::set(fine));
+      Vec y = S::set(coefficient[6]);
+      OSTF_UNROLL for (int i = 5; i >= 0; --i) y = S::fma(y, rest, S::set(coefficient[i]));
+      return S::scale(y, n);
+    }
   }
 };
 
-// Turns the logits of a block into p = e^((s - maximum) / sqrt D); sum = sum * fade + their sum over keys. With `keep`
-// the float32 values stay in s even where the product works on rounded ones.
+// A tile of logits (R keys, queries) becomes weights, added up over keys in `total`. One call does
+// two keys of one vector of queries, so that the calls can be spread over the product that makes the next tile.
 template <class S, int V, bool keep>
-void probabilities(float* s, typename S::Unit* p, int keys, const float* maximum, const Decay<S>& decay,
-                   const float* fade, float* sum) {
-  constexpr int Q = V * S::kWidth;
-  typename S::Vec total[V];
-  for (int v = 0; v < V; ++v) total[v] = S::zero();
-  for (int i = 0; i < keys; i += 2) {
-    const bool pair = i + 1 < keys;
-    for (int v = 0; v < V; ++v) {
-      float* even = s + i * Q + v * S::kWidth;
-      const typename S::Vec top = S::load(maximum + v * S::kWidth);
-      const typename S::Vec first = decay(S::sub(S::load(even), top));
-      const typename S::Vec second = pair ? decay(S::sub(S::load(even + Q), top)) : S::zero();
-      total[v] = S::add(total[v], S::add(first, second));
-      if constexpr (S::kStep == 1 || keep) {
-        S::store(even, first);
-        S::store(even + Q, second);
-      }
-      if constexpr (S::kStep == 2) S::store_pair(p + i / 2 * Q + v * S::kWidth, first, second);
+struct Weigh {
+  static constexpr int Q = V * S::kWidth;
+  float* s;
+  typename S::Unit* p;
+  const float* pivot;
+  float* total;
+  const Weight<S>& weight;
+  unsigned left;  // calls
+
+  OSTF_INLINE void operator()() {
+    if (left == 0) return;
+    --left;
+    const size_t v = left % V, pair = left / V;
+    float* even = s + pair * 2 * Q + v * S::kWidth;
+    const typename S::Vec middle = S::load(pivot + v * S::kWidth);
+    const typename S::Vec first = weight(S::sub(S::load(even), middle));
+    const typename S::Vec second = weight(S::sub(S::load(even + Q), middle));
+    float* sum = total + v * S::kWidth;
+    S::store(sum, S::add(S::load(sum), S::add(first, second)));
+    S::store_pair(p + pair * (2 / S::kStep) * Q + v * S::kWidth, Q, first, second);
+    if constexpr (keep) {
+      S::store(even, first);
+      S::store(even + Q, second);
     }
   }
-  for (int at = 0, v = 0; v < V; ++v, at += S::kWidth) {
-    S::store(sum + at, S::fma(S::load(sum + at), S::load(fade + at), total[v]));
+};
+
+// acc = logits of R keys
+template <class S, int R, int V, class F>
+OSTF_INLINE void logits(const typename S::Unit* k, const typename S::Unit* q, int units,
+                        typename S::Vec (&acc)[R][V], F meanwhile) {
+  constexpr int Q = V * S::kWidth;
+  // In float32 two sums of half the length, for less rounding error than one long chain of additions has.
+  const int half = S::kStep == 1 ? units / 2 : 0;
+  clear<S>(acc);
+  if (half > 0) {
+    multiply<S>(k, units, 1, q, Q, half, acc, meanwhile);
+    float partial[R * Q];
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) S::store(partial + r * Q + v * S::kWidth, acc[r][v]);
+    }
+    clear<S>(acc);
+    multiply<S>(k + half, units, 1, q + half * Q, Q, units - half, acc, meanwhile);
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) {
+        acc[r][v] = S::add(acc[r][v], S::load(partial + r * Q + v * S::kWidth));
+      }
+    }
+  } else {
+    multiply<S>(k, units, 1, q, Q, units, acc, meanwhile);
   }
 }
 
-// o (query, channel) = o * fade[query] + p' v for G vectors of channels, `queries` of the block's Q.
+// pivot = max(pivot, logits of up to R keys). A NaN never enters; the weights pass it on.
+template <class S, int R, int V>
+OSTF_INLINE void raise(const typename S::Vec (&acc)[R][V], int keys, float* pivot) {
+  OSTF_UNROLL for (int v = 0; v < V; ++v) {
+    typename S::Vec top = S::load(pivot + v * S::kWidth);
+    OSTF_UNROLL for (int r = 0; r < R; ++r) top = r < keys ? S::max(acc[r][v], top) : top;
+    S::store(pivot + v * S::kWidth, top);
+  }
+}
+
+template <class S, int V>
+OSTF_NOINLINE void raise_all(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, float* pivot) {
+  constexpr int R = S::rows(V);
+  for (int i = 0; i < keys; i += R, k += R * units) {
+    typename S::Vec acc[R][V];
+    logits<S>(k, q, units, acc, []() OSTF_INLINED {});
+    raise<S>(acc, keys - i, pivot);
+  }
+}
+
+// The weights p (key, query) of a block of keys, and `total` their sums over keys. The logits of a tile wait in s while
+// the product of the next is taken: additions, roundings and permutations find their units free meanwhile. With `keep` s
+// has room for all keys, and the weights stay there in float32. `first` raises the pivot to the first tile's logits.
+template <class S, int V, bool keep>
+OSTF_NOINLINE void weigh(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, bool first, float* s,
+                         typename S::Unit* p, float* pivot, const Weight<S>& weight, float* total) {
+  constexpr int R = S::rows(V);
+  constexpr int Q = V * S::kWidth;
+  std::memset(total, 0, sizeof(float) * Q);
+  Weigh<S, V, keep> job = {s, p, pivot, total, weight, 0};
+  for (int i = 0; i < keys; i += R, k += R * units) {
+    typename S::Vec acc[R][V];
+    logits<S>(k, q, units, acc, [&]() OSTF_INLINED {
+      if constexpr (S::kOverlap) job();
+    });
+    while (job.left > 0) job();
+    if (i > 0) {
+      job.p += R / S::kStep * Q;
+      if constexpr (keep) job.s += R * Q;
+    } else if (first) {
+      raise<S>(acc, keys, pivot);
+    }
+    job.left = R / 2 * V;
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) {
+        S::store(job.s + r * Q + v * S::kWidth, i + r < keys ? acc[r][v] : S::set(-INFINITY));
+      }
+    }
+  }
+  while (job.left > 0) job();
+}
+
+// o (query, channel) += p' v, or = if `first`, for G vectors of channels, `queries` of the block's Q.
 template <class S, int G>
-void accumulate(const typename S::Unit* p, int Q, const typename S::Unit* v, int width, int steps, const float* fade,
+OSTF_NOINLINE void accumulate(const typename S::Unit* p, int Q, const typename S::Unit* v, int width, int steps, bool first,
                 int queries, float* o) {
   constexpr int R = S::rows(G);
   for (int i = 0; i < queries; i += R) {
     typename S::Vec acc[R][G];
-    clear<S>(acc);
-    multiply<S>(p + i, 1, Q, v, width, steps, acc);
-    for (int r = 0; r < R; ++r) {
-      const typename S::Vec keep = S::set(fade[i + r]);
-      for (int g = 0; g < G; ++g) {
-        float* at = o + (i + r) * width + g * S::kWidth;
-        S::store(at, S::fma(S::load(at), keep, acc[r][g]));
+    float* to = o + i * width;
+    if (first) {
+      clear<S>(acc);
+    } else {
+      OSTF_UNROLL for (int r = 0; r < R; ++r) {
+        OSTF_UNROLL for (int g = 0; g < G; ++g) acc[r][g] = S::load(to + r * width + g * S::kWidth);
       }
+    }
+    multiply<S>(p + i, 1, Q, v, width, steps, acc, []() OSTF_INLINED {});
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
+      OSTF_UNROLL for (int g = 0; g < G; ++g) S::store(to + r * width + g * S::kWidth, acc[r][g]);
     }
   }
 }
 
 template <class S>
-void accumulate_all(const typename S::Unit* p, int Q, const typename S::Unit* v, int width, int steps,
-                    const float* fade, int queries, float* o) {
+void accumulate_all(const typename S::Unit* p, int Q, const typename S::Unit* v, int width, int steps, bool first,
+                    int queries, float* o) {
   for (int at = 0; at < width;) {
     const int vectors = (width - at) / S::kWidth;
     if (S::kMaxVectors >= 4 && vectors >= 4) {
-      accumulate<S, S::kMaxVectors >= 4 ? 4 : 1>(p, Q, v + at, width, steps, fade, queries, o + at);
+      accumulate<S, S::kMaxVectors >= 4 ? 4 : 1>(p, Q, v + at, width, steps, first, queries, o + at);
       at += 4 * S::kWidth;
     } else if (S::kMaxVectors >= 3 && vectors >= 3) {
-      accumulate<S, S::kMaxVectors >= 3 ? 3 : 1>(p, Q, v + at, width, steps, fade, queries, o + at);
+      accumulate<S, S::kMaxVectors >= 3 ? 3 : 1>(p, Q, v + at, width, steps, first, queries, o + at);
       at += 3 * S::kWidth;
     } else if (vectors >= 2) {
-      accumulate<S, 2>(p, Q, v + at, width, steps, fade, queries, o + at);
+      accumulate<S, 2>(p, Q, v + at, width, steps, first, queries, o + at);
       at += 2 * S::kWidth;
     } else {
-      accumulate<S, 1>(p, Q, v + at, width, steps, fade, queries, o + at);
+      accumulate<S, 1>(p, Q, v + at, width, steps, first, queries, o + at);
       at += S::kWidth;
     }
   }
@@ -226,27 +289,27 @@ void transpose(const typename S::Unit* rows, int units, int Q, typename S::Unit*
   }
 }
 
-// The score share of a block: for each search key the sum of its probabilities over the chosen rows. s holds
-// e^((s - m) / sqrt D) with the maximum m as it was at that block of keys, `history` those maxima. Lanes that are not
-// chosen are cleared bit by bit: a product with 0 would let their NaN through.
+// The score share of a block: for each search key the sum of its probabilities over the chosen rows. s holds the weights
+// with the pivot as it was at that block of keys, `history` those pivots. Lanes that are not chosen are cleared bit by
+// bit: a product with 0 would let their NaN through.
 template <class S, int V>
-void score_share(const float* s, const float* history, const float* maximum, const float* sum, const uint8_t* chosen,
-                 int rows, const Decay<S>& decay, int first_key, int N, float* share) {
+void score_share(const float* s, const float* history, const float* pivot, const float* sum, const uint8_t* chosen,
+                 int rows, const Weight<S>& weight, int first_key, int N, float* share) {
   constexpr int Q = V * S::kWidth;
   uint32_t bits[Q];
   for (int i = 0; i < Q; ++i) bits[i] = i < rows && chosen[i] ? UINT32_MAX : 0;
   for (int key = first_key; key < N;) {
     const int block = key / kKeys;
     const int end = (block + 1) * kKeys < N ? (block + 1) * kKeys : N;
-    typename S::Vec weight[V];
+    typename S::Vec factor[V];
     for (int at = 0, v = 0; v < V; ++v, at += S::kWidth) {
-      const typename S::Vec drop = S::sub(S::load(history + block * Q + at), S::load(maximum + at));
-      weight[v] = S::div(decay(drop), S::load(sum + at));
+      const typename S::Vec difference = S::sub(S::load(history + block * Q + at), S::load(pivot + at));
+      factor[v] = S::div(weight(difference), S::load(sum + at));
     }
     for (; key < end; ++key) {
       typename S::Vec total = S::zero();
       for (int at = 0, v = 0; v < V; ++v, at += S::kWidth) {
-        const typename S::Vec p = S::mul(S::load(s + static_cast<ptrdiff_t>(key) * Q + at), weight[v]);
+        const typename S::Vec p = S::mul(S::load(s + static_cast<ptrdiff_t>(key) * Q + at), factor[v]);
         total = S::add(total, S::keep(p, bits + at));
       }
       share[key - first_key] = S::across(total);
@@ -258,7 +321,22 @@ struct Head {
   int b, h;
   ptrdiff_t token;   // bytes from one token's q to the next one's
   const char* base;  // q of token 0
+  const char* next;  // of the head after it, or null
+  char* out;         // of token 0
 };
+
+// Of tokens `from` to `to`, on their way to the cache: where this head's results will go, and the next head's q, k and v.
+// Their rows lie pages apart, which no processor foresees.
+OSTF_INLINE void fetch(const AttentionCall& call, const Head& head, int from, int to) {
+  const ptrdiff_t part = head.token / 3, row = part / call.H;
+  for (int i = from; i < to; ++i) {
+    for (ptrdiff_t at = 0; at < row; at += 64) __builtin_prefetch(head.out + i * part + at, 1);
+    if (!head.next) continue;
+    for (int j = 0; j < 3; ++j) {
+      for (ptrdiff_t at = 0; at < row; at += 64) __builtin_prefetch(head.next + i * head.token + j * part + at, 0, 2);
+    }
+  }
+}
 
 template <class S, int V>
 void query_block(const AttentionCall& call, const Head& head, const Layout<S>& layout, int block,
@@ -276,11 +354,11 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   float* s = reinterpret_cast<float*>(scratch + layout.s);
   float* o = reinterpret_cast<float*>(scratch + layout.o);
   float* history = reinterpret_cast<float*>(scratch + layout.history);
-  float* maximum = reinterpret_cast<float*>(scratch + layout.state);
-  float* sum = maximum + Q;
-  float* fade = sum + Q;
-  float* before = fade + Q;
-  const Decay<S> decay(D);
+  float* pivot = reinterpret_cast<float*>(scratch + layout.state);
+  float* sum = pivot + Q;
+  float* total = sum + Q;
+  float* fade = total + Q;
+  const Weight<S> weight(D);
 
   const uint8_t* chosen = nullptr;
   if (call.mask && first < call.T) {
@@ -296,48 +374,55 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   }
   std::memset(static_cast<void*>(rows + queries * layout.units), 0, sizeof(Unit) * (Q - queries) * layout.units);
   transpose<S>(rows, layout.units, Q, q);
-  std::memset(o, 0, sizeof(float) * Q * layout.width);
   for (int i = 0; i < Q; ++i) {
-    maximum[i] = kLowest;  // finite: a row of -inf divides 0 by 0, as softmax does, but leading -inf do no harm
+    pivot[i] = kLowest;  // finite: a row of -inf divides 0 by 0, as softmax does, but leading -inf do no harm
     sum[i] = 0.0f;
   }
 
   for (int key = 0; key < N; key += kKeys) {
     const int keys = N - key < kKeys ? N - key : kKeys;
-    float* tile = chosen ? s + static_cast<ptrdiff_t>(key) * Q : s;
-    std::memcpy(before, maximum, sizeof(float) * Q);
-    logits<S, V>(k + static_cast<ptrdiff_t>(key) * layout.units, q, layout.units, keys, tile, maximum);
-    for (int j = 0; j < Q; j += S::kWidth) {
-      const typename S::Vec drop = S::sub(S::load(before + j), S::load(maximum + j));
-      S::store(fade + j, decay(drop));
+    const Unit* block_k = k + static_cast<ptrdiff_t>(key) * layout.units;
+    fetch(call, head, first + key * queries / N, first + (key + keys) * queries / N);
+    for (;;) {
+      if (chosen) {
+        float* tile = s + static_cast<ptrdiff_t>(key) * Q;
+        weigh<S, V, true>(block_k, q, layout.units, keys, key == 0, tile, p, pivot, weight, total);
+      } else {
+        weigh<S, V, false>(block_k, q, layout.units, keys, key == 0, s, p, pivot, weight, total);
+      }
+      typename S::Vec top = S::zero();
+      for (int i = 0; i < Q; i += S::kWidth) top = S::max(S::load(total + i), top);
+      if (!(S::across(top) > kLimit)) break;
+      std::memcpy(fade, pivot, sizeof(float) * Q);
+      raise_all<S, V>(block_k, q, layout.units, keys, pivot);
+      for (int i = 0; i < Q; i += S::kWidth) {
+        S::store(fade + i, weight(S::sub(S::load(fade + i), S::load(pivot + i))));
+        S::store(sum + i, S::mul(S::load(sum + i), S::load(fade + i)));
+      }
+      for (int i = 0; key > 0 && i < queries; ++i) {
+        for (int d = 0; d < layout.width; ++d) o[i * layout.width + d] *= fade[i];
+      }
     }
-    Unit* weights = S::kStep == 1 ? reinterpret_cast<Unit*>(tile) : p;
-    if (chosen) {
-      std::memcpy(history + key / kKeys * Q, maximum, sizeof(float) * Q);
-      probabilities<S, V, true>(tile, weights, keys, maximum, decay, fade, sum);
-    } else {
-      probabilities<S, V, false>(tile, weights, keys, maximum, decay, fade, sum);
-    }
-    accumulate_all<S>(weights, Q, v + static_cast<ptrdiff_t>(key) / S::kStep * layout.width, layout.width,
-                      (keys + S::kStep - 1) / S::kStep, fade, queries, o);
+    for (int i = 0; i < Q; ++i) sum[i] += total[i];
+    if (chosen) std::memcpy(history + key / kKeys * Q, pivot, sizeof(float) * Q);
+    accumulate_all<S>(p, Q, v + static_cast<ptrdiff_t>(key) / S::kStep * layout.width, layout.width,
+                      (keys + S::kStep - 1) / S::kStep, key == 0, queries, o);
   }
 
-  char* out = static_cast<char*>(call.out) +
-              ((static_cast<ptrdiff_t>(head.b) * N + first) * call.H + head.h) * D * (call.dtype == OSTF_F32 ? 4 : 2);
   for (int i = 0; i < queries; ++i) {
-    S::unpack_row(call.dtype, o + i * layout.width, 1.0f / sum[i], D, out + i * (head.token / 3));
+    S::unpack_row(call.dtype, o + i * layout.width, 1.0f / sum[i], D, head.out + (first + i) * (head.token / 3));
   }
   if (call.lse) {
     float* lse = call.lse + (static_cast<ptrdiff_t>(head.b) * call.H + head.h) * N + first;
     for (int i = 0; i < queries; ++i) {
-      lse[i] = maximum[i] / std::sqrt(static_cast<float>(D)) + std::log(sum[i]);
+      lse[i] = pivot[i] / std::sqrt(static_cast<float>(D)) + std::log(sum[i]);
     }
   }
   if (chosen) {
     const int template_blocks = (call.T + kLanes<S> - 1) / kLanes<S>;
     const ptrdiff_t place = (static_cast<ptrdiff_t>(head.b) * call.H + head.h) * template_blocks + block;
     const int rows_left = call.T - first < queries ? call.T - first : queries;
-    score_share<S, V>(s, history, maximum, sum, chosen, rows_left, decay, call.T, N,
+    score_share<S, V>(s, history, pivot, sum, chosen, rows_left, weight, call.T, N,
                       call.shares + place * (N - call.T));
   }
 }
@@ -364,7 +449,8 @@ void run(const AttentionCall& call, int b, int h, int first_block, int last_bloc
     for (int d = call.D; d < layout.width; ++d) to[d] = 0;
   }
 
-  const Head head = {b, h, token, q};
+  const Head head = {b, h, token, q, h + 1 < call.H ? q + row : nullptr,
+                     static_cast<char*>(call.out) + b * call.N * (token / 3) + h * row};
   for (int block = first_block; block < last_block; ++block) {
     const int left = call.N - block * kLanes<S>;
     const int vectors = left >= kLanes<S> ? S::kMaxVectors : (left + S::kWidth - 1) / S::kWidth;

@@ -21,6 +21,7 @@ struct Portable {
   static constexpr int kMaxVectors = 2;  // of 16 registers 8 accumulate
 #endif
   static constexpr int kStep = 1;
+  static constexpr bool kOverlap = false;
   static constexpr int rows(int) { return 4; }
 
   using Vec = Vec4;
@@ -47,6 +48,7 @@ struct Portable {
   static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return a - b * c; }
 #endif
   static OSTF_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
+  static OSTF_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
   static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) {
     UInt4 mask;
     std::memcpy(&mask, bits, sizeof mask);
@@ -65,7 +67,12 @@ struct Portable {
 
   static OSTF_INLINE Units load_units(const Unit* from) { return load(from); }
   static OSTF_INLINE Units broadcast_unit(const Unit* from) { return set(*from); }
-  static OSTF_INLINE Vec dot(Units a, Units b, Vec sum) { return fma(a, b, sum); }
+  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) { sum = fma(a, b, sum); }
+
+  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
+    store(to, first);
+    store(to + row, second);
+  }
 
   static void pack_row(int dtype, const void* from, int D, Unit* to) {
     const auto* half = static_cast<const uint16_t*>(from);
