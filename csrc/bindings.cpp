@@ -130,6 +130,7 @@ PYBIND11_MODULE(_C, module) {
   define(module, "cpu_linear_pack", ostf_cpu_linear_pack);
   define(module, "cpu_linear_packed_bytes", ostf_cpu_linear_packed_bytes);
   define(module, "cpu_restore", ostf_cpu_restore);
+  define(module, "cpu_restore_conv3x3", ostf_cpu_restore_conv3x3);
   define(module, "cpu_restore_norm", ostf_cpu_restore_norm);
 #if defined(OSTF_WITH_CUDA)
   define(module, "cuda_advance", ostf_cuda_advance);

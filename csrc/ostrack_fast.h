@@ -103,6 +103,11 @@ OSTF_API int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const v
 // sees group g of the inputs.
 OSTF_API int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, int out_dtype, void* out,
                               int B, int F, int O, int I, int groups, int activation, int threads);
+// restore_conv3x3: the second half of a 3 x 3 convolution over a restored map of which few places hold a token. The first
+// is a linear layer: products (B,K,9,O) of every token with the nine taps, row by row. -> map (B,F,F,O), OSTF_F32 or
+// OSTF_BF16, activation(bias + the products of the neighbours there are). ids (B,K), bias (O); activation: 0 none, 2 relu.
+OSTF_API int ostf_cpu_restore_conv3x3(const float* products, const int64_t* ids, const float* bias, int map_dtype,
+                                      void* map, int B, int K, int O, int F, int activation, int threads);
 
 #ifdef __cplusplus
 }

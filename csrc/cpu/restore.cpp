@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <vector>
 
 #include "cpu/half.h"
 #include "cpu/parallel.h"
+#include "cpu/places.h"
 #include "ostrack_fast.h"
 
 #if defined(__SSE2__)
@@ -149,23 +149,6 @@ void to_rows(int from_dtype, const From* tokens, const std::vector<int32_t>& tok
   });
 }
 
-// The token of every place, -1 for none.
-int places_of(const int64_t* ids, int B, int K, int places, std::vector<int32_t>& token_at) {
-  try {
-    token_at.assign(static_cast<size_t>(B) * places, -1);
-  } catch (const std::bad_alloc&) {
-    return OSTF_ENOMEM;
-  }
-  for (int64_t b = 0; b < B; ++b) {
-    for (int k = 0; k < K; ++k) {
-      const int64_t id = ids[b * K + k];
-      if (id < 0 || id >= places) return OSTF_EINVAL;
-      token_at[b * places + id] = k;
-    }
-  }
-  return OSTF_OK;
-}
-
 }  // namespace
 
 int ostf_cpu_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C, int F,
@@ -173,7 +156,7 @@ int ostf_cpu_restore(int elem_size, const void* tokens, const int64_t* ids, void
   if (B < 0 || K < 0 || C <= 0 || F <= 0 || F > 4096) return OSTF_EINVAL;
   const int places = F * F;
   std::vector<int32_t> token_at;
-  if (const int status = places_of(ids, B, K, places, token_at)) return status;
+  if (const int status = ostf::places_of(ids, B, K, places, token_at)) return status;
   switch (elem_size) {
     case 2:
       to_planes(static_cast<const uint16_t*>(tokens), token_at, static_cast<uint16_t*>(map), B, K, C, places, threads);
@@ -197,7 +180,7 @@ int ostf_cpu_restore_norm(int dtype, const void* tokens, const int64_t* ids, con
   }
   const int places = F * F;
   std::vector<int32_t> token_at;
-  if (const int status = places_of(ids, B, K, places, token_at)) return status;
+  if (const int status = ostf::places_of(ids, B, K, places, token_at)) return status;
   const auto run = [&](const auto* from, auto* to) {
     to_rows(dtype, from, token_at, weight, bias, static_cast<float>(eps), map_dtype, to, B, K, C, places, threads);
   };

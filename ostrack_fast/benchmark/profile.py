@@ -28,7 +28,6 @@ _OPS = {
     "crop": "crop",
     "attention": "attention and score",
     "eliminate": "elimination",
-    "restore": "norm and restoration",
     "decode": "decode",
     "advance": "box update",
 }
@@ -102,7 +101,7 @@ def stage_flops(cfg: ModelConfig, elimination: bool = True) -> dict[str, float]:
         work["norm, fc1, gelu"] += after * width * hidden
         work["fc2, residual"] += after * width * hidden
     widths = [cfg.embed_dim, *(cfg.head_channels >> level for level in range(4))]
-    work["head"] = places * (3 * 9 * sum(a * b for a, b in pairwise(widths)) + 5 * widths[-1])
+    work["norm, restoration, head"] = places * (3 * 9 * sum(a * b for a, b in pairwise(widths)) + 5 * widths[-1])
     return {name: 2.0 * count for name, count in work.items()}
 
 
@@ -153,7 +152,7 @@ def _watched(engine: Engine, watch: _Stopwatch) -> Iterator[None]:
     for block in network._blocks:
         layers: dict[str, Any] = {name: watch.watch(stage, getattr(block, name)) for name, stage in _LAYERS.items()}
         timed._blocks.append(block._replace(**layers))
-    timed._head = watch.watch("head", network._head)  # type: ignore[method-assign]
+    timed._head = watch.watch("norm, restoration, head", network._head)  # type: ignore[method-assign]
     engine.network = timed
     for name, stage in _OPS.items():
         setattr(ops, name, watch.watch(stage, before[name]))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.layers import Layer, conv3x3, linear
+from ..ops.layers import Layer, conv3x3, linear, restore_conv3x3
 from .ostrack import OSTrack
 from .vit import Block
 
@@ -58,9 +58,8 @@ class FrozenOSTrack:
             self._blocks.append(self._frozen_block(block, keep if keep < left else None))
             left = keep
         self.eliminates = any(block.keep is not None for block in self._blocks)
-        self._norm = _float(backbone.norm.weight, device), _float(backbone.norm.bias, device)
-        self._norm_eps = backbone.norm.eps
-        self._freeze_head(model.box_head)
+        norm = backbone.norm
+        self._freeze_head(model.box_head, (_float(norm.weight, device), _float(norm.bias, device), norm.eps), left)
 
     def _linear(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, **how: Any) -> Layer:
         weight, bias = weight.detach().double(), bias.detach().double()
@@ -80,20 +79,15 @@ class FrozenOSTrack:
             keep,
         )
 
-    def _freeze_head(self, head: nn.Module) -> None:
+    def _freeze_head(self, head: nn.Module, norm: tuple[Tensor, Tensor, float], tokens: int) -> None:
         towers = ("ctr", "offset", "size")
-        self._convolutions = []
+        layers = []
         for layer in range(1, 5):
             folded = [_folded(cast(nn.Sequential, head.get_submodule(f"conv{layer}_{tower}"))) for tower in towers]
-            weight, bias = (torch.cat(parts) for parts in zip(*folded, strict=True))
-            self._convolutions.append(
-                conv3x3(
-                    _float(weight, self.device),
-                    _float(bias, self.device),
-                    groups=1 if layer == 1 else len(towers),
-                    dtype=self.products,
-                )
-            )
+            layers.append([_float(torch.cat(parts), self.device) for parts in zip(*folded, strict=True)])
+        (weight, bias), *others = layers
+        self._first_convolution = restore_conv3x3(weight, bias, norm, tokens, self.cfg.search_grid, self.products)
+        self._convolutions = [conv3x3(w, b, groups=len(towers), dtype=self.products) for w, b in others]
         last = [cast(nn.Conv2d, head.get_submodule(f"conv5_{tower}")) for tower in towers]
         # In float32: half precision would resolve a place on the grid to no better than a pixel of the crop.
         self._last_weight = _float(torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last)), self.device)
@@ -128,12 +122,10 @@ class FrozenOSTrack:
             if block.keep is not None:
                 tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
             tokens = block.fc2(block.fc1(tokens), tokens, tokens)
-        restored = ops.restore(
-            tokens[:, rows:], ids, cfg.search_grid, *self._norm, self._norm_eps, channels_last=True, dtype=self.dtype
-        )
-        return self._head(restored.permute(0, 2, 3, 1))
+        return self._head(tokens[:, rows:], ids)
 
-    def _head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _head(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self._first_convolution(tokens, ids)
         for convolution in self._convolutions:
             x = convolution(x)
         batch, grid, _, channels = x.shape

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from . import dispatch, native
+from . import dispatch, native, native_linear, restore
 from .reference import Activation
 
 
@@ -55,6 +56,40 @@ def conv3x3(
         weight: (O,I/groups,3,3) float32. bias: (O,) float32. dtype: as for `linear`.
     """
     return _build("conv3x3", weight, bias, groups=groups, activation=activation, dtype=dtype)
+
+
+def restore_conv3x3(
+    weight: Tensor,
+    bias: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    tokens: int,
+    grid: int,
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The final LayerNorm, `ops.restore` and `conv3x3`, in one: the head's first convolution.
+
+    Candidate elimination leaves most places of the map empty. On a CPU only the tokens are multiplied then; elsewhere,
+    and where all are there, the map is made and the convolution goes over it.
+
+    Args:
+        weight: (O,C,3,3) float32. bias: (O,) float32. dtype: as for `linear`.
+        norm: weight (C,), bias (C,) and eps of the LayerNorm.
+        tokens: how many there will be. grid: side F of the map.
+
+    Returns:
+        A function of tokens (B,K,C) float32 and their places ids (B,K): relu(convolution) (B,F,F,O) in `dtype`
+        (bfloat16 for int8).
+    """
+    missing = tokens < grid * grid and dispatch.forced_backend() in (None, "native")
+    if missing and dispatch.problem("native", "restore_conv3x3", {"weight": weight, "dtype": dtype}) is None:
+        return native_linear.RestoreConv3x3(weight, bias, norm, grid, dtype=dtype)
+    convolution = conv3x3(weight, bias, dtype=dtype)
+    map_dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+
+    def run(tokens: Tensor, ids: Tensor) -> Tensor:
+        return convolution(restore(tokens, ids, grid, *norm, channels_last=True, dtype=map_dtype).permute(0, 2, 3, 1))
+
+    return run
 
 
 def _build(op: str, weight: Tensor, bias: Tensor, **how: Any) -> Layer:

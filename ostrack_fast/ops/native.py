@@ -143,6 +143,7 @@ _REASONS: dict[str, Callable[..., str | None]] = {
     "eliminate": _eliminate_reason,
     "linear": native_linear.reason,
     "restore": _restore_reason,
+    "restore_conv3x3": native_linear.reason,
 }
 
 

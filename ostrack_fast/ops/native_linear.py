@@ -23,7 +23,7 @@ _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2}
 def reason(
     device: torch.device, weight: Tensor, dtype: torch.dtype = torch.float32, groups: int = 1, **_: Any
 ) -> str | None:
-    """Why `Linear` or `Conv3x3` cannot run such a layer here, or None."""
+    """Why `Linear`, `Conv3x3` or `RestoreConv3x3` cannot run such a layer here, or None."""
     if dtype not in _PRODUCTS:
         return f"no CPU kernel for products of {dtype}; only float32, bfloat16 and int8"
     if dtype == torch.bfloat16 and _C.build_info()["cpu_features"]["amx_bf16"]:
@@ -176,6 +176,53 @@ class Conv3x3:
             self._outputs,
             self._inputs,
             self._groups,
+            self._activation,
+            torch.get_num_threads(),
+        )
+        return out
+
+
+class RestoreConv3x3:
+    """See `ostrack_fast.ops.layers.restore_conv3x3`: one linear layer from each token to what it gives its neighbours.
+
+    Places without a token cost nothing, and no map of tokens is made.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        norm: tuple[Tensor, Tensor, float],
+        grid: int,
+        activation: Activation = "relu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        outputs, inputs = weight.shape[:2]
+        scale, shift, eps = norm
+        taps = weight.detach().double().permute(2, 3, 0, 1).reshape(-1, inputs)
+        self._taps = Linear(taps * scale.double(), taps @ shift.double(), eps, dtype=dtype)
+        self._bias = bias.detach().float().contiguous()
+        self._outputs, self._grid, self._dtype = outputs, grid, _result_dtype(dtype)
+        self._activation = _ACTIVATIONS[activation]
+
+    def __call__(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        batch, count, _ = tokens.shape
+        if ids.shape != (batch, count):
+            raise ValueError(f"ids must be {(batch, count)}, are {tuple(ids.shape)}")
+        products = torch.empty(batch, count, 9 * self._outputs)
+        self._taps(tokens, out=products)
+        ids = ids.contiguous()
+        out = torch.empty(batch, self._grid, self._grid, self._outputs, dtype=self._dtype)
+        _C.cpu_restore_conv3x3(
+            products.data_ptr(),
+            ids.data_ptr(),
+            self._bias.data_ptr(),
+            _ROWS[out.dtype],
+            out.data_ptr(),
+            batch,
+            count,
+            self._outputs,
+            self._grid,
             self._activation,
             torch.get_num_threads(),
         )
