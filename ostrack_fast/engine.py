@@ -16,7 +16,7 @@ from torch import Tensor
 from . import ops
 from .boxes import image_to_crop
 from .config import ModelConfig
-from .model import FrozenOSTrack, OSTrack, template_mask
+from .model import FrozenOSTrack, OSTrack, Template, template_mask
 from .ops.layers import fast_bfloat16, why_no_int8
 
 DTYPES = {
@@ -35,9 +35,10 @@ _MAX_GRAPHS = 8
 
 
 class _Targets(NamedTuple):
-    """A row a target: template tokens (n,T,C) float32, mask (n,T) bool, box (n,4) float64 xywh in pixels."""
+    """A row a target: its template's `tokens` and `qkv`, mask (n,T) bool, box (n,4) float64 xywh in pixels."""
 
-    template: Tensor
+    tokens: Tensor
+    qkv: Tensor
     mask: Tensor
     box: Tensor
 
@@ -87,6 +88,7 @@ class Engine:
         # Ones: a row without a target still runs where graphs come in powers of two, and a box must not be empty.
         return _Targets(
             torch.ones(capacity, tokens, cfg.embed_dim, device=self.device),
+            torch.ones(capacity, tokens, 3 * cfg.embed_dim, dtype=self.network.dtype, device=self.device),
             torch.ones(capacity, tokens, dtype=torch.bool, device=self.device),
             torch.ones(capacity, 4, dtype=torch.float64, device=self.device),
         )
@@ -115,9 +117,13 @@ class Engine:
         self.count = 0
         self._room_for(len(template))
         self.count = len(template)
-        self._targets.template[: self.count] = self.network.embed_template(template.to(self.device))
+        self._set_templates(slice(0, self.count), template)
         if mask is not None:
             self._targets.mask[: self.count] = mask.to(self.device)
+
+    def _set_templates(self, rows: slice, images: Tensor) -> None:
+        embedded = self.network.embed_template(images.to(self.device))
+        self._targets.tokens[rows], self._targets.qkv[rows] = embedded
 
     @torch.no_grad()
     def forward(self, search: Tensor) -> dict[str, Tensor]:
@@ -146,7 +152,8 @@ class Engine:
 
     def _maps(self, rows: int, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mask = self._targets.mask[:rows] if self.network.eliminates else None
-        return self.network(self._targets.template[:rows], search, mask)
+        template = Template(self._targets.tokens[:rows], self._targets.qkv[:rows])
+        return self.network(template, search, mask)
 
     @torch.no_grad()
     def add(self, frame: np.ndarray, box: tuple[float, float, float, float]) -> int:
@@ -154,9 +161,9 @@ class Engine:
         cfg, row = self.cfg, self.count
         around = torch.tensor([box], dtype=torch.float64)
         patch, scale = ops.crop(_as_tensor(frame), around, cfg.template_factor, cfg.template_size, self.network.dtype)
-        template = self.network.embed_template(patch.to(self.device))
         self._room_for(row + 1)
-        self._targets.template[row], self._targets.box[row] = template[0], around[0]
+        self._set_templates(slice(row, row + 1), patch)
+        self._targets.box[row] = around[0]
         if self.network.eliminates:
             place = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
             self._targets.mask[row] = template_mask(cfg, place).to(self.device)

@@ -278,8 +278,8 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
         graphed.add(frame(), BOXES[row])
     graphed.place(plain._targets.box[: plain.count].tolist())
     for rows in range(3):
-        graphed._targets.template[rows] = plain._targets.template[rows]
-        graphed._targets.mask[rows] = plain._targets.mask[rows]
+        for ours, theirs in zip(graphed._targets, plain._targets, strict=True):
+            ours[rows] = theirs[rows]
     compare(4, 90, 111)
     compare(4, 96, 128)
     made = FakeGraph.made

@@ -201,12 +201,40 @@ OSTF_NOINLINE void raise_all(const typename S::Unit* k, const typename S::Unit* 
   }
 }
 
+struct Head {
+  int b, h;
+  ptrdiff_t token;   // bytes from one token's q to the next one's
+  const char* base;  // q of token 0
+  const char* next;  // of the head after it, or null
+  char* out;         // of token 0
+};
+
+// One token after the other on its way to the cache: where this head's results will go, and the next head's q, k and v.
+// Their rows lie pages apart, which no processor foresees; and many at once would keep others waiting.
+struct Fetch {
+  const Head& head;
+  ptrdiff_t row;  // bytes
+  int at, end;
+
+  OSTF_INLINE void operator()() {
+    if (at == end) return;
+    const ptrdiff_t part = head.token / 3;
+    for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(head.out + at * part + byte, 1);
+    for (int j = 0; head.next && j < 3; ++j) {
+      const char* from = head.next + at * head.token + j * part;
+      for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+    }
+    ++at;
+  }
+};
+
 // The weights p (key, query) of a block of keys, and `total` their sums over keys. The logits of a tile wait in s while
 // the product of the next is taken: additions, roundings and permutations find their units free meanwhile. With `keep` s
 // has room for all keys, and the weights stay there in float32. `first` raises the pivot to the first tile's logits.
 template <class S, int V, bool keep>
 OSTF_NOINLINE void weigh(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, bool first, float* s,
-                         typename S::Unit* p, float* pivot, const Weight<S>& weight, float* total) {
+                         typename S::Unit* p, float* pivot, const Weight<S>& weight, float* total,
+                         Fetch& fetch) {
   constexpr int R = S::rows(V);
   constexpr int Q = V * S::kWidth;
   std::memset(total, 0, sizeof(float) * Q);
@@ -217,6 +245,7 @@ OSTF_NOINLINE void weigh(const typename S::Unit* k, const typename S::Unit* q, i
       if constexpr (S::kOverlap) job();
     });
     while (job.left > 0) job();
+    fetch();
     if (i > 0) {
       job.p += R / S::kStep * Q;
       if constexpr (keep) job.s += R * Q;
@@ -317,26 +346,6 @@ void score_share(const float* s, const float* history, const float* pivot, const
   }
 }
 
-struct Head {
-  int b, h;
-  ptrdiff_t token;   // bytes from one token's q to the next one's
-  const char* base;  // q of token 0
-  const char* next;  // of the head after it, or null
-  char* out;         // of token 0
-};
-
-// Of tokens `from` to `to`, on their way to the cache: where this head's results will go, and the next head's q, k and v.
-// Their rows lie pages apart, which no processor foresees.
-OSTF_INLINE void fetch(const AttentionCall& call, const Head& head, int from, int to) {
-  const ptrdiff_t part = head.token / 3, row = part / call.H;
-  for (int i = from; i < to; ++i) {
-    for (ptrdiff_t at = 0; at < row; at += 64) __builtin_prefetch(head.out + i * part + at, 1);
-    if (!head.next) continue;
-    for (int j = 0; j < 3; ++j) {
-      for (ptrdiff_t at = 0; at < row; at += 64) __builtin_prefetch(head.next + i * head.token + j * part + at, 0, 2);
-    }
-  }
-}
 
 template <class S, int V>
 void query_block(const AttentionCall& call, const Head& head, const Layout<S>& layout, int block,
@@ -379,16 +388,17 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
     sum[i] = 0.0f;
   }
 
+  Fetch fetch = {head, D * (call.dtype == OSTF_F32 ? 4 : 2), first, first + queries};
+
   for (int key = 0; key < N; key += kKeys) {
     const int keys = N - key < kKeys ? N - key : kKeys;
     const Unit* block_k = k + static_cast<ptrdiff_t>(key) * layout.units;
-    fetch(call, head, first + key * queries / N, first + (key + keys) * queries / N);
     for (;;) {
       if (chosen) {
         float* tile = s + static_cast<ptrdiff_t>(key) * Q;
-        weigh<S, V, true>(block_k, q, layout.units, keys, key == 0, tile, p, pivot, weight, total);
+        weigh<S, V, true>(block_k, q, layout.units, keys, key == 0, tile, p, pivot, weight, total, fetch);
       } else {
-        weigh<S, V, false>(block_k, q, layout.units, keys, key == 0, s, p, pivot, weight, total);
+        weigh<S, V, false>(block_k, q, layout.units, keys, key == 0, s, p, pivot, weight, total, fetch);
       }
       typename S::Vec top = S::zero();
       for (int i = 0; i < Q; i += S::kWidth) top = S::max(S::load(total + i), top);

@@ -27,6 +27,16 @@ class _FrozenBlock(NamedTuple):
     keep: int | None  # candidates left behind this block's attention; None where none is eliminated
 
 
+class Template(NamedTuple):
+    """What does not change between frames: tokens (B,T,C) float32 with positions, and the first block's qkv of them.
+
+    qkv is (B,T,3C) in the dtype of the products (bfloat16 for int8).
+    """
+
+    tokens: Tensor
+    qkv: Tensor
+
+
 class FrozenOSTrack:
     """The network of an `OSTrack` in evaluation mode, its weights folded and laid out for the kernels that run here.
 
@@ -43,6 +53,8 @@ class FrozenOSTrack:
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
+        # A CPU gains by every product less; a GPU loses more by the small copies that save them.
+        self._counts_products = device.type == "cpu"
         backbone = model.backbone
         projection = backbone.patch_embed.proj
         # The patch embedding reads pixels, whose range int8 does not resolve, once a frame.
@@ -93,9 +105,10 @@ class FrozenOSTrack:
         self._last_weight = _float(torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last)), self.device)
         self._last_bias = _float(torch.cat([cast(Tensor, layer.bias).detach() for layer in last])[:, None], self.device)
 
-    def embed_template(self, template: Tensor) -> Tensor:
-        """Template image (B,3,Z,Z) -> tokens (B,T,C) float32 with positions."""
-        return self._embedded(template, self._template_position)
+    def embed_template(self, template: Tensor) -> Template:
+        """Of template images (B,3,Z,Z)."""
+        tokens = self._embedded(template, self._template_position)
+        return Template(tokens, self._blocks[0].qkv(tokens))
 
     def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
         batch, _, size, _ = image.shape
@@ -104,25 +117,40 @@ class FrozenOSTrack:
         patches = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1), out)
 
-    def __call__(self, template: Tensor, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Template tokens (B,T,C), search image (B,3,X,X), mask (T,) or (B,T) -> the maps of `CenterHead`."""
+    def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> the maps of `CenterHead`."""
         cfg = self.cfg
-        batch, rows, channels = template.shape
-        tokens = template.new_empty(batch, rows + cfg.search_grid**2, channels)
-        tokens[:, :rows] = template
+        batch, rows, channels = template.tokens.shape
+        tokens = template.tokens.new_empty(batch, rows + cfg.search_grid**2, channels)
+        tokens[:, :rows] = template.tokens
         self._embedded(search, self._search_position, tokens[:, rows:])
         ids = self._ids.expand(batch, -1)
-        for block in self._blocks:
-            qkv = block.qkv(tokens).view(batch, -1, 3, cfg.num_heads, channels // cfg.num_heads)
+        for index, block in enumerate(self._blocks):
+            qkv = self._first_qkv(tokens, template) if index == 0 and self._counts_products else block.qkv(tokens)
+            qkv = qkv.view(batch, -1, 3, cfg.num_heads, channels // cfg.num_heads)
             attended, score = ops.attention(qkv, mask if block.keep is not None else None)
             if block is self._blocks[-1] and block.keep is None:
                 # Nothing reads the template's tokens after the last attention.
                 attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
-            tokens = block.proj(attended, tokens, tokens)
-            if block.keep is not None:
+            if block.keep is None:
+                tokens = block.proj(attended, tokens, tokens)
+            elif self._counts_products:
+                score = cast(Tensor, score)
+                attended, _, _ = ops.eliminate(attended, score, ids, block.keep)
+                tokens, ids, _ = ops.eliminate(tokens, score, ids, block.keep)
+                tokens = block.proj(attended, tokens, tokens)
+            else:
+                tokens = block.proj(attended, tokens, tokens)
                 tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
             tokens = block.fc2(block.fc1(tokens), tokens, tokens)
         return self._head(tokens[:, rows:], ids)
+
+    def _first_qkv(self, tokens: Tensor, template: Template) -> Tensor:
+        qkv = template.qkv.new_empty(*tokens.shape[:2], template.qkv.shape[2])
+        rows = template.qkv.shape[1]
+        qkv[:, :rows] = template.qkv
+        self._blocks[0].qkv(tokens[:, rows:], out=qkv[:, rows:])
+        return qkv
 
     def _head(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self._first_convolution(tokens, ids)
