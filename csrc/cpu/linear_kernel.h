@@ -135,11 +135,12 @@ OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, in
 
 // sums (R,V) vectors = sum over units of row r times the panel's vector v, added to what is there if `more`. Weights of
 // the next panel are fetched into the L2 cache meanwhile: they come from memory, since those of a whole network exceed
-// any cache. A function of its own, so that the compiler keeps all sums in registers.
+// any cache. This panel's go on to the L1 cache some units ahead, which gains up to a tenth where a panel is long or few
+// rows pass by. A function of its own, so that the compiler keeps all sums in registers.
 template <class S, int R, int V>
 OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint32_t* b, int units,
                                    const char* prefetch, bool more, char* sums) {
-  constexpr int kUnroll = 4;
+  constexpr int kUnroll = 4, kAhead = 64;
   typename S::Sum acc[R][V];
   OSTF_UNROLL for (int r = 0; r < R; ++r) {
     OSTF_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = S::zero();
@@ -150,6 +151,7 @@ OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint
     _mm_prefetch(prefetch, _MM_HINT_T1);
     prefetch += 64;
     OSTF_UNROLL for (int u = 0; u < kUnroll; ++u) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(b + ((u + kAhead) * V + v) * kLinearWidth);
       multiply_unit<S, R, V>(base, pitch, 4 * u, b + u * V * kLinearWidth, acc);
     }
     b += kUnroll * V * kLinearWidth;
