@@ -222,7 +222,7 @@ struct Fetch {
     for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(head.out + at * part + byte, 1);
     for (int j = 0; head.next && j < 3; ++j) {
       const char* from = head.next + at * head.token + j * part;
-      for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+      for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(from + byte);
     }
     ++at;
   }
