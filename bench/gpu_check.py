@@ -133,7 +133,17 @@ def _benchmarks(gpu: bool, device: str, folder: Path) -> Iterator[Step]:
         for name, batches in (("ostrack_256_ce", "1,8,64"), ("ostrack_384_ce", "1,8")):
             command = (sys.executable, "-m", "ostrack_fast.cli", "tune", str(tiles), "--weights", name)
             yield Step(f"tune: {name}", (*command, "--batch", batches, "--device", device), 400)
-    ops = ("attention", "eliminate", "restore", "decode", "elimination_path", "crop", "linear", "conv3x3")
+    ops = (
+        "attention",
+        "eliminate",
+        "restore",
+        "decode",
+        "elimination_path",
+        "crop",
+        "linear",
+        "conv3x3",
+        "restore_conv3x3",
+    )
     yield from (bench("ops", op, None, 300) for op in ops)
     models = ("ostrack_256_ce", "ostrack_384_ce") if gpu else ("small",)
     # Compiling is what takes long.

@@ -1,6 +1,6 @@
 """The fast path: a frozen OSTrack and its targets, from frame to boxes without a detour.
 
-On a GPU a frame is one upload, one CUDA graph (crop, network, decode, box update) and one small download.
+On a GPU a frame is one CUDA graph (upload, crop, network, decode, box update) and one small download.
 """
 
 from __future__ import annotations
@@ -255,13 +255,17 @@ class _Graph:
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may use the GPU meanwhile.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                if self._pinned is not None:
+                    self._input.copy_(self._pinned, non_blocking=True)
                 self._output = function(self._input)
 
     def __call__(self, value: Tensor) -> Any:
         with torch.cuda.device(self._device):
             if self._pinned is not None:
-                value = self._pinned.copy_(value)
-            self._input.copy_(value, non_blocking=True)
+                # The upload is part of the graph; whoever called before has waited for that frame's result.
+                self._pinned.copy_(value)
+            else:
+                self._input.copy_(value, non_blocking=True)
             self._graph.replay()
         return self._output
 

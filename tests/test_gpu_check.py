@@ -39,7 +39,8 @@ def test_every_asked_for_check_is_a_step():
     for what in (
         "build", "parity: attention", "parity: layers", "golden: float32", "half precision", "memcheck: native",
         "racecheck: native", "initcheck: native", "graph replay", "training: parity", "training: 200 steps",
-        "bench ops: conv3x3", "bench model", "bench track", "bench training",
+        "bench ops: conv3x3", "bench ops: restore_conv3x3",
+        "bench model", "bench track", "bench training",
     ):  # fmt: skip
         assert what in done.stdout
     assert "needs a GPU" in done.stdout

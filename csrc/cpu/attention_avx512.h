@@ -37,7 +37,10 @@ struct Avx512 {
 
   static OSTF_INLINE Units load_units(const Unit* from) { return _mm512_loadu_ps(from); }
   static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm512_set1_ps(*from); }
-  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) { __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+  // In assembly, since GCC 12 copies sums from register to register around the intrinsic.
+  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
 
   static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
     store(to, first);

@@ -1,12 +1,12 @@
 // Blocked attention, written once over a small vector class S and compiled once per instruction set.
 //
-// For a block of queries the loop runs over blocks of keys with a running denominator (FlashAttention's online softmax,
-// Dao et al. 2022). Queries lie along the vector lanes: the logits are kept transposed, (key, query), so sums need no
-// operation across lanes, and K needs no transpose because its elements are broadcast.
+// For a block of queries the loop runs over blocks of keys with a running denominator (FlashAttention's online
+// softmax, Dao et al. 2022). Queries lie along the vector lanes: the logits are kept transposed, (key, query), so
+// sums need no operation across lanes, and K needs no transpose because its elements are broadcast.
 //
-// Weights are relative to a pivot, the largest of the query's first few logits. Only where a later one exceeds it so far
-// that weights could overflow is the pivot raised, and what was summed before scaled down: hardly ever, and then the
-// block is done again.
+// Weights are relative to a pivot, the largest of the query's first few logits. Only where a later one exceeds it so
+// far that weights could overflow is the pivot raised, and what was summed before scaled down: hardly ever, and then
+// the block is done again.
 //
 // Both products work on 4-byte "units": a float, or two neighbouring bf16 along the summed dimension (the operand of
 // vdpbf16ps). S::kStep is the number of summed elements in a unit.
@@ -57,8 +57,8 @@ struct Layout {
   }
 };
 
-// acc[r][v] += sum over k of a(r, k) * b(k, v): a is broadcast unit by unit, b is read a vector at a time. `meanwhile` is
-// called every few steps.
+// acc[r][v] += sum over k of a(r, k) * b(k, v): a is broadcast unit by unit, b is read a vector at a time.
+// `meanwhile` is called every few steps.
 template <class S, int R, int V, class F>
 OSTF_INLINE void multiply(const typename S::Unit* a, ptrdiff_t a_row, ptrdiff_t a_step, const typename S::Unit* b,
                           ptrdiff_t b_step, int steps, typename S::Vec (&acc)[R][V], F meanwhile) {
@@ -87,10 +87,10 @@ OSTF_INLINE void clear(typename S::Vec (&acc)[R][V]) {
   }
 }
 
-// The weight e^((s - pivot) / sqrt D) of a logit, from the difference. Where results are float32 it is 2^n p(rest): n is
-// whole, one `step` halves or doubles the weight, and rest = difference - n * step lies within half a step; step is coarse +
-// fine, and n * coarse is exact. p is the polynomial of minimax relative error, 2.6e-9, for 2^f, |f| <= 1/2, with p(0) =
-// 1 and its argument rescaled.
+// The weight e^((s - pivot) / sqrt D) of a logit, from the difference. Where results are float32 it is 2^n p(rest): n
+// is whole, one `step` halves or doubles the weight, and rest = difference - n * step lies within half a step; step
+// is coarse + fine, and n * coarse is exact. p is the polynomial of minimax relative error, 2.6e-9, for 2^f, |f| <=
+// 1/2, with p(0) = 1 and its argument rescaled.
 template <class S>
 struct Weight {
   float rate, coarse, fine, lowest, highest;
@@ -228,12 +228,13 @@ struct Fetch {
   }
 };
 
-// The weights p (key, query) of a block of keys, and `total` their sums over keys. The logits of a tile wait in s while
-// the product of the next is taken: additions, roundings and permutations find their units free meanwhile. With `keep` s
-// has room for all keys, and the weights stay there in float32. `first` raises the pivot to the first tile's logits.
+// The weights p (key, query) of a block of keys, and `total` their sums over keys. The logits of a tile wait in s
+// while the product of the next is taken: additions, roundings and permutations find their units free meanwhile. With
+// `keep` s has room for all keys, and the weights stay there in float32. `first` raises the pivot to the first tile's
+// logits.
 template <class S, int V, bool keep>
-OSTF_NOINLINE void weigh(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, bool first, float* s,
-                         typename S::Unit* p, float* pivot, const Weight<S>& weight, float* total,
+OSTF_NOINLINE void weigh(const typename S::Unit* k, const typename S::Unit* q, int units, int keys, bool first,
+                         float* s, typename S::Unit* p, float* pivot, const Weight<S>& weight, float* total,
                          Fetch& fetch) {
   constexpr int R = S::rows(V);
   constexpr int Q = V * S::kWidth;
@@ -264,8 +265,8 @@ OSTF_NOINLINE void weigh(const typename S::Unit* k, const typename S::Unit* q, i
 
 // o (query, channel) += p' v, or = if `first`, for G vectors of channels, `queries` of the block's Q.
 template <class S, int G>
-OSTF_NOINLINE void accumulate(const typename S::Unit* p, int Q, const typename S::Unit* v, int width, int steps, bool first,
-                int queries, float* o) {
+OSTF_NOINLINE void accumulate(const typename S::Unit* p, int Q, const typename S::Unit* v, int width, int steps,
+                              bool first, int queries, float* o) {
   constexpr int R = S::rows(G);
   for (int i = 0; i < queries; i += R) {
     typename S::Vec acc[R][G];
@@ -318,9 +319,9 @@ void transpose(const typename S::Unit* rows, int units, int Q, typename S::Unit*
   }
 }
 
-// The score share of a block: for each search key the sum of its probabilities over the chosen rows. s holds the weights
-// with the pivot as it was at that block of keys, `history` those pivots. Lanes that are not chosen are cleared bit by
-// bit: a product with 0 would let their NaN through.
+// The score share of a block: for each search key the sum of its probabilities over the chosen rows. s holds the
+// weights with the pivot as it was at that block of keys, `history` those pivots. Lanes that are not chosen are
+// cleared bit by bit: a product with 0 would let their NaN through.
 template <class S, int V>
 void score_share(const float* s, const float* history, const float* pivot, const float* sum, const uint8_t* chosen,
                  int rows, const Weight<S>& weight, int first_key, int N, float* share) {

@@ -1,4 +1,4 @@
-"""The cases of the frozen network's layers, `linear` and `conv3x3`, for the suite `ops`."""
+"""The cases of the frozen network's layers, `linear`, `conv3x3` and `restore_conv3x3`, for the suite `ops`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..ops import dispatch, reference
-from . import published
+from ..ops.layers import restore_conv3x3
+from . import published, torch_best
 from .case import TOLERANCE, Case, Contender, Contest
 
 _NORM_EPS = 1e-6
@@ -105,6 +106,70 @@ def _conv3x3(
         },
     )
     _add_backends(contest, "conv3x3", dtype, (x,), weight=weight, bias=bias, groups=groups)
+    return contest
+
+
+def restore_conv3x3_cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
+    """The head's first convolution of all towers, from the tokens that elimination leaves."""
+    grid, inputs, outputs, kept = cfg.search_grid, cfg.embed_dim, 3 * cfg.head_channels, cfg.search_tokens()[-1]
+    # As the convolution it stands for; the products with empty places need not be taken.
+    flops = 2.0 * batch * kept * outputs * inputs * 9
+    moved = float(batch * (kept * inputs * 4 + grid * grid * outputs * dtype.itemsize))
+    moved += outputs * inputs * 9 * dtype.itemsize
+    build = partial(_restore_conv3x3, batch, kept, grid, inputs, outputs, dtype, device)
+    shape = f"{kept} of {grid} x {grid}, {inputs} to {outputs}, all towers"
+    yield Case("restore_conv3x3", shape, batch, dtype, device, flops, moved, build)
+
+
+def _restore_conv3x3(
+    batch: int, kept: int, grid: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
+) -> Contest:
+    tokens = torch.randn(batch, kept, inputs, device=device)
+    order = torch.rand(batch, grid * grid, device=device).argsort(1)
+    ids, removed = order.split((kept, grid * grid - kept), dim=1)
+    weight = (torch.randn(outputs, inputs, 3, 3, device=device) * (9 * inputs) ** -0.5).to(dtype)
+    bias = torch.randn(outputs, device=device).to(dtype)
+    scale, shift = torch.ones(inputs, device=device), torch.zeros(inputs, device=device)
+    wide = (scale.double(), shift.double(), _NORM_EPS)
+    restored = reference.restore(tokens.double(), ids, grid, *wide, channels_last=True)
+    expected = reference.Conv3x3(weight.double(), bias.double(), dtype=torch.float64)(restored.permute(0, 2, 3, 1))
+    towers = list(zip(weight.chunk(3), bias.chunk(3), strict=True))
+    zeros, ones = (torch.full((outputs // 3,), value, dtype=dtype, device=device) for value in (0.0, 1.0))
+    first = torch.arange(0, batch * grid * grid, grid * grid, device=device)[:, None]
+    best = reference.Conv3x3(weight, bias, dtype=dtype)
+
+    def normed() -> Tensor:
+        return torch.nn.functional.layer_norm(tokens, (inputs,), scale, shift, _NORM_EPS).to(dtype)
+
+    def by_published() -> Any:
+        planes = published.restore(normed(), ids, removed, grid)
+        made = published.conv3x3([planes] * 3, towers, (zeros, ones, ones, zeros))
+        return tuple(tower.permute(0, 2, 3, 1) for tower in made)
+
+    def by_torch() -> Any:
+        return best(torch_best.restore(normed(), ids, grid, first).permute(0, 2, 3, 1)).chunk(3, dim=-1)
+
+    contest = Contest(
+        expected.chunk(3, dim=-1),
+        {"published": Contender(by_published, TOLERANCE[dtype]), "torch": Contender(by_torch, TOLERANCE[dtype])},
+    )
+    kinds = {"native": dtype, "triton": dtype}
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        kinds["native int8"] = torch.int8
+    for name, kind in kinds.items():
+        backend = name.split()[0]
+        reason = dispatch.problem(backend, "conv3x3", {"weight": weight.float(), "dtype": kind})
+        if reason is not None:
+            contest.skipped[name] = reason
+            continue
+        with dispatch.use(backend):
+            built = restore_conv3x3(weight.float(), bias.float(), (scale, shift, _NORM_EPS), kept, grid, kind)
+
+        def run(backend: str = backend, built: Callable[[Tensor, Tensor], Tensor] = built) -> Any:
+            with dispatch.use(backend):
+                return built(tokens, ids).chunk(3, dim=-1)
+
+        contest.contenders[name] = Contender(run, _TOLERANCE[kind], products=kind)
     return contest
 
 

@@ -18,7 +18,7 @@ from ..ops import reference
 from ..ops.dispatch import problem
 from . import published, torch_best
 from .case import TOLERANCE, Case, Contender, Contest, Options
-from .layers import conv3x3_cases, linear_cases
+from .layers import conv3x3_cases, linear_cases, restore_conv3x3_cases
 
 _PRESETS = ("small", "ostrack_256_ce", "ostrack_384_ce")
 # Frame size and target of the crops; the last one hangs over the frame's edge.
@@ -237,6 +237,7 @@ _CASES = {
     "crop": _crop,
     "linear": linear_cases,
     "conv3x3": conv3x3_cases,
+    "restore_conv3x3": restore_conv3x3_cases,
 }
 NAMES = tuple(_CASES)
 CONTENDERS = ("published", "torch", "native", "native int8", "triton")
