@@ -21,21 +21,24 @@
 namespace ostf {
 namespace detail {
 
-// One parallel_for in flight. Chunks are claimed one at a time, so a slow or busy core takes fewer.
+// One parallel_for in flight. A thread claims a share of what is left, so ranges shrink towards the end and all threads
+// finish at about the same time, however slow or busy a core is.
 struct Job {
   void (*call)(void* body, int64_t begin, int64_t end);
   void* body;
   int64_t n;
-  int64_t chunk;
+  int64_t shares;
   int helpers;     // pool only: threads still wanted beside the caller; guarded by the pool's mutex
   int inside = 0;  // pool only: threads now in this job; guarded by the pool's mutex
   std::atomic<int64_t> next{0};
 
   void run() {
-    for (;;) {
-      const int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= n) return;
-      call(body, begin, std::min(n, begin + chunk));
+    for (int64_t begin = 0; begin < n;) {
+      const int64_t end = begin + std::max<int64_t>(1, (n - begin) / shares);
+      if (next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
+        call(body, begin, end);
+        begin = next.load(std::memory_order_relaxed);
+      }
     }
   }
 };
@@ -122,7 +125,7 @@ inline OpenMPParallel loaded_openmp() {
 }  // namespace detail
 
 // Calls body(begin, end) for disjoint ranges that cover [0, n), on at most `threads` threads, and returns when all are
-// done. About four ranges a thread; which thread takes which is not fixed, so results must not depend on it. The body
+// done. Where the ranges begin and which thread takes which is not fixed, so results must not depend on it. The body
 // must not throw. Called from inside a body it runs serially.
 template <class F>
 void parallel_for(int64_t n, int threads, F body) {
@@ -141,7 +144,7 @@ void parallel_for(int64_t n, int threads, F body) {
   };
   job.body = &body;
   job.n = n;
-  job.chunk = std::max<int64_t>(1, (n + 4 * team - 1) / (4 * team));
+  job.shares = 2 * team;
   job.helpers = static_cast<int>(team) - 1;
   if (const auto openmp = detail::loaded_openmp()) {
     openmp([](void* data) { static_cast<detail::Job*>(data)->run(); }, &job, static_cast<unsigned>(team), 0);

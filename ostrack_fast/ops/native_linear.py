@@ -74,8 +74,8 @@ def _readable(x: Tensor) -> Tensor:
 def _items(tensor: Tensor) -> Tensor | None:
     """(...,C) as (B,R,C) with rows that follow each other, if it lies so in memory."""
     if tensor.dim() == 3:
-        _, rows, width = tensor.shape
-        dense = (width == 1 or tensor.stride(2) == 1) and (rows == 1 or tensor.stride(1) == width)
+        (_, rows, width), (_, row, one) = tensor.shape, tensor.stride()
+        dense = (one == 1 or width == 1) and (row == width or rows == 1)
         return tensor if dense or tensor.numel() == 0 else None
     return tensor.view(1, -1, tensor.shape[-1]) if tensor.is_contiguous() else None
 
@@ -100,17 +100,17 @@ class Linear:
         dtype: torch.dtype = torch.float32,
     ):
         self._packed = _packed(weight, bias, dtype)
+        self._packed_at = self._packed.data_ptr()
         self._outputs, self._inputs = weight.shape
         self._product, self._dtype = _PRODUCTS[dtype], _result_dtype(dtype)
         self._norm_eps = -1.0 if norm_eps is None else norm_eps
         self._activation = _ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        shape = (*x.shape[:-1], self._outputs)
-        if x.shape[-1] != self._inputs:
+        *outer, inputs = x.shape
+        shape = (*outer, self._outputs)
+        if inputs != self._inputs:
             raise ValueError(f"x must be (...,{self._inputs}), is {tuple(x.shape)}")
-        if residual is not None and residual.shape != shape:
-            raise ValueError(f"residual must be {shape}, is {tuple(residual.shape)}")
         if out is None:
             out = torch.empty(shape, dtype=self._dtype if residual is None else torch.float32)
         to = _items(out)
@@ -120,19 +120,28 @@ class Linear:
                 f"{out.stride()}, {out.dtype}"
             )
         rows = _dense(_readable(x))
-        added = None if residual is None else _dense(residual.float())
+        added = None
+        if residual is out and out.dtype == torch.float32:
+            added = to
+        elif residual is not None:
+            if residual.shape != shape:
+                raise ValueError(f"residual must be {shape}, is {tuple(residual.shape)}")
+            added = _dense(residual.float())
+        batch, count, _ = rows.shape
+        item = to.stride(0)
         _C.cpu_linear(
             self._product,
-            self._packed.data_ptr(),
+            self._packed_at,
             _ROWS[rows.dtype],
             rows.data_ptr(),
             rows.stride(0),
             0 if added is None else added.data_ptr(),
-            0 if added is None else added.stride(0),
+            0 if added is None else item if added is to else added.stride(0),
             _ROWS[to.dtype],
             to.data_ptr(),
-            to.stride(0),
-            *rows.shape[:2],
+            item,
+            batch,
+            count,
             self._outputs,
             self._inputs,
             self._norm_eps,
