@@ -164,7 +164,7 @@ def test_what_is_not_finite_moves_nothing(engine):
     engine.add(frame(), BOXES[0])
     before = engine.step(frame(1))
     position = engine._targets.box.clone()
-    weight = engine.network._last_weight
+    weight = engine.network._search_position
     kept = weight.clone()
     weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):

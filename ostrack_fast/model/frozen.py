@@ -102,8 +102,8 @@ class FrozenOSTrack:
         self._convolutions = [conv3x3(w, b, groups=len(towers), dtype=self.products) for w, b in others]
         last = [cast(nn.Conv2d, head.get_submodule(f"conv5_{tower}")) for tower in towers]
         # In float32: half precision would resolve a place on the grid to no better than a pixel of the crop.
-        self._last_weight = _float(torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last)), self.device)
-        self._last_bias = _float(torch.cat([cast(Tensor, layer.bias).detach() for layer in last])[:, None], self.device)
+        weight = torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last))
+        self._last = self._linear(weight, torch.cat([cast(Tensor, layer.bias) for layer in last]), dtype=torch.float32)
 
     def embed_template(self, template: Tensor) -> Template:
         """Of template images (B,3,Z,Z)."""
@@ -157,9 +157,7 @@ class FrozenOSTrack:
         for convolution in self._convolutions:
             x = convolution(x)
         batch, grid, _, channels = x.shape
-        columns = x.view(batch, grid * grid, channels).float().transpose(1, 2)
-        maps = torch.baddbmm(self._last_bias, self._last_weight.expand(batch, -1, -1), columns)
-        maps = maps.view(batch, 5, grid, grid)
+        maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
         offset = maps[:, 1:3]
         probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
         return probability[:, :1], probability[:, 3:], offset
