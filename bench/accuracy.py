@@ -2,9 +2,10 @@
 
     python bench/accuracy.py --data VIDEOS --dtypes bfloat16,int8 --json FILE
 
-The rule: mean AUC within 0.005 of float32's, every dtype following its own boxes; and half of all boxes within a pixel
-of float32's (largest of the four coordinates' differences), each frame looked at from the same box before: left to
-themselves two trackers drift apart over hundreds of frames. Exits with 1 where a dtype breaks the rule.
+The rule: mean AUC within 0.005 of float32's, every dtype following its own boxes from several first frames; and half
+of all boxes within a pixel of float32's (largest of the four coordinates' differences), each frame looked at from the
+same box before: left to themselves two trackers drift apart over hundreds of frames. Exits with 1 where a dtype breaks
+the rule.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from ostrack_fast import OSTrack, Tracker, TrackResult
 from ostrack_fast.benchmark.report import machine
-from ostrack_fast.evaluation import EvaluationResult, evaluate_folder
+from ostrack_fast.evaluation import Video, evaluate_video, load_videos
 from ostrack_fast.files import write_atomically
 
 AUC_RULE, BOX_RULE = 0.005, 1.0
@@ -49,6 +53,16 @@ class Compared:
         return result
 
 
+def later(video: Video, index: int) -> Video:
+    """The video from a later first frame on, the `index`-th of those that show the target, 5 apart.
+
+    Where a target is nearly lost, the last bit decides: one video is 0.03 of the mean. Several starts even that out.
+    """
+    shown = [frame for frame in range(len(video) // 2) if not np.isnan(video.boxes[frame]).any()]
+    first = shown[min(5 * index, len(shown) - 1)]
+    return replace(video, frames=video.frames[first:], boxes=video.boxes[first:])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -56,6 +70,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtypes", default="bfloat16,int8")
     parser.add_argument("--one-based", action="append", default=[], help="pattern of videos that count pixels from 1")
+    parser.add_argument("--starts", type=int, default=5, help="first frames, 5 apart, that each video is run from")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -63,23 +78,38 @@ def main() -> int:
     trackers = {dtype: Tracker(model, options.device, dtype) for dtype in ("float32", *options.dtypes.split(","))}
     compared = Compared(trackers["float32"], {dtype: one for dtype, one in trackers.items() if dtype != "float32"})
 
-    def evaluated(tracker: Tracker | Compared) -> EvaluationResult:
-        return evaluate_folder(options.data, tracker, one_based=options.one_based, progress=True)
+    videos = load_videos(options.data, options.one_based)
+    starts = [later(video, index) for index in range(options.starts) for video in videos]
+    areas: dict[str, dict[str, list[float]]] = {dtype: {video.name: [] for video in videos} for dtype in trackers}
+    for video in track(starts, "videos", console=Console(stderr=True), transient=True):
+        for dtype, tracker in trackers.items():
+            result = evaluate_video(video, compared if dtype == "float32" else tracker)
+            areas[dtype][video.name].append(result.scores.auc)
 
-    exact = evaluated(compared)
-    results = {dtype: exact if dtype == "float32" else evaluated(one) for dtype, one in trackers.items()}
-    table = Table(title=f"{options.weights}, {len(exact.videos)} videos", box=SIMPLE_HEAD)
-    for title in ("dtype", "AUC", "AUC - float32", "median box difference, px", "holds"):
+    table = Table(
+        title=f"{options.weights}, {len(videos)} videos, each from {options.starts} first frames", box=SIMPLE_HEAD
+    )
+    for title in ("dtype", "AUC", "AUC - float32", "standard error", "median box difference, px", "holds"):
         table.add_column(title, justify="right")
     rows = []
-    for dtype, result in results.items():
-        change, moved = result.mean.auc - exact.mean.auc, float(np.median(compared.differences.get(dtype, [0.0])))
+    means = {dtype: np.array([np.mean(each) for each in by_video.values()]) for dtype, by_video in areas.items()}
+    for dtype, mean in means.items():
+        changes = mean - means["float32"]
+        change, moved = float(changes.mean()), float(np.median(compared.differences.get(dtype, [0.0])))
+        error = float(changes.std(ddof=1) / sqrt(len(changes))) if len(changes) > 1 else 0.0
         holds = abs(change) <= AUC_RULE and moved < BOX_RULE
-        videos = {video.name: video.scores.auc for video in result.videos}
         rows.append(
-            {"dtype": dtype, "auc": result.mean.auc, "median_box_difference": moved, "holds": holds, "videos": videos}
+            {
+                "dtype": dtype,
+                "auc": float(mean.mean()),
+                "auc_change": change,
+                "standard_error": error,
+                "median_box_difference": moved,
+                "holds": holds,
+                "videos": areas[dtype],
+            }
         )
-        table.add_row(dtype, f"{result.mean.auc:.4f}", f"{change:+.4f}", f"{moved:.3f}", str(holds))
+        table.add_row(dtype, f"{mean.mean():.4f}", f"{change:+.4f}", f"{error:.4f}", f"{moved:.3f}", str(holds))
     Console().print(table)
     if options.json:
         document = {
