@@ -53,7 +53,7 @@ class FrozenOSTrack:
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
-        # A CPU gains by every product less. On a GPU the small copies that save them should cost more: not measured yet.
+        # A CPU gains by every product less. On a GPU the copies that save them should cost more: not measured yet.
         self._counts_products = device.type == "cpu"
         backbone = model.backbone
         projection = backbone.patch_embed.proj
