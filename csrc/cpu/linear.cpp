@@ -17,6 +17,7 @@ using ostf::kLinearRows;
 using ostf::kLinearVectors;
 using ostf::kLinearWidth;
 using ostf::LinearKernel;
+using ostf::LinearPending;
 using ostf::LinearTile;
 
 // Rows worked on at once. A block may exceed the L2 cache: its rows stream by in order, which the processor foresees,
@@ -121,11 +122,12 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
   common.units = layout.units;
   common.groups = layout.groups;
   common.correction_pitch = layout.columns;
-  common.activation = output.activation;
-  common.out_bf16 = output.bf16;
-  common.width = outputs;
+  common.result.activation = output.activation;
+  common.result.out_bf16 = output.bf16;
+  common.result.width = outputs;
 
   ostf::parallel_for(static_cast<int64_t>(blocks) * panels, threads, [&](int64_t first, int64_t last) {
+    LinearPending pending;
     for (int64_t task = first; task < last; ++task) {
       const int block = static_cast<int>(task / panels), p = static_cast<int>(task % panels);
       const int group = p / layout.panels;
@@ -138,10 +140,10 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
       tile.prefetch = packed + (task + 1 < last ? layout.panel(static_cast<int>((task + 1) % panels)) : layout.bias);
       const ptrdiff_t share = (layout.panel(p + 1) - layout.panel(p)) / (last_tile - first_tile) / 64 * 64;
       const size_t lane = sizeof(float) * vector * kLinearWidth;
-      tile.bias = reinterpret_cast<const float*>(packed + layout.bias + lane);
+      tile.result.bias = reinterpret_cast<const float*>(packed + layout.bias + lane);
       tile.column_scale = reinterpret_cast<const float*>(packed + layout.scale + lane);
       tile.correction = reinterpret_cast<const int32_t*>(packed + layout.correction + lane);
-      tile.columns = std::min(vectors * kLinearWidth, layout.outputs - column);
+      tile.result.columns = std::min(vectors * kLinearWidth, layout.outputs - column);
       for (int t = first_tile; t < last_tile; ++t) {
         const int line = t / per_line;
         const int row = part(t % per_line, per_line, lines.length);
@@ -151,13 +153,16 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
         if (input.scale) tile.row_scale = input.scale + from / input.pitch * layout.groups + group;
         const ptrdiff_t within = static_cast<ptrdiff_t>(row) * outputs + group * layout.outputs + column;
         const ptrdiff_t next = static_cast<ptrdiff_t>(lines.length) * outputs;
-        if (output.residual) tile.residual = output.residual + lines.start(line, output.residual_item, next) + within;
+        if (output.residual) {
+          tile.result.residual = output.residual + lines.start(line, output.residual_item, next) + within;
+        }
         const ptrdiff_t to = lines.start(line, output.item, next) + within;
-        tile.out = static_cast<char*>(output.out) + to * (output.bf16 ? 2 : 4);
-        kernel.tile[vectors - 1][rows - 1](tile);
+        tile.result.out = static_cast<char*>(output.out) + to * (output.bf16 ? 2 : 4);
+        kernel.tile[vectors - 1][rows - 1](tile, pending);
         tile.prefetch += share;
       }
     }
+    kernel.finish(pending);
   });
 }
 
@@ -183,32 +188,29 @@ void* scratch(size_t bytes) {
 
 }  // namespace
 
-const ostf::GeluTable& ostf::gelu_table() {
+const ostf::GeluTable ostf::gelu_table = [] {
   // In each piece the polynomial through the function at the Chebyshev points, in Newton's form first.
-  static const GeluTable table = [] {
-    constexpr int n = GeluTable::kDegree + 1;
-    GeluTable result;
-    for (int piece = 0; piece < GeluTable::kPieces; ++piece) {
-      double t[n], newton[n], c[n] = {};
-      for (int i = 0; i < n; ++i) {
-        t[i] = 0.5 * std::cos(3.14159265358979324 * (i + 0.5) / n);
-        const double x = (piece + t[i]) / GeluTable::kScale;
-        newton[i] = 0.5 * x * std::erfc(x * 0.70710678118654752);
-      }
-      for (int order = 1; order < n; ++order) {
-        for (int i = n - 1; i >= order; --i) newton[i] = (newton[i] - newton[i - 1]) / (t[i] - t[i - order]);
-      }
-      for (int i = n - 1; i >= 0; --i) {  // c(t) = c(t) * (t - t[i]) + newton[i]
-        for (int j = n - 1; j > 0; --j) c[j] = c[j - 1] - t[i] * c[j];
-        c[0] = newton[i] - t[i] * c[0];
-      }
-      if (piece == 0) c[0] = 0;  // so that gelu(0) = 0, and is x / 2 for tiny x
-      for (int i = 0; i < n; ++i) result.coefficient[i][piece] = static_cast<float>(c[i]);
+  constexpr int n = GeluTable::kDegree + 1;
+  GeluTable result;
+  for (int piece = 0; piece < GeluTable::kPieces; ++piece) {
+    double t[n], newton[n], c[n] = {};
+    for (int i = 0; i < n; ++i) {
+      t[i] = 0.5 * std::cos(3.14159265358979324 * (i + 0.5) / n);
+      const double x = (piece + t[i]) / GeluTable::kScale;
+      newton[i] = 0.5 * x * std::erfc(x * 0.70710678118654752);
     }
-    return result;
-  }();
-  return table;
-}
+    for (int order = 1; order < n; ++order) {
+      for (int i = n - 1; i >= order; --i) newton[i] = (newton[i] - newton[i - 1]) / (t[i] - t[i - order]);
+    }
+    for (int i = n - 1; i >= 0; --i) {  // c(t) = c(t) * (t - t[i]) + newton[i]
+      for (int j = n - 1; j > 0; --j) c[j] = c[j - 1] - t[i] * c[j];
+      c[0] = newton[i] - t[i] * c[0];
+    }
+    if (piece == 0) c[0] = 0;  // so that gelu(0) = 0, and is x / 2 for tiny x
+    for (int i = 0; i < n; ++i) result.coefficient[i][piece] = static_cast<float>(c[i]);
+  }
+  return result;
+}();
 
 int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, int64_t* bytes) {
   if (!valid(dtype, O, I, taps, groups)) return OSTF_EINVAL;

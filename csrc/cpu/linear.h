@@ -17,6 +17,17 @@ constexpr int kLinearRows = 9;     // rows in the tallest tile: 9 x 3 sums and 4
 
 enum LinearActivation { kNoActivation, kGelu, kRelu };
 
+// What becomes of a tile's sums.
+struct LinearResult {
+  const float* bias;
+  LinearActivation activation;
+  const float* residual;  // float32, or null
+  void* out;              // float32 or bfloat16
+  bool out_bf16;
+  int width;    // elements from one row of residual and out to the next
+  int columns;  // of the panel that exist
+};
+
 // One tile of the result: up to kLinearRows rows by the columns of one panel.
 struct LinearTile {
   const char* rows;  // units of the first row, tap 0
@@ -34,13 +45,18 @@ struct LinearTile {
   const int32_t* correction;  // (taps, columns)
   int correction_pitch;
 
-  const float* bias;
-  LinearActivation activation;
-  const float* residual;  // float32, or null
-  void* out;              // float32 or bfloat16
-  bool out_bf16;
-  int width;    // elements from one row of residual and out to the next
-  int columns;  // of the panel that exist
+  LinearResult result;
+};
+
+// A tile whose sums are there. They become results while the sums of the next tile are taken: what a result needs beside
+// them runs on units of the processor that products leave idle.
+struct LinearPending {
+  LinearResult result = {};           // from the row at hand on
+  const float* sums = nullptr;        // of the vector that comes next
+  int left = 0;                       // vectors that have not become results
+  int vector = 0, vectors = 0;        // the next one of its row, and how many a row has
+  int turn = 0;                       // which of the buffers holds the sums
+  alignas(64) float buffer[2][kLinearRows * kLinearVectors * kLinearWidth];
 };
 
 // One instruction set's code for one kind of unit.
@@ -48,7 +64,9 @@ struct LinearKernel {
   // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0; *scale is written by
   // the kernel of bytes only.
   void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* units, float* scale);
-  void (*tile[kLinearVectors][kLinearRows])(const LinearTile& tile);  // by vectors - 1 and rows - 1
+  // By vectors - 1 and rows - 1: finishes the pending tile and leaves this one pending.
+  void (*tile[kLinearVectors][kLinearRows])(const LinearTile& tile, LinearPending& pending);
+  void (*finish)(LinearPending& pending);
 };
 
 #if defined(OSTF_X86)
@@ -66,6 +84,6 @@ struct GeluTable {
   static constexpr float kLast = 15.4999f;
   alignas(64) float coefficient[kDegree + 1][kPieces];
 };
-const GeluTable& gelu_table();
+extern const GeluTable gelu_table;
 
 }  // namespace ostf

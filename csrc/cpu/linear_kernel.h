@@ -17,6 +17,8 @@ using ostf::GeluTable;
 using ostf::kLinearRows;
 using ostf::kLinearVectors;
 using ostf::kLinearWidth;
+using ostf::LinearPending;
+using ostf::LinearResult;
 using ostf::LinearTile;
 
 constexpr int kVectorBytes = 64;
@@ -120,6 +122,47 @@ void pack_row(int dtype, const void* row, int count, float norm_eps, void* units
   pack_elements<S>(static_cast<const uint16_t*>(row), count, norm_eps, units, scale);
 }
 
+OSTF_INLINE __m512 gelu(__m512 x) {
+  const GeluTable& table = ostf::gelu_table;
+  const __m512 y = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(GeluTable::kScale)),
+                                 _mm512_set1_ps(GeluTable::kLast));
+  const __m512i piece = _mm512_cvtps_epi32(y);
+  const __m512 t = _mm512_sub_ps(y, _mm512_cvtepi32_ps(piece));
+  __m512 p = _mm512_permutexvar_ps(piece, _mm512_load_ps(table.coefficient[GeluTable::kDegree]));
+  OSTF_UNROLL for (int i = GeluTable::kDegree - 1; i >= 0; --i) {
+    p = _mm512_fmadd_ps(p, t, _mm512_permutexvar_ps(piece, _mm512_load_ps(table.coefficient[i])));
+  }
+  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), p);  // this order of operands passes NaN on
+}
+
+// One vector of the pending tile, from the sums to the result.
+template <class S>
+OSTF_INLINE void finish_vector(LinearPending& pending) {
+  LinearResult& to = pending.result;
+  const int column = pending.vector * kLinearWidth;
+  const __mmask16 lanes = first_lanes(to.columns - column);
+  __m512 y = _mm512_add_ps(_mm512_load_ps(pending.sums), _mm512_loadu_ps(to.bias + column));
+  if (to.activation == ostf::kGelu) y = gelu(y);
+  if (to.activation == ostf::kRelu) y = _mm512_max_ps(_mm512_setzero_ps(), y);
+  if (to.residual) y = _mm512_add_ps(load_lanes(to.residual + column, lanes), y);
+  if (to.out_bf16) {
+    store_lanes(static_cast<uint16_t*>(to.out) + column, lanes, S::round_to_bf16(y));
+  } else {
+    store_lanes(static_cast<float*>(to.out) + column, lanes, y);
+  }
+  pending.sums += kLinearWidth;
+  --pending.left;
+  if (++pending.vector < pending.vectors) return;
+  pending.vector = 0;
+  to.out = static_cast<char*>(to.out) + to.width * (to.out_bf16 ? 2 : 4);
+  if (to.residual) to.residual += to.width;
+}
+
+template <class S>
+void finish(LinearPending& pending) {
+  while (pending.left > 0) finish_vector<S>(pending);
+}
+
 // acc[r][v] += unit of row r times vector v of weights.
 template <class S, int R, int V>
 OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, int offset, const uint32_t* b,
@@ -136,11 +179,14 @@ OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, in
 // sums (R,V) vectors = sum over units of row r times the panel's vector v, added to what is there if `more`. Weights of
 // the next panel are fetched into the L2 cache meanwhile: they come from memory, since those of a whole network exceed
 // any cache. This panel's go on to the L1 cache some units ahead, which gains up to a tenth where a panel is long or few
-// rows pass by. A function of its own, so that the compiler keeps all sums in registers.
+// rows pass by. Every few units a vector of the pending tile is finished. A function of its own, so that the compiler
+// keeps all sums in registers.
 template <class S, int R, int V>
 OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint32_t* b, int units,
-                                   const char* prefetch, bool more, char* sums) {
+                                   const char* prefetch, bool more, char* sums,
+                                   LinearPending& pending) {
   constexpr int kUnroll = 4, kAhead = 64;
+  constexpr int kFetched = 16;  // by then what the pending tile's results need has come to the cache
   typename S::Sum acc[R][V];
   OSTF_UNROLL for (int r = 0; r < R; ++r) {
     OSTF_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = S::zero();
@@ -156,6 +202,7 @@ OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint
     }
     b += kUnroll * V * kLinearWidth;
     for (const char*& each : base) each += 4 * kUnroll;
+    if (pending.left > 0 && k >= kFetched) finish_vector<S>(pending);
   }
   for (; k < units; ++k, b += V * kLinearWidth) {
     multiply_unit<S, R, V>(base, pitch, 0, b, acc);
@@ -170,87 +217,54 @@ OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint
   return prefetch;
 }
 
-OSTF_INLINE __m512 gelu(__m512 x, const __m512 (&c)[GeluTable::kDegree + 1]) {
-  const __m512 y = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(GeluTable::kScale)),
-                                 _mm512_set1_ps(GeluTable::kLast));
-  const __m512i piece = _mm512_cvtps_epi32(y);
-  const __m512 t = _mm512_sub_ps(y, _mm512_cvtepi32_ps(piece));
-  __m512 p = _mm512_permutexvar_ps(piece, c[GeluTable::kDegree]);
-  for (int i = GeluTable::kDegree - 1; i >= 0; --i) p = _mm512_fmadd_ps(p, t, _mm512_permutexvar_ps(piece, c[i]));
-  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), p);  // this order of operands passes NaN on
-}
-
-// From the sums of a tile (rows of `vectors` vectors) to the result.
-template <class S, ostf::LinearActivation activation>
-void finish(const LinearTile& tile, const float* total, int rows, int vectors) {
-  __m512 c[GeluTable::kDegree + 1];
-  if constexpr (activation == ostf::kGelu) {
-    const GeluTable& table = ostf::gelu_table();
-    for (int i = 0; i <= GeluTable::kDegree; ++i) c[i] = _mm512_load_ps(table.coefficient[i]);
-  }
-  for (int v = 0; v < vectors; ++v) {
-    const int column = v * kLinearWidth;
-    const __mmask16 lanes = first_lanes(tile.columns - column);
-    const __m512 bias = _mm512_loadu_ps(tile.bias + column);
-    for (int r = 0; r < rows; ++r) {
-      const ptrdiff_t at = static_cast<ptrdiff_t>(r) * tile.width + column;
-      __m512 y = _mm512_add_ps(_mm512_load_ps(total + (r * vectors + v) * kLinearWidth), bias);
-      if constexpr (activation == ostf::kGelu) y = gelu(y, c);
-      if constexpr (activation == ostf::kRelu) y = _mm512_max_ps(_mm512_setzero_ps(), y);
-      if (tile.residual) y = _mm512_add_ps(load_lanes(tile.residual + at, lanes), y);
-      if (tile.out_bf16) {
-        store_lanes(static_cast<uint16_t*>(tile.out) + at, lanes, S::round_to_bf16(y));
-      } else {
-        store_lanes(static_cast<float*>(tile.out) + at, lanes, y);
-      }
-    }
-  }
-}
-
-// Where the results will go, and the residual, on their way to the cache while the sums are taken.
-OSTF_INLINE void fetch_results(const LinearTile& tile, int rows, int vectors) {
-  const ptrdiff_t row = tile.out_bf16 ? 2 * tile.width : 4 * tile.width;
-  const int bytes = vectors * kLinearWidth * (tile.out_bf16 ? 2 : 4);
-  const auto* out = static_cast<const char*>(tile.out);
+// Where the pending tile's results will go, and its residual, on their way to the cache.
+OSTF_INLINE void fetch_results(const LinearPending& pending) {
+  const LinearResult& to = pending.result;
+  const int rows = pending.left > 0 ? pending.left / pending.vectors : 0;
+  const ptrdiff_t row = to.out_bf16 ? 2 * to.width : 4 * to.width;
+  const int bytes = pending.vectors * kLinearWidth * (to.out_bf16 ? 2 : 4);
+  const auto* out = static_cast<const char*>(to.out);
   for (int r = 0; r < rows; ++r, out += row) {
     for (int at = 0; at < bytes; at += 64) __builtin_prefetch(out + at, 1);
   }
-  if (!tile.residual || tile.residual == tile.out) return;
-  const float* residual = tile.residual;
-  for (int r = 0; r < rows; ++r, residual += tile.width) {
-    for (int v = 0; v < vectors; ++v) __builtin_prefetch(residual + v * kLinearWidth);
+  if (!to.residual || to.residual == to.out) return;
+  const float* residual = to.residual;
+  for (int r = 0; r < rows; ++r, residual += to.width) {
+    for (int v = 0; v < pending.vectors; ++v) __builtin_prefetch(residual + v * kLinearWidth);
   }
 }
 
 template <class S, int R, int V>
-void run_tile(const LinearTile& tile) {
-  alignas(64) float total[R * V * kLinearWidth];
+void run_tile(const LinearTile& tile, LinearPending& pending) {
+  pending.turn ^= 1;
+  float* total = pending.buffer[pending.turn];
   const uint32_t* weights = tile.weights;
   const char* prefetch = tile.prefetch;
-  fetch_results(tile, R, V);
+  fetch_results(pending);
   for (int tap = 0; tap < tile.taps; ++tap) {
     const ptrdiff_t place = tile.taps > 1 ? static_cast<ptrdiff_t>(tap / 3) * tile.line + tap % 3 : 0;
     const char* rows = tile.rows + place * tile.pitch;
     if constexpr (S::kStep == 4) {
       alignas(64) int32_t sums[R * V * kLinearWidth];
       auto* to = reinterpret_cast<char*>(sums);
-      prefetch = multiply<S, R, V>(rows, tile.pitch, weights, tile.units, prefetch, false, to);
+      prefetch = multiply<S, R, V>(rows, tile.pitch, weights, tile.units, prefetch, false, to, pending);
       S::add_scaled(tile, place, tap, R, V, sums, total);
       weights += static_cast<ptrdiff_t>(tile.units) * V * kLinearWidth;
     } else {
       for (int at = 0; at < tile.units; at += S::kSlice) {
         const int units = tile.units - at < S::kSlice ? tile.units - at : S::kSlice;
         prefetch = multiply<S, R, V>(rows + 4 * at, tile.pitch, weights, units, prefetch, tap + at > 0,
-                                     reinterpret_cast<char*>(total));
+                                     reinterpret_cast<char*>(total), pending);
         weights += units * V * kLinearWidth;
       }
     }
   }
-  switch (tile.activation) {
-    case ostf::kGelu: return finish<S, ostf::kGelu>(tile, total, R, V);
-    case ostf::kRelu: return finish<S, ostf::kRelu>(tile, total, R, V);
-    default: return finish<S, ostf::kNoActivation>(tile, total, R, V);
-  }
+  finish<S>(pending);
+  pending.result = tile.result;
+  pending.sums = total;
+  pending.left = R * V;
+  pending.vector = 0;
+  pending.vectors = V;
 }
 
 template <class S, int V, int... R>
@@ -262,7 +276,7 @@ template <class S>
 constexpr ostf::LinearKernel make_kernel() {
   static_assert(kLinearVectors == 3, "a line for every number of vectors");
   constexpr std::make_integer_sequence<int, kLinearRows> rows{};
-  ostf::LinearKernel kernel = {pack_row<S>, {}};
+  ostf::LinearKernel kernel = {pack_row<S>, {}, finish<S>};
   set_tiles<S, 1>(kernel, rows);
   set_tiles<S, 2>(kernel, rows);
   set_tiles<S, 3>(kernel, rows);
