@@ -31,8 +31,13 @@ typedef enum {
 // template_mask (mask_batch,T) bytes, mask_batch 1 or B, or null: the query rows whose probabilities score the search
 // tokens. score (B,S) float32: mean over heads and chosen rows (0 where no row is chosen), or null together with the mask.
 // lse (B,H,N) float32: natural log of each softmax denominator (with the running maximum), or null.
-OSTF_API int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
-                                float* score, float* lse, int B, int N, int H, int D, int T, int threads);
+// CPU: queries q (B,M,H,D) and keys with values kv (B,N,2,H,D) apart; items and rows begin so many elements after each
+// other, heads and channels are dense, so that both may lie in one qkv. Then out (B,M,H*D) with items out_item elements
+// apart, lse (B,H,M), and the T template queries come first.
+OSTF_API int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, const void* kv,
+                                int64_t kv_item, int64_t kv_row, const uint8_t* template_mask, int mask_batch,
+                                void* out, int64_t out_item, float* score, float* lse, int B, int M, int N, int H,
+                                int D, int T, int threads);
 // CUDA: D is 32, 64, 96 or 128, qkv and out start at multiples of 16 bytes (else OSTF_EINVAL), and OSTF_BF16 needs code
 // for compute capability 8.0 or later (else OSTF_EDTYPE). The heads' shares of the score
 // meet in `scratch`, B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch item to arrive, by its

@@ -114,6 +114,8 @@ class Engine:
             raise ValueError(f"template must be (B,3,{size},{size}), is {tuple(template.shape)}")
         if mask is None and self.network.eliminates:
             mask = template_mask(self.cfg)
+        if mask is not None and not bool(mask.any(-1).all()):
+            raise ValueError("mask chooses no row for some template: no template token would rank the candidates")
         self.count = 0
         self._room_for(len(template))
         self.count = len(template)

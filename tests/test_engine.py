@@ -79,6 +79,20 @@ def test_without_elimination_layers():
         torch.testing.assert_close(engine.forward(x)["score_map"], model(z, x)["score_map"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("blocks", [(0,), (1,), (2,), (0, 2)])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_elimination_in_any_block(blocks, backend):
+    """Also in the first, whose template is known, and in the last, where nothing reads the template's tokens."""
+    model = tiny(replace(TINY, ce_layers=blocks, ce_keep_ratio=(0.6,) * len(blocks)))
+    z, x = images(2)
+    with ops.use(backend):
+        engine = Engine(model, "cpu", "float32")
+        engine.set_template(z)
+        got = engine.forward(x)["score_map"]
+    with torch.no_grad():
+        torch.testing.assert_close(got, model(z, x, ce_keep_rate=None)["score_map"], rtol=1e-4, atol=1e-5)
+
+
 def test_a_mask_for_every_target():
     model = tiny(replace(TINY, ce_template_range="GT_BOX"))
     z, x = images(2)
@@ -153,6 +167,8 @@ def test_wrong_calls(engine):
         engine.forward(x)
     with pytest.raises(ValueError, match=r"template must be \(B,3,64,64\)"):
         engine.set_template(x)
+    with pytest.raises(ValueError, match="chooses no row"):
+        engine.set_template(z, torch.zeros(2, TINY.template_grid**2, dtype=torch.bool))
     engine.set_template(z)
     with pytest.raises(ValueError, match=r"B = 2 templates"):
         engine.forward(x[:1])

@@ -51,18 +51,19 @@ void sum_shares(const AttentionCall& call, int block, float* score) {
 
 }  // namespace
 
-int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
-                       float* score, float* lse, int B, int N, int H, int D, int T, int threads) {
-  if (B < 0 || N < 1 || H < 1 || D < 1 || D > 512 || T < 0 || T > N || threads < 1) return OSTF_EINVAL;
+int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, const void* kv, int64_t kv_item,
+                       int64_t kv_row, const uint8_t* template_mask, int mask_batch, void* out, int64_t out_item,
+                       float* score, float* lse, int B, int M, int N, int H, int D, int T, int threads) {
+  if (B < 0 || M < 0 || N < 1 || H < 1 || D < 1 || D > 512 || T < 0 || T > N || threads < 1) return OSTF_EINVAL;
   if (N == T) template_mask = nullptr;  // no search token to score; an empty tensor's pointer may be null
   if (N > T && (template_mask == nullptr) != (score == nullptr)) return OSTF_EINVAL;
-  if (template_mask && mask_batch != 1 && mask_batch != B) return OSTF_EINVAL;
+  if (template_mask && (T > M || (mask_batch != 1 && mask_batch != B))) return OSTF_EINVAL;
   if (dtype != OSTF_F32 && dtype != OSTF_F16 && dtype != OSTF_BF16) return OSTF_EDTYPE;
   if (ostf::level() < 0) return OSTF_EINVAL;
-  if (B == 0) return OSTF_OK;
+  if (B == 0 || M == 0) return OSTF_OK;
 
   const AttentionKernel& kernel = choose(ostf::level(), dtype);
-  const int blocks = (N + kernel.block - 1) / kernel.block;
+  const int blocks = (M + kernel.block - 1) / kernel.block;
   const int heads = B * H;
   // Each task packs the keys and values of its head anew, so heads are split only where there are too few of them.
   const int parts = std::min(blocks, (4 * threads + heads - 1) / heads);
@@ -78,7 +79,27 @@ int ostf_cpu_attention(int dtype, const void* qkv, const uint8_t* template_mask,
   if (!memory) return OSTF_ENOMEM;
 
   auto* block_shares = reinterpret_cast<float*>(memory + each * workers);
-  const AttentionCall call = {dtype, qkv, template_mask, mask_batch, out, block_shares, lse, B, N, H, D, T};
+  const ptrdiff_t element = dtype == OSTF_F32 ? 4 : 2;
+  AttentionCall call = {};
+  call.dtype = dtype;
+  call.q = static_cast<const char*>(q);
+  call.q_item = q_item * element;
+  call.q_row = q_row * element;
+  call.kv = static_cast<const char*>(kv);
+  call.kv_item = kv_item * element;
+  call.kv_row = kv_row * element;
+  call.mask = template_mask;
+  call.mask_batch = mask_batch;
+  call.out = static_cast<char*>(out);
+  call.out_item = out_item * element;
+  call.shares = block_shares;
+  call.lse = lse;
+  call.B = B;
+  call.M = M;
+  call.N = N;
+  call.H = H;
+  call.D = D;
+  call.T = T;
   std::atomic<int> next{0};
   ostf::parallel_for(workers, workers, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker) {

@@ -9,13 +9,17 @@ namespace ostf {
 
 struct AttentionCall {
   int dtype;
-  const void* qkv;
+  const char* q;
+  ptrdiff_t q_item, q_row;  // bytes
+  const char* kv;
+  ptrdiff_t kv_item, kv_row;
   const uint8_t* mask;  // (mask_batch,T), or null
   int mask_batch;
-  void* out;
+  char* out;
+  ptrdiff_t out_item;
   float* shares;  // (B,H,template_blocks,S): what each block of queries with chosen rows adds to the score
   float* lse;     // or null
-  int B, N, H, D, T;
+  int B, M, N, H, D, T;  // M queries, N keys
 };
 
 // One instruction set's code for one kind of arithmetic. Queries are worked on in blocks of `block`; one task is a

@@ -201,30 +201,42 @@ OSTF_NOINLINE void raise_all(const typename S::Unit* k, const typename S::Unit* 
   }
 }
 
+// Where the first query, key and result of a head lie.
 struct Head {
   int b, h;
-  ptrdiff_t token;   // bytes from one token's q to the next one's
-  const char* base;  // q of token 0
-  const char* next;  // of the head after it, or null
-  char* out;         // of token 0
+  ptrdiff_t width;   // bytes of a query
+  ptrdiff_t values;  // from a key to its value
+  const char* q;
+  const char* kv;
+  char* out;
+  bool last;  // no head after it
 };
 
-// One token after the other on its way to the cache: where this head's results will go, and the next head's q, k and v.
-// Their rows lie pages apart, which no processor foresees; and many at once would keep others waiting.
+// A token or a few after the other on their way to the cache: where this head's results will go, and the next head's q,
+// k and v. Their rows lie pages apart, which no processor foresees; and many at once would keep others waiting.
 struct Fetch {
+  const AttentionCall& call;
   const Head& head;
-  ptrdiff_t row;  // bytes
-  int at, end;
+  int at, end;  // queries
+  int share;    // keys for each
 
   OSTF_INLINE void operator()() {
     if (at == end) return;
-    const ptrdiff_t part = head.token / 3;
-    for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(head.out + at * part + byte, 1);
-    for (int j = 0; head.next && j < 3; ++j) {
-      const char* from = head.next + at * head.token + j * part;
-      for (ptrdiff_t byte = 0; byte < row; byte += 64) __builtin_prefetch(from + byte);
+    row<true>(head.out + at * (call.H * head.width));
+    if (!head.last) {
+      row<false>(head.q + at * call.q_row + head.width);
+      for (int key = at * share; key < (at + 1) * share && key < call.N; ++key) {
+        const char* next = head.kv + key * call.kv_row + head.width;
+        row<false>(next);
+        row<false>(next + head.values);
+      }
     }
     ++at;
+  }
+
+  template <bool write>
+  OSTF_INLINE void row(const char* from) const {
+    for (ptrdiff_t byte = 0; byte < head.width; byte += 64) __builtin_prefetch(from + byte, write);
   }
 };
 
@@ -355,7 +367,7 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   using Unit = typename S::Unit;
   const int N = call.N, D = call.D;
   const int first = block * kLanes<S>;
-  const int queries = N - first < Q ? N - first : Q;
+  const int queries = call.M - first < Q ? call.M - first : Q;
   const Unit* k = scratch + layout.k;
   const Unit* v = scratch + layout.v;
   Unit* rows = scratch + layout.rows;
@@ -380,7 +392,7 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   }
 
   for (int i = 0; i < queries; ++i) {
-    S::pack_row(call.dtype, head.base + (first + i) * head.token, D, rows + i * layout.units);
+    S::pack_row(call.dtype, head.q + (first + i) * call.q_row, D, rows + i * layout.units);
   }
   std::memset(static_cast<void*>(rows + queries * layout.units), 0, sizeof(Unit) * (Q - queries) * layout.units);
   transpose<S>(rows, layout.units, Q, q);
@@ -389,8 +401,7 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
     sum[i] = 0.0f;
   }
 
-  Fetch fetch = {head, D * (call.dtype == OSTF_F32 ? 4 : 2), first, first + queries};
-
+  Fetch fetch = {call, head, first, first + queries, (N + call.M - 1) / call.M};
   for (int key = 0; key < N; key += kKeys) {
     const int keys = N - key < kKeys ? N - key : kKeys;
     const Unit* block_k = k + static_cast<ptrdiff_t>(key) * layout.units;
@@ -421,10 +432,11 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   }
 
   for (int i = 0; i < queries; ++i) {
-    S::unpack_row(call.dtype, o + i * layout.width, 1.0f / sum[i], D, head.out + (first + i) * (head.token / 3));
+    S::unpack_row(call.dtype, o + i * layout.width, 1.0f / sum[i], D,
+                     head.out + (first + i) * (call.H * head.width));
   }
   if (call.lse) {
-    float* lse = call.lse + (static_cast<ptrdiff_t>(head.b) * call.H + head.h) * N + first;
+    float* lse = call.lse + (static_cast<ptrdiff_t>(head.b) * call.H + head.h) * call.M + first;
     for (int i = 0; i < queries; ++i) {
       lse[i] = pivot[i] / std::sqrt(static_cast<float>(D)) + std::log(sum[i]);
     }
@@ -443,27 +455,25 @@ void run(const AttentionCall& call, int b, int h, int first_block, int last_bloc
   using Unit = typename S::Unit;
   const Layout<S> layout(call.N, call.D, call.mask != nullptr);
   Unit* scratch = static_cast<Unit*>(memory);
-  const ptrdiff_t row = static_cast<ptrdiff_t>(call.D) * (call.dtype == OSTF_F32 ? 4 : 2);
-  const ptrdiff_t token = 3 * call.H * row;
-  const char* q = static_cast<const char*>(call.qkv) + b * call.N * token + h * row;
-  const char* keys = q + call.H * row;
-  const char* values = keys + call.H * row;
+  const ptrdiff_t width = static_cast<ptrdiff_t>(call.D) * (call.dtype == OSTF_F32 ? 4 : 2);
+  const Head head = {b, h, width, call.H * width, call.q + b * call.q_item + h * width,
+                     call.kv + b * call.kv_item + h * width, call.out + b * call.out_item + h * width, h + 1 == call.H};
 
   for (int i = 0; i < call.N; ++i) {
-    S::pack_row(call.dtype, keys + i * token, call.D, scratch + layout.k + static_cast<ptrdiff_t>(i) * layout.units);
+    S::pack_row(call.dtype, head.kv + i * call.kv_row, call.D,
+                scratch + layout.k + static_cast<ptrdiff_t>(i) * layout.units);
   }
   std::memset(static_cast<void*>(scratch + layout.k + static_cast<ptrdiff_t>(call.N) * layout.units), 0,
               sizeof(Unit) * (layout.keys - call.N) * layout.units);
   for (int i = 0; i < call.N; i += S::kStep) {
     Unit* to = scratch + layout.v + static_cast<ptrdiff_t>(i / S::kStep) * layout.width;
-    S::pack_values(call.dtype, values + i * token, i + 1 < call.N ? values + (i + 1) * token : nullptr, call.D, to);
+    const char* value = head.kv + i * call.kv_row + head.values;
+    S::pack_values(call.dtype, value, i + 1 < call.N ? value + call.kv_row : nullptr, call.D, to);
     for (int d = call.D; d < layout.width; ++d) to[d] = 0;
   }
 
-  const Head head = {b, h, token, q, h + 1 < call.H ? q + row : nullptr,
-                     static_cast<char*>(call.out) + b * call.N * (token / 3) + h * row};
   for (int block = first_block; block < last_block; ++block) {
-    const int left = call.N - block * kLanes<S>;
+    const int left = call.M - block * kLanes<S>;
     const int vectors = left >= kLanes<S> ? S::kMaxVectors : (left + S::kWidth - 1) / S::kWidth;
     switch (vectors) {
       case 1: query_block<S, 1>(call, head, layout, block, scratch); break;

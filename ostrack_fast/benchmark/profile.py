@@ -31,7 +31,14 @@ _OPS = {
     "decode": "decode",
     "advance": "box update",
 }
-_LAYERS = {"qkv": "norm, qkv", "proj": "projection, residual", "fc1": "norm, fc1, gelu", "fc2": "fc2, residual"}
+_LAYERS = {
+    "qkv": "norm, qkv",
+    "q": "norm, qkv",
+    "kv": "norm, qkv",
+    "proj": "projection, residual",
+    "fc1": "norm, fc1, gelu",
+    "fc2": "fc2, residual",
+}
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,10 @@ def _watched(engine: Engine, watch: _Stopwatch) -> Iterator[None]:
     timed._patch = watch.watch("patch embedding", network._patch)
     timed._blocks = []
     for block in network._blocks:
-        layers: dict[str, Any] = {name: watch.watch(stage, getattr(block, name)) for name, stage in _LAYERS.items()}
-        timed._blocks.append(block._replace(**layers))
+        layers = {name: getattr(block, name) for name in _LAYERS}
+        watched: dict[str, Any] = {name: each and watch.watch(_LAYERS[name], each) for name, each in layers.items()}
+        timed._blocks.append(block._replace(**watched))
+    timed._cross_attention = watch.watch(_OPS["attention"], network._cross_attention)
     timed._head = watch.watch("norm, restoration, head", network._head)  # type: ignore[method-assign]
     engine.network = timed
     for name, stage in _OPS.items():

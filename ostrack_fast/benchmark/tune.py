@@ -46,7 +46,9 @@ def products(engine: Engine, batch: int) -> Iterator[tuple[str, Any, tuple]]:
     yield "patch embedding", network._patch, (inner(places, 3 * cfg.patch_size**2), stream(places, width))
     counts = [template + count for count in cfg.search_tokens(None if network.eliminates else 1.0)]
     for block, (before, after) in zip(network._blocks, pairwise(counts), strict=True):
-        yield "qkv", block.qkv, (stream(before, width),)
+        for name, layer in (("qkv", block.qkv), ("q", block.q), ("kv", block.kv)):
+            if layer is not None:
+                yield name, layer, (stream(before, width),)
         if block is network._blocks[-1] and block.keep is None:
             before, after = before - template, after - template  # the template's tokens end with the last attention
         yield "proj", block.proj, (inner(before, width), stream(before, width))

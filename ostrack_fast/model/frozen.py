@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.layers import Layer, conv3x3, linear, restore_conv3x3
+from ..ops.layers import Layer, conv3x3, cross_attention, linear, restore_conv3x3
 from .ostrack import OSTrack
 from .vit import Block
 
 
 class _FrozenBlock(NamedTuple):
-    qkv: Layer
+    qkv: Layer | None
+    q: Layer | None  # apart from kv where not every token's query is wanted, and then there is no qkv
+    kv: Layer | None
     proj: Layer
     fc1: Layer
     fc2: Layer
@@ -53,8 +55,9 @@ class FrozenOSTrack:
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
-        # A CPU gains by every product less. On a GPU the copies that save them should cost more: not measured yet.
+        # A CPU gains by every product less. On a GPU the launches that save them should cost more: not measured yet.
         self._counts_products = device.type == "cpu"
+        self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
         backbone = model.backbone
         projection = backbone.patch_embed.proj
         # The patch embedding reads pixels, whose range int8 does not resolve, once a frame.
@@ -67,7 +70,10 @@ class FrozenOSTrack:
         self._blocks: list[_FrozenBlock] = []
         for index, block in enumerate(cast("list[Block]", backbone.blocks)):
             keep = ceil(ratios.get(index, 1) * left)
-            self._blocks.append(self._frozen_block(block, keep if keep < left else None))
+            last = index == cfg.depth - 1
+            # The first block's product stays whole: the template's is known.
+            apart = self._counts_products and index > 0 and (keep < left or last)
+            self._blocks.append(self._frozen_block(block, keep if keep < left else None, apart))
             left = keep
         self.eliminates = any(block.keep is not None for block in self._blocks)
         norm = backbone.norm
@@ -81,10 +87,13 @@ class FrozenOSTrack:
             how["norm_eps"] = norm.eps
         return linear(_float(weight, self.device), _float(bias, self.device), **{"dtype": self.products, **how})
 
-    def _frozen_block(self, block: Block, keep: int | None) -> _FrozenBlock:
+    def _frozen_block(self, block: Block, keep: int | None, apart: bool) -> _FrozenBlock:
         qkv, proj, fc1, fc2 = block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2
+        width = self.cfg.embed_dim
         return _FrozenBlock(
-            self._linear(qkv.weight, qkv.bias, block.norm1),
+            None if apart else self._linear(qkv.weight, qkv.bias, block.norm1),
+            self._linear(qkv.weight[:width], qkv.bias[:width], block.norm1) if apart else None,
+            self._linear(qkv.weight[width:], qkv.bias[width:], block.norm1) if apart else None,
             self._linear(proj.weight, proj.bias),
             self._linear(fc1.weight, fc1.bias, block.norm2, activation="gelu"),
             self._linear(fc2.weight, fc2.bias),
@@ -108,7 +117,7 @@ class FrozenOSTrack:
     def embed_template(self, template: Tensor) -> Template:
         """Of template images (B,3,Z,Z)."""
         tokens = self._embedded(template, self._template_position)
-        return Template(tokens, self._blocks[0].qkv(tokens))
+        return Template(tokens, cast(Layer, self._blocks[0].qkv)(tokens))
 
     def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
         batch, _, size, _ = image.shape
@@ -126,30 +135,64 @@ class FrozenOSTrack:
         self._embedded(search, self._search_position, tokens[:, rows:])
         ids = self._ids.expand(batch, -1)
         for index, block in enumerate(self._blocks):
-            qkv = self._first_qkv(tokens, template) if index == 0 and self._counts_products else block.qkv(tokens)
-            qkv = qkv.view(batch, -1, 3, cfg.num_heads, channels // cfg.num_heads)
-            attended, score = ops.attention(qkv, mask if block.keep is not None else None)
-            if block is self._blocks[-1] and block.keep is None:
-                # Nothing reads the template's tokens after the last attention.
-                attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
-            if block.keep is None:
-                tokens = block.proj(attended, tokens, tokens)
-            elif self._counts_products:
-                score = cast(Tensor, score)
-                attended, _, _ = ops.eliminate(attended, score, ids, block.keep)
-                tokens, ids, _ = ops.eliminate(tokens, score, ids, block.keep)
-                tokens = block.proj(attended, tokens, tokens)
+            if block.qkv is None:
+                tokens, ids, rows = self._attention_of_some(block, tokens, ids, rows, mask)
             else:
-                tokens = block.proj(attended, tokens, tokens)
-                tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+                known = template.qkv if index == 0 and self._counts_products else None
+                tokens, ids, rows = self._attention_of_all(block, tokens, ids, rows, mask, known)
             tokens = block.fc2(block.fc1(tokens), tokens, tokens)
         return self._head(tokens[:, rows:], ids)
 
-    def _first_qkv(self, tokens: Tensor, template: Template) -> Tensor:
-        qkv = template.qkv.new_empty(*tokens.shape[:2], template.qkv.shape[2])
-        rows = template.qkv.shape[1]
-        qkv[:, :rows] = template.qkv
-        self._blocks[0].qkv(tokens[:, rows:], out=qkv[:, rows:])
+    def _attention_of_all(
+        self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """Attention, projection and elimination. `known`: qkv of the template's `rows` tokens, which come first.
+
+        Returns the tokens and places that are left, and how many of the tokens are the template's.
+        """
+        qkv = self._heads(self._qkv(block, tokens, known), 3)
+        attended, score = ops.attention(qkv, mask if block.keep is not None else None)
+        if block is self._blocks[-1] and block.keep is None:
+            # Nothing reads the template's tokens after the last attention.
+            attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
+        tokens = block.proj(attended, tokens, tokens)
+        if block.keep is not None:
+            tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+        return tokens, ids, rows
+
+    def _attention_of_some(
+        self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """The same without the queries nobody reads: an eliminated candidate's, and at last the template's.
+
+        Everything an eliminated token gives is its key and value, and the template's queries alone find out which.
+        """
+        queries, keys = cast(Layer, block.q), cast(Layer, block.kv)
+        kv = self._heads(keys(tokens), 2)
+        if block.keep is None:
+            tokens, rows = tokens[:, rows:], 0
+            attended, _ = self._cross_attention(self._heads(queries(tokens)), kv)
+        else:
+            batch, _, channels = tokens.shape
+            attended = kv.new_empty(batch, rows + block.keep, channels)
+            template = self._heads(queries(tokens[:, :rows]))
+            _, score = self._cross_attention(template, kv, mask, attended[:, :rows])
+            tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+            self._cross_attention(self._heads(queries(tokens[:, rows:])), kv, None, attended[:, rows:])
+        return block.proj(attended, tokens, tokens), ids, rows
+
+    def _heads(self, x: Tensor, *parts: int) -> Tensor:
+        """(B,N,parts*C) -> (B,N,parts,H,D)"""
+        heads = self.cfg.num_heads
+        return x.view(*x.shape[:2], *parts, heads, self.cfg.embed_dim // heads)
+
+    def _qkv(self, block: _FrozenBlock, tokens: Tensor, known: Tensor | None) -> Tensor:
+        layer = cast(Layer, block.qkv)
+        if known is None:
+            return layer(tokens)
+        qkv, rows = known.new_empty(*tokens.shape[:2], known.shape[2]), known.shape[1]
+        qkv[:, :rows] = known
+        layer(tokens[:, rows:], out=qkv[:, rows:])
         return qkv
 
     def _head(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

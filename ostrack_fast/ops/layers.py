@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import dispatch, native, native_linear, restore
+from . import dispatch, native, native_linear, reference, restore
 from .reference import Activation
 
 
@@ -88,6 +88,29 @@ def restore_conv3x3(
 
     def run(tokens: Tensor, ids: Tensor) -> Tensor:
         return convolution(restore(tokens, ids, grid, *norm, channels_last=True, dtype=map_dtype).permute(0, 2, 3, 1))
+
+    return run
+
+
+def cross_attention(
+    heads: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """`ops.attention` where not every token needs to ask: queries lie apart from keys and values.
+
+    Returns:
+        A function `(q, kv, template_mask=None, out=None)` of queries (B,M,heads,width), the T template tokens' first
+        if there is a mask, and keys with values (B,N,2,heads,width), in `dtype`. It returns (B,M,C), written to `out`
+        if that is given, whose rows must be dense; and the score (B,N-T) or None.
+    """
+    asked = {"qkv": torch.empty(1, 1, 3, heads, width, dtype=dtype, device=device)}
+    if device.type == "cpu" and dispatch.choose("attention", asked) == "native":
+        return native.cross_attention
+
+    def run(
+        q: Tensor, kv: Tensor, template_mask: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, score = reference.cross_attention(q, kv, template_mask)
+        return attended if out is None else out.copy_(attended), score
 
     return run
 

@@ -171,31 +171,26 @@ def _attention(qkv: Tensor, template_mask: Tensor | None, lse: Tensor | None) ->
     qkv = qkv.contiguous()
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads * width)
-    score = mask = None
-    template = 0
-    if template_mask is not None:
-        mask = template_mask.contiguous()
-        template = mask.shape[-1]
-        score = torch.empty(batch, tokens - template, dtype=torch.float32, device=qkv.device)
-        mask = mask if score.numel() else None  # no candidates, nothing to score
-    workspace: tuple[int, ...] = ()
-    if qkv.is_cuda:
-        if qkv.data_ptr() % 16:  # a slice of something larger: the kernel reads 16 bytes at a time
-            qkv = qkv.clone()
-        # Held in variables: freed before the launch, their memory could be handed out again.
-        scratch, tickets = _cuda_workspace(batch, heads, tokens, template, qkv.device, mask is not None)
-        workspace = (_pointer(scratch), _pointer(tickets))
+    if qkv.is_cpu:
+        return out, _cpu_attention(qkv[:, :, 0], qkv[:, :, 1:], template_mask, out, lse)
+    mask, score = _mask_and_score(template_mask, batch, tokens)
+    if qkv.data_ptr() % 16:  # a slice of something larger: the kernel reads 16 bytes at a time
+        qkv = qkv.clone()
+    template = 0 if template_mask is None else template_mask.shape[-1]
+    # Held in variables: freed before the launch, their memory could be handed out again.
+    scratch, tickets = _cuda_workspace(batch, heads, tokens, template, qkv.device, mask is not None)
     _call(
         "attention",
         qkv,
         _DTYPES[qkv.dtype],
         qkv.data_ptr(),
         _pointer(mask),
-        mask.shape[0] if mask is not None and mask.dim() == 2 else 1,
+        _mask_batch(mask),
         out.data_ptr(),
         _pointer(score),
         _pointer(lse),
-        *workspace,
+        _pointer(scratch),
+        _pointer(tickets),
         batch,
         tokens,
         heads,
@@ -203,6 +198,61 @@ def _attention(qkv: Tensor, template_mask: Tensor | None, lse: Tensor | None) ->
         template,
     )
     return out, score
+
+
+def cross_attention(
+    q: Tensor, kv: Tensor, template_mask: Tensor | None = None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """See `ostrack_fast.ops.layers.cross_attention`; on the CPU only."""
+    q, kv = q.contiguous(), kv.contiguous()
+    batch, queries, heads, width = q.shape
+    if out is None:
+        out = q.new_empty(batch, queries, heads * width)
+    return out, _cpu_attention(q, kv, template_mask, out, None)
+
+
+def _cpu_attention(
+    q: Tensor, kv: Tensor, template_mask: Tensor | None, out: Tensor, lse: Tensor | None
+) -> Tensor | None:
+    """Queries (B,M,H,D) of keys and values (B,N,2,H,D), both with dense heads, into out (B,M,C) with dense rows."""
+    batch, queries, heads, width = q.shape
+    tokens = kv.shape[1]
+    mask, score = _mask_and_score(template_mask, batch, tokens)
+    _call(
+        "attention",
+        q,
+        _DTYPES[q.dtype],
+        q.data_ptr(),
+        *q.stride()[:2],
+        kv.data_ptr(),
+        *kv.stride()[:2],
+        _pointer(mask),
+        _mask_batch(mask),
+        out.data_ptr(),
+        out.stride(0),
+        _pointer(score),
+        _pointer(lse),
+        batch,
+        queries,
+        tokens,
+        heads,
+        width,
+        0 if template_mask is None else template_mask.shape[-1],
+    )
+    return score
+
+
+def _mask_and_score(template_mask: Tensor | None, batch: int, tokens: int) -> tuple[Tensor | None, Tensor | None]:
+    """The mask as the kernels read it, and where the score goes; no mask where there is no candidate to score."""
+    if template_mask is None:
+        return None, None
+    candidates = tokens - template_mask.shape[-1]
+    score = torch.empty(batch, candidates, dtype=torch.float32, device=template_mask.device)
+    return template_mask.contiguous() if candidates else None, score
+
+
+def _mask_batch(mask: Tensor | None) -> int:
+    return mask.shape[0] if mask is not None and mask.dim() == 2 else 1
 
 
 def _cuda_workspace(

@@ -29,11 +29,15 @@ def _logits(qkv: Tensor) -> Tensor:
 
 def attention_map(qkv: Tensor) -> Tensor:
     """softmax(Q K' / sqrt D), (B,H,N,N), at least float32, from packed qkv (B,N,3,H,D)."""
-    return _logits(qkv).softmax(dim=-1, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    return _softmax(_logits(qkv))
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def candidate_score(probability: Tensor, template_mask: Tensor) -> Tensor:
-    """Mean probability of each search key over heads and the chosen template rows: (B,H,N,N), mask -> (B,S).
+    """Mean probability of each search key over heads and the chosen template rows: (B,H,M,N), mask -> (B,S).
 
     Source: section 3.3 of the paper, equation 6. A mask row with nothing chosen scores 0, and rows that are not
     chosen count nothing even where they are NaN.
@@ -46,8 +50,14 @@ def candidate_score(probability: Tensor, template_mask: Tensor) -> Tensor:
 
 def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Multi-head attention and the score of every candidate; see `ostrack_fast.ops.attention`."""
-    probability = attention_map(qkv)
-    out = probability.to(qkv.dtype) @ qkv[:, :, 2].transpose(1, 2)
+    return cross_attention(qkv[:, :, 0], qkv[:, :, 1:], template_mask)
+
+
+def cross_attention(q: Tensor, kv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """`attention` of the queries (B,M,H,D) alone over keys and values (B,N,2,H,D); see `ops.layers.cross_attention`."""
+    query, (key, value) = q.transpose(1, 2), kv.permute(2, 0, 3, 1, 4)
+    probability = _softmax((query @ key.transpose(-2, -1)) * q.shape[-1] ** -0.5)
+    out = probability.to(kv.dtype) @ value
     score = None if template_mask is None else candidate_score(probability, template_mask)
     return out.transpose(1, 2).flatten(2), score
 

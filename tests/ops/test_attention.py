@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ostrack_fast import ops
-from ostrack_fast.ops import native, reference
+from ostrack_fast.ops import layers, native, reference
 
 # Tokens and template tokens of both models, with and without elimination; lengths beside the edges of blocks; very few.
 LENGTHS = [
@@ -216,13 +216,49 @@ def test_native_takes_any_width_to_512(dtype, width):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_log_sum_exp(dtype):
     qkv = inputs(2, 150, 3, 64, dtype, spread=2.0)
-    out = torch.empty(2, 150, 192, dtype=dtype)
-    lse = torch.empty(2, 3, 150)
-    code = {torch.float32: 0, torch.bfloat16: 2}[dtype]
-    native._C.cpu_attention(code, qkv.data_ptr(), 0, 1, out.data_ptr(), 0, lse.data_ptr(), 2, 150, 3, 64, 0, 2)
+    _, _, lse = native.attention_with_lse(qkv)
     query, key, _ = qkv.double().permute(2, 0, 3, 1, 4)
     expected = (query @ key.transpose(-2, -1) / 8).logsumexp(-1)
     torch.testing.assert_close(lse.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("queries", [1, 36, 64, 65, 180, 300])
+def test_cross_attention(queries, dtype, backend):
+    """Some queries over all keys, in parts of larger tensors: nothing beside the result is touched."""
+    kv = inputs(2, 190, 3, 64, dtype)[:, :, 1:]
+    q = torch.cat([inputs(2, 190, 3, 64, dtype, spread=2.0, seed=seed)[:, :, 0] for seed in (1, 2)], 1)[:, :queries]
+    exact = reference.cross_attention(q.double(), kv.double())[0]
+    plain = reference.cross_attention(q, kv)[0]
+    surrounding = torch.full((2, queries + 5, 192), 7.0, dtype=dtype)
+    out = surrounding[:, 2 : queries + 2]
+    with ops.use(backend):
+        attend = layers.cross_attention(3, 64, dtype, q.device)
+        got, score = attend(q, kv, None, out)
+        assert torch.equal(attend(q, kv)[0], got)
+    assert score is None
+    assert got.data_ptr() == out.data_ptr()
+    error, allowed = ((value.double() - exact).abs().max() for value in (out, plain))
+    assert error <= 2 * allowed + torch.finfo(dtype).eps * exact.abs().max()
+    out.fill_(7)
+    assert (surrounding == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "chosen"), [(40, (3, 11)), (40, (39,)), (100, (0, 70, 99))])
+def test_cross_attention_scores_candidates(queries, chosen, dtype):
+    """The template's queries alone find the score of all tokens."""
+    qkv = inputs(2, 190, 3, 64, dtype)
+    mask = rows(queries, *chosen).expand(2, -1).clone()
+    mask[1] = rows(queries, 5)
+    with ops.use("native"):
+        attend = layers.cross_attention(3, 64, dtype, qkv.device)
+        got, score = attend(qkv[:, :queries, 0], qkv[:, :, 1:], mask)
+        whole, expected = ops.attention(qkv, mask)
+    torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-8)
+    # The pivot, so the rounding of weights, depends on how many queries a block has.
+    torch.testing.assert_close(got, whole[:, :queries], rtol=0.02, atol=1e-5 if dtype == torch.float32 else 2e-3)
 
 
 @pytest.mark.slow
