@@ -1,7 +1,9 @@
 """Which tile a matrix product runs with: measured where someone measured, else the cheapest by a model of the GPU.
 
-A tile is part of a result's definition: another split adds in another order. So nothing is timed while tracking; what
-`set_config` and the file named by OSTRACK_FAST_TUNING say holds, and the model decides the rest, the same every time.
+A tile is part of a result's definition: another split adds in another order. So nothing is timed while tracking. What
+`set_config` and the file named by OSTRACK_FAST_TUNING say holds, then tiles.json beside this file, and the model
+decides the rest, the same every time. tiles.json says of every tile where it comes from: "modelled" is this model's
+choice for an H100, kept so that another choice is a decision and not an accident.
 """
 
 import dataclasses
@@ -9,11 +11,14 @@ import functools
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 import torch
 import triton
 
 TUNING_VARIABLE = "OSTRACK_FAST_TUNING"
+MODELLED = "modelled"
+TABLE = pathlib.Path(__file__).with_name("tiles.json")
 PIPELINE_BYTES = 96 << 10  # of shared memory: what every supported GPU can give to one block, less some scratch
 MAX_SPLIT = 12
 
@@ -134,7 +139,16 @@ def _device_facts(device: torch.device) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-_measured: dict[tuple[int, Problem], Config] = {}
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A tile and how it was found."""
+
+    config: Config
+    source: str
+
+
+Table = dict[tuple[int, Problem], Entry]
+_measured: Table = {}
 
 
 @functools.cache
@@ -148,42 +162,77 @@ def config_for(problem: Problem, device: torch.device) -> Config:
     """The tile that a product of these sizes runs with on this device."""
     _read_user_file()
     capability, multiprocessors = _device_facts(device)
-    problem = problem.bucket()
-    return _measured.get((capability, problem)) or _modelled(problem, multiprocessors)
+    key = capability, problem.bucket()
+    entry = _measured.get(key) or _shipped().get(key)
+    return entry.config if entry else _modelled(key[1], multiprocessors)
 
 
-def set_config(problem: Problem, config: Config, capability: int) -> None:
+def set_config(problem: Problem, config: Config, capability: int, source: str = "set") -> None:
     """Use this tile from now on for problems of that bucket, on GPUs of that major compute capability.
+
+    Args:
+        source: how the tile was found, for the file that `save_configs` writes.
 
     Raises:
         ValueError: the split does not divide the steps of the sum, or cuts rows that need their LayerNorm.
     """
+    _measured[capability, problem.bucket()] = _checked(problem, config, source)
+
+
+def _checked(problem: Problem, config: Config, source: str) -> Entry:
     steps = _steps(problem, config.block_k)
     if steps % config.split or (problem.norm and config.split > 1):
         raise ValueError(f"{config} cannot compute {problem}: its {steps} steps do not split {config.split} ways")
-    _measured[capability, problem.bucket()] = config
+    return Entry(config, source)
 
 
-def save_configs(path: str | os.PathLike) -> None:
-    """Write what `set_config` set as the file that OSTRACK_FAST_TUNING may name."""
+def modelled_table(problems: Iterable[Problem], capability: int, multiprocessors: int) -> Table:
+    """The model's choices as a table, for `save_configs`."""
+    return {
+        (capability, problem.bucket()): Entry(_modelled(problem.bucket(), multiprocessors), MODELLED)
+        for problem in problems
+    }
+
+
+def save_configs(path: str | os.PathLike, table: Table | None = None) -> None:
+    """Write a table, by default of what `set_config` set, as a file that OSTRACK_FAST_TUNING may name."""
     entries = [
-        {"capability": capability, "problem": dataclasses.asdict(problem), "config": dataclasses.asdict(config)}
-        for (capability, problem), config in _measured.items()
+        {
+            "capability": capability,
+            "problem": dataclasses.asdict(problem),
+            "config": dataclasses.asdict(entry.config),
+            "source": entry.source,
+        }
+        for (capability, problem), entry in (_measured if table is None else table).items()
     ]
-    pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    pathlib.Path(path).write_text(f"[\n{lines}\n]\n")
 
 
 def load_configs(path: str | os.PathLike) -> None:
-    """Read a file that `save_configs` wrote.
+    """Set what a file of `save_configs` holds.
 
     Raises:
         ValueError: the file is not one of those.
     """
+    _measured.update(read_table(path))
+
+
+def read_table(path: str | os.PathLike) -> Table:
+    """What a file of `save_configs` holds; raises as `load_configs`."""
+    table = {}
     try:
         for entry in json.loads(pathlib.Path(path).read_text()):
-            set_config(Problem(**entry["problem"]), Config(**entry["config"]), int(entry["capability"]))
+            problem, source = Problem(**entry["problem"]), str(entry["source"])
+            table[int(entry["capability"]), problem.bucket()] = _checked(problem, Config(**entry["config"]), source)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no tile configurations ({error}): measure again, or remove it") from error
+    return table
+
+
+@functools.cache
+def _shipped() -> Table:
+    return read_table(TABLE)
 
 
 @functools.cache

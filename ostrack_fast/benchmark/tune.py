@@ -87,6 +87,13 @@ def tune(engine: Engine, batches: list[int], seconds: float, done: Callable[[Tun
     return tuned
 
 
+def _measured_on(device: torch.device) -> str:
+    import triton
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
+    return f"measured on {name}, Triton {triton.__version__}"
+
+
 def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, capability: int, seconds: float) -> Tuned:
     from ..kernels import tiles
 
@@ -109,5 +116,5 @@ def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, capability:
     best = min(middle, key=lambda key: middle[key])
     if middle[best] > _WORTH * middle[str(used)]:
         best = str(used)
-    tiles.set_config(problem, configs[best], capability)
+    tiles.set_config(problem, configs[best], capability, _measured_on(device))
     return Tuned(name, problem, configs[best], middle[best], middle[str(used)])

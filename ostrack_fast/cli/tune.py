@@ -21,7 +21,8 @@ def tune(
 ) -> None:
     """Time every tile a product can run with, once for all, and write the fastest to a file.
 
-    Tracking itself never measures: it uses this file if OSTRACK_FAST_TUNING names it, and a model of the GPU otherwise.
+    Tracking itself never measures: it uses this file if OSTRACK_FAST_TUNING names it, then the table that ships, and
+    for what neither holds a model of the GPU.
     What the file held before stays for products that are not measured again.
     """
     if output.is_dir():

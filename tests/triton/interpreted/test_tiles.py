@@ -1,4 +1,4 @@
-"""The choice of tiles: every candidate is possible, a measured one is used, the file of measurements is read back."""
+"""The choice of tiles: every candidate is possible, a measured one is used, the tables are read back."""
 
 import json
 
@@ -57,6 +57,24 @@ def test_the_file_of_measurements(tmp_path, monkeypatch):
     assert tiles.config_for(PROBLEM, CPU) == config
 
 
+def test_the_table_that_ships(monkeypatch):
+    """Each tile is a candidate, and where nobody measured it is still the model's choice."""
+    table = tiles.read_table(tiles.TABLE)
+    assert {capability for capability, _ in table} == {9}
+    for (_, problem), entry in table.items():
+        assert problem == problem.bucket()
+        assert entry.config in tiles.candidate_configs(problem)
+        assert entry.source.startswith("measured on") or entry.config == tiles._modelled(problem, 132), problem
+    assert (9, PROBLEM) in table
+    other = next(each for each in tiles.candidate_configs(PROBLEM) if each != table[9, PROBLEM].config)
+    monkeypatch.setattr(tiles, "_device_facts", lambda device: (9, 132))
+    monkeypatch.setattr(tiles, "_shipped", lambda: {(9, PROBLEM): tiles.Entry(other, "measured on a test")})
+    assert tiles.config_for(PROBLEM, CPU) == other
+    mine = next(each for each in tiles.candidate_configs(PROBLEM) if each != other)
+    tiles.set_config(PROBLEM, mine, 9)
+    assert tiles.config_for(PROBLEM, CPU) == mine, "the user's comes first"
+
+
 @pytest.mark.parametrize("content", ["", "{", "[{}]", '{"a": 1}', "[1]"])
 def test_a_file_that_is_something_else(content, tmp_path):
     (tmp_path / "tiles.json").write_text(content)
@@ -68,7 +86,8 @@ def test_a_split_that_does_not_divide(tmp_path):
     config = tiles.dataclasses.replace(tiles.config_for(PROBLEM, CPU), split=5)
     with pytest.raises(ValueError, match="do not split 5 ways"):
         tiles.set_config(PROBLEM, config, 9)
-    entry = {"capability": 9, "problem": tiles.dataclasses.asdict(PROBLEM), "config": tiles.dataclasses.asdict(config)}
+    entry = {"capability": 9, "problem": tiles.dataclasses.asdict(PROBLEM), "config": tiles.dataclasses.asdict(config),
+             "source": "measured on a test"}  # fmt: skip
     (tmp_path / "tiles.json").write_text(json.dumps([entry]))
     with pytest.raises(ValueError, match="do not split 5 ways"):
         tiles.load_configs(tmp_path / "tiles.json")
