@@ -90,8 +90,8 @@ OSTF_API int ostf_cuda_advance(const float* found, const double* box, int height
                                double margin, double* moved, int B, void* stream);
 
 // linear, conv3x3: products with weights that are packed once. dtype is the arithmetic: OSTF_F32, OSTF_BF16, or OSTF_I8
-// (weights quantized symmetrically per output channel, activations per row as they come; sums of products exact); sums
-// are float32. OSTF_EDTYPE where this processor has no kernel for it.
+// (weights quantized symmetrically beforehand, activations as they come, each 64 inputs of a row and a tap by
+// themselves; sums of products of 64 exact); sums are float32. OSTF_EDTYPE where this processor has no kernel for it.
 // packed: opaque, of the size that packed_bytes writes to *bytes. weight (O,taps,I/groups) and bias (O) float32; taps
 // 1 for linear, 9 row by row for conv3x3. OSTF_I8 takes only finite weights (else OSTF_EINVAL).
 OSTF_API int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, int64_t* bytes);

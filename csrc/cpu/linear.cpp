@@ -42,28 +42,30 @@ int parts(int count, int largest) { return (count + largest - 1) / largest; }
 int part(int i, int parts, int count) { return static_cast<int>(static_cast<int64_t>(i) * count / parts); }
 
 // The packed weights: for each group, for each panel of up to kLinearVectors vectors of columns, (taps, units,
-// columns). Then, for every column (padded), the bias and for bytes the scale and, (taps, columns), what the offset of the
-// activations adds to a sum.
+// columns). Then, for every column (padded), the bias; and for bytes, (taps, slices, columns), the scale and what a sum
+// starts from, as activations are packed with an offset.
 struct Layout {
   int dtype, taps, groups;
   int inputs, outputs;  // of one group
   int step, units;      // elements in a unit, units of one tap of one group
+  int slices;           // of one tap that have a scale: bytes only
   int vectors, panels;  // of one group
   int columns;          // of all groups, padded
-  size_t bias, scale, correction, total;  // in bytes
+  size_t bias, scale, offset, total;  // in bytes
 
   Layout(int dtype, int O, int I, int taps, int groups)
       : dtype(dtype), taps(taps), groups(groups), inputs(I / groups), outputs(O / groups) {
     step = dtype == OSTF_F32 ? 1 : dtype == OSTF_BF16 ? 2 : 4;
     units = parts(inputs, step);
+    slices = dtype == OSTF_I8 ? parts(units, ostf::kLinearByteSlice) : 0;
     vectors = parts(outputs, kLinearWidth);
     panels = parts(vectors, kLinearVectors);
     columns = groups * vectors * kLinearWidth;
     const size_t lane = sizeof(uint32_t);
     bias = lane * columns * taps * units;
     scale = bias + lane * columns;
-    correction = scale + (dtype == OSTF_I8 ? lane * columns : 0);
-    total = correction + (dtype == OSTF_I8 ? lane * columns * taps : 0);
+    offset = scale + lane * columns * taps * slices;
+    total = offset + lane * columns * taps * slices;
   }
 
   // Vectors before panel p, the panels of all groups counted through; `panels * groups` gives the end.
@@ -71,10 +73,8 @@ struct Layout {
   size_t panel(int p) const { return sizeof(uint32_t) * kLinearWidth * taps * units * first_vector(p); }
 };
 
-bool valid(int dtype, int O, int I, int taps, int groups) {
-  // 2^31 / 127^2 bounds the length of a sum of bytes.
-  return O >= 1 && I >= 1 && groups >= 1 && O % groups == 0 && I % groups == 0 && (taps == 1 || taps == 9) &&
-         (dtype != OSTF_I8 || I / groups <= 100000);
+bool valid(int O, int I, int taps, int groups) {
+  return O >= 1 && I >= 1 && groups >= 1 && O % groups == 0 && I % groups == 0 && (taps == 1 || taps == 9);
 }
 
 // The rows of a product lie in lines of `length` rows, and a batch item has `per_item` lines. A tile never leaves its
@@ -91,7 +91,7 @@ struct Input {
   const char* rows;
   ptrdiff_t item, line, pitch;  // bytes to the next item, line, row
   int line_places;              // rows from one line to the next, where taps differ by lines
-  const float* scale;           // (places, groups), of bytes only
+  const float* scale;           // (places, groups, slices), of bytes only
 };
 
 struct Output {
@@ -120,8 +120,9 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
   common.taps = layout.taps;
   common.line = input.line_places;
   common.units = layout.units;
-  common.groups = layout.groups;
-  common.correction_pitch = layout.columns;
+  common.slices = layout.slices;
+  common.scale_pitch = layout.groups * layout.slices;
+  common.column_pitch = layout.columns;
   common.result.activation = output.activation;
   common.result.out_bf16 = output.bf16;
   common.result.width = outputs;
@@ -142,7 +143,7 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
       const size_t lane = sizeof(float) * vector * kLinearWidth;
       tile.result.bias = reinterpret_cast<const float*>(packed + layout.bias + lane);
       tile.column_scale = reinterpret_cast<const float*>(packed + layout.scale + lane);
-      tile.correction = reinterpret_cast<const int32_t*>(packed + layout.correction + lane);
+      tile.offset = reinterpret_cast<const int32_t*>(packed + layout.offset + lane);
       tile.result.columns = std::min(vectors * kLinearWidth, layout.outputs - column);
       for (int t = first_tile; t < last_tile; ++t) {
         const int line = t / per_line;
@@ -150,7 +151,7 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
         const int rows = part(t % per_line + 1, per_line, lines.length) - row;
         const ptrdiff_t from = lines.start(line, input.item, input.line) + row * input.pitch;
         tile.rows = input.rows + from + static_cast<ptrdiff_t>(group) * layout.units * 4;
-        if (input.scale) tile.row_scale = input.scale + from / input.pitch * layout.groups + group;
+        if (input.scale) tile.row_scale = input.scale + from / input.pitch * tile.scale_pitch + group * layout.slices;
         const ptrdiff_t within = static_cast<ptrdiff_t>(row) * outputs + group * layout.outputs + column;
         const ptrdiff_t next = static_cast<ptrdiff_t>(lines.length) * outputs;
         if (output.residual) {
@@ -164,6 +165,22 @@ void multiply(const LinearKernel& kernel, const Layout& layout, const char* pack
     }
     kernel.finish(pending);
   });
+}
+
+// Weights of one column in one slice, quantized. Activations are packed with 128 added, for the instruction multiplies
+// unsigned bytes with signed ones: `offset` takes that off a sum.
+void pack_bytes(const float* values, int count, char* units, ptrdiff_t next, float* scale, int32_t* offset) {
+  float largest = 0;
+  for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+  *scale = largest / 127.0f;
+  int32_t sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const float rounded = *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
+    const auto whole = static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
+    std::memcpy(units + i / 4 * next + i % 4, &whole, 1);
+    sum += whole;
+  }
+  *offset = -128 * sum;
 }
 
 ptrdiff_t row_pitch(const Layout& layout) {
@@ -213,7 +230,7 @@ const ostf::GeluTable ostf::gelu_table = [] {
 }();
 
 int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, int64_t* bytes) {
-  if (!valid(dtype, O, I, taps, groups)) return OSTF_EINVAL;
+  if (!valid(O, I, taps, groups)) return OSTF_EINVAL;
   if (ostf::level() < 0) return OSTF_EINVAL;
   if (!choose(dtype)) return OSTF_EDTYPE;
   *bytes = static_cast<int64_t>(Layout(dtype, O, I, taps, groups).total);
@@ -222,7 +239,7 @@ int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, 
 
 int ostf_cpu_linear_pack(int dtype, const float* weight, const float* bias, void* packed, int O, int I, int taps,
                          int groups, int threads) {
-  if (!valid(dtype, O, I, taps, groups) || threads < 1) return OSTF_EINVAL;
+  if (!valid(O, I, taps, groups) || threads < 1) return OSTF_EINVAL;
   if (ostf::level() < 0) return OSTF_EINVAL;
   if (!choose(dtype)) return OSTF_EDTYPE;
   const Layout layout(dtype, O, I, taps, groups);
@@ -241,33 +258,26 @@ int ostf_cpu_linear_pack(int dtype, const float* weight, const float* bias, void
         const int output = group * layout.outputs + begin + c, column = vector * kLinearWidth + c;
         const float* from = weight + static_cast<ptrdiff_t>(output) * taps * layout.inputs;
         reinterpret_cast<float*>(base + layout.bias)[column] = bias[output];
-        float scale = 1.0f;
-        if (dtype == OSTF_I8) {
-          float largest = 0;
-          for (int i = 0; i < taps * layout.inputs; ++i) largest = std::max(largest, std::fabs(from[i]));
-          scale = largest / 127.0f;
-          reinterpret_cast<float*>(base + layout.scale)[column] = scale;
-        }
         for (int tap = 0; tap < taps; ++tap) {
-          int32_t sum = 0;
-          for (int i = 0; i < layout.inputs; ++i) {
-            const float value = from[tap * layout.inputs + i];
-            char* unit = panel + (static_cast<ptrdiff_t>(tap * layout.units + i / layout.step) * wide + c) * 4;
-            if (dtype == OSTF_F32) {
-              std::memcpy(unit, &value, 4);
-            } else if (dtype == OSTF_BF16) {
-              const uint16_t rounded = ostf::float_to_bf16(value);
-              std::memcpy(unit + i % 2 * 2, &rounded, 2);
-            } else {
-              const float rounded = scale > 0 ? std::nearbyint(value / scale) : 0.0f;
-              const auto whole = static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
-              std::memcpy(unit + i % 4, &whole, 1);
-              sum += whole;
+          char* units = panel + (static_cast<ptrdiff_t>(tap) * layout.units * wide + c) * 4;
+          const ptrdiff_t next = static_cast<ptrdiff_t>(wide) * 4;  // bytes from one unit of the column to the next
+          const float* values = from + static_cast<ptrdiff_t>(tap) * layout.inputs;
+          if (dtype == OSTF_F32) {
+            for (int i = 0; i < layout.inputs; ++i) std::memcpy(units + i * next, values + i, 4);
+          } else if (dtype == OSTF_BF16) {
+            for (int i = 0; i < layout.inputs; ++i) {
+              const uint16_t rounded = ostf::float_to_bf16(values[i]);
+              std::memcpy(units + i / 2 * next + i % 2 * 2, &rounded, 2);
             }
-          }
-          // Activations are packed with 128 added, for the instruction multiplies unsigned bytes with signed ones.
-          if (dtype == OSTF_I8) {
-            reinterpret_cast<int32_t*>(base + layout.correction)[tap * layout.columns + column] = 128 * sum;
+          } else {
+            for (int slice = 0; slice < layout.slices; ++slice) {
+              const ptrdiff_t at = static_cast<ptrdiff_t>(tap * layout.slices + slice) * layout.columns + column;
+              const int first = slice * 4 * ostf::kLinearByteSlice;
+              const int last = std::min(first + 4 * ostf::kLinearByteSlice, layout.inputs);
+              pack_bytes(values + first, last - first, units + first / 4 * next, next,
+                         reinterpret_cast<float*>(base + layout.scale) + at,
+                         reinterpret_cast<int32_t*>(base + layout.offset) + at);
+            }
           }
         }
       }
@@ -280,7 +290,7 @@ int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const void* x, i
                     int64_t residual_item, int out_dtype, void* out, int64_t out_item, int B, int R, int O, int I,
                     double norm_eps, int activation, int threads) {
   Output output = {ostf::kNoActivation, residual, residual_item, out, out_dtype == OSTF_BF16, out_item};
-  if (!valid(dtype, O, I, 1, 1) || B < 0 || R < 0 || threads < 1) return OSTF_EINVAL;
+  if (!valid(O, I, 1, 1) || B < 0 || R < 0 || threads < 1) return OSTF_EINVAL;
   if (static_cast<int64_t>(B) * R > INT_MAX) return OSTF_EINVAL;
   if (!activation_of(activation, &output.activation) || ostf::level() < 0) return OSTF_EINVAL;
   const LinearKernel* kernel = choose(dtype);
@@ -295,13 +305,13 @@ int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const void* x, i
   if (norm_eps >= 0 || x_dtype != dtype || I % layout.step != 0) {
     const ptrdiff_t pitch = row_pitch(layout);
     const ptrdiff_t rows = static_cast<ptrdiff_t>(B) * R;
-    auto* to = static_cast<char*>(scratch((pitch + sizeof(float)) * rows));
+    auto* to = static_cast<char*>(scratch((pitch + sizeof(float) * layout.slices) * rows));
     if (!to) return OSTF_ENOMEM;
     auto* scale = reinterpret_cast<float*>(to + pitch * rows);
     ostf::parallel_for(rows, threads, [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) {
         kernel->pack_row(x_dtype, from + (row / R * x_item + row % R * I) * element, I, static_cast<float>(norm_eps),
-                         to + row * pitch, scale + row);
+                         to + row * pitch, scale + row * layout.slices);
       }
     });
     input = {to, R * pitch, 0, pitch, 0, scale};
@@ -319,7 +329,7 @@ int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, 
                      int O, int I, int groups, int activation, int threads) {
   const int64_t item = static_cast<int64_t>(F) * F * O;
   Output output = {ostf::kNoActivation, nullptr, 0, out, out_dtype == OSTF_BF16, item};
-  if (!valid(dtype, O, I, 9, groups) || B < 0 || F < 1 || F > 4096 || threads < 1) return OSTF_EINVAL;
+  if (!valid(O, I, 9, groups) || B < 0 || F < 1 || F > 4096 || threads < 1) return OSTF_EINVAL;
   if (B > INT_MAX / F) return OSTF_EINVAL;
   if (!activation_of(activation, &output.activation) || ostf::level() < 0) return OSTF_EINVAL;
   const LinearKernel* kernel = choose(dtype);
@@ -330,7 +340,8 @@ int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, 
   const ptrdiff_t pitch = row_pitch(layout);
   const int side = F + 2;
   const ptrdiff_t places = static_cast<ptrdiff_t>(B) * side * side;
-  auto* to = static_cast<char*>(scratch((pitch + sizeof(float) * groups) * places));
+  const ptrdiff_t scales = static_cast<ptrdiff_t>(groups) * layout.slices;
+  auto* to = static_cast<char*>(scratch((pitch + sizeof(float) * scales) * places));
   if (!to) return OSTF_ENOMEM;
   auto* scale = reinterpret_cast<float*>(to + pitch * places);
   const int element = size_of(x_dtype);
@@ -341,13 +352,13 @@ int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, 
       char* units = to + place * pitch;
       if (row < 0 || row >= F || column < 0 || column >= F) {
         std::memset(units, zero, pitch);
-        std::fill_n(scale + place * groups, groups, 0.0f);
+        std::fill_n(scale + place * scales, scales, 0.0f);
         continue;
       }
       const char* from = static_cast<const char*>(x) + ((place / side / side * F + row) * F + column) * I * element;
       for (int g = 0; g < groups; ++g) {
         kernel->pack_row(x_dtype, from + static_cast<ptrdiff_t>(g) * layout.inputs * element, layout.inputs, -1.0f,
-                         units + static_cast<ptrdiff_t>(g) * layout.units * 4, scale + place * groups + g);
+                         units + static_cast<ptrdiff_t>(g) * layout.units * 4, scale + place * scales + g * layout.slices);
       }
     }
   });

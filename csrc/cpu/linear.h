@@ -15,6 +15,9 @@ constexpr int kLinearWidth = 16;   // output columns in a vector
 constexpr int kLinearVectors = 3;  // vectors in the widest panel of weights
 constexpr int kLinearRows = 9;     // rows in the tallest tile: 9 x 3 sums and 4 operands fit the 32 registers
 
+// Units of bytes that share a scale: 64 inputs. The largest magnitude of a whole row would leave the rest few steps.
+constexpr int kLinearByteSlice = 16;
+
 enum LinearActivation { kNoActivation, kGelu, kRelu };
 
 // What becomes of a tile's sums.
@@ -38,12 +41,12 @@ struct LinearTile {
   const uint32_t* weights;  // (taps, units, vectors of the panel, kLinearWidth)
   const char* prefetch;     // weights that will be wanted soon
 
-  // Sums of bytes only: result = sum over taps of row_scale * column_scale * (sum - correction).
-  const float* row_scale;  // one for every `groups` places
-  int groups;
-  const float* column_scale;
-  const int32_t* correction;  // (taps, columns)
-  int correction_pitch;
+  // Bytes only: result = sum over taps and slices of row_scale * column_scale * (sum of products + offset).
+  const float* row_scale;     // (places, scale_pitch), the slices of this group
+  const float* column_scale;  // (taps, slices, column_pitch)
+  const int32_t* offset;      // likewise
+  int slices;                 // of one tap
+  int scale_pitch, column_pitch;
 
   LinearResult result;
 };
@@ -61,8 +64,8 @@ struct LinearPending {
 
 // One instruction set's code for one kind of unit.
 struct LinearKernel {
-  // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0; *scale is written by
-  // the kernel of bytes only.
+  // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The kernel of bytes alone
+  // writes a scale for every slice.
   void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* units, float* scale);
   // By vectors - 1 and rows - 1: finishes the pending tile and leaves this one pending.
   void (*tile[kLinearVectors][kLinearRows])(const LinearTile& tile, LinearPending& pending);

@@ -11,9 +11,9 @@ struct Float {
   static constexpr int kStep = 1;
   static constexpr int kSlice = 192;  // units summed in one chain: shorter ones round less
   using Sum = __m512;
+  using Slice = FloatSlice;
   using Units = __m512;
 
-  static OSTF_INLINE Sum zero() { return _mm512_setzero_ps(); }
   static OSTF_INLINE Units load(const uint32_t* from) { return _mm512_loadu_ps(from); }
   static OSTF_INLINE Units broadcast(const char* from) {
     float value;
@@ -21,9 +21,10 @@ struct Float {
     return _mm512_set1_ps(value);
   }
   static OSTF_INLINE void dot(Units a, Units b, Sum& sum) { OSTF_IN_PLACE(vfmadd231ps, a, b, sum); }
-  static OSTF_INLINE Sum plus(Sum a, Sum b) { return _mm512_add_ps(a, b); }
-  static OSTF_INLINE Sum load_sum(const char* from) { return _mm512_load_ps(from); }
-  static OSTF_INLINE void store_sum(char* to, Sum sum) { _mm512_store_ps(to, sum); }
+  template <class T>
+  static float factor(const T*, int, const Norm& norm, float*) {
+    return norm.factor;
+  }
 
   static OSTF_INLINE void store(void* row, int at, __mmask16 lanes, __m512 x) {
     store_lanes(static_cast<float*>(row) + at, lanes, x);

@@ -11,9 +11,9 @@ struct Bf16Pair {
   static constexpr int kStep = 2;
   static constexpr int kSlice = 768;  // units summed in one chain: shorter ones round less
   using Sum = __m512;
+  using Slice = FloatSlice;
   using Units = __m512i;
 
-  static OSTF_INLINE Sum zero() { return _mm512_setzero_ps(); }
   static OSTF_INLINE Units load(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static OSTF_INLINE Units broadcast(const char* from) {
     int value;
@@ -21,9 +21,10 @@ struct Bf16Pair {
     return _mm512_set1_epi32(value);
   }
   static OSTF_INLINE void dot(Units a, Units b, Sum& sum) { OSTF_IN_PLACE(vdpbf16ps, a, b, sum); }
-  static OSTF_INLINE Sum plus(Sum a, Sum b) { return _mm512_add_ps(a, b); }
-  static OSTF_INLINE Sum load_sum(const char* from) { return _mm512_load_ps(from); }
-  static OSTF_INLINE void store_sum(char* to, Sum sum) { _mm512_store_ps(to, sum); }
+  template <class T>
+  static float factor(const T*, int, const Norm& norm, float*) {
+    return norm.factor;
+  }
 
   static OSTF_INLINE void store(void* row, int at, __mmask16 lanes, __m512 x) {
     store_lanes(static_cast<uint16_t*>(row) + at, lanes, round_to_bf16(x));

@@ -1,4 +1,5 @@
-// Linear layers of bytes with AVX-512 VNNI: rows are quantized as they are packed, sums of products are exact.
+// Linear layers of bytes with AVX-512 VNNI: rows are quantized as they are packed, slice by slice, and the sums of
+// products over a slice are exact.
 #include "cpu/linear_target.h"
 
 #if defined(OSTF_X86)
@@ -7,12 +8,38 @@ OSTF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 
 namespace {
 
+// Sums of bytes over a slice, which has a scale for each row and one for each column.
+class ByteSlice {
+ public:
+  OSTF_INLINE ByteSlice(const LinearTile& tile, ptrdiff_t place, int tap, int unit)
+      : row_scale_(tile.row_scale + place * tile.scale_pitch + unit / ostf::kLinearByteSlice),
+        pitch_(tile.scale_pitch) {
+    const int slice = tap * tile.slices + unit / ostf::kLinearByteSlice;
+    column_scale_ = tile.column_scale + static_cast<ptrdiff_t>(slice) * tile.column_pitch;
+    offset_ = tile.offset + static_cast<ptrdiff_t>(slice) * tile.column_pitch;
+  }
+
+  OSTF_INLINE __m512i begin(int v) const { return _mm512_loadu_si512(offset_ + v * kLinearWidth); }
+  OSTF_INLINE __m512 end(int r, int v, __m512i sum, bool more, const float* before) const {
+    const __m512 column_scale = _mm512_loadu_ps(column_scale_ + v * kLinearWidth);
+    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scale_[r * pitch_]), column_scale);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, more ? _mm512_load_ps(before) : _mm512_setzero_ps());
+  }
+
+ private:
+  const float* row_scale_;
+  const float* column_scale_;
+  const int32_t* offset_;
+  int pitch_;
+};
+
 struct ByteQuad {
   static constexpr int kStep = 4;
+  static constexpr int kSlice = ostf::kLinearByteSlice;
   using Sum = __m512i;
+  using Slice = ByteSlice;
   using Units = __m512i;
 
-  static OSTF_INLINE Sum zero() { return _mm512_setzero_si512(); }
   static OSTF_INLINE Units load(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static OSTF_INLINE Units broadcast(const char* from) {
     int value;
@@ -20,32 +47,11 @@ struct ByteQuad {
     return _mm512_set1_epi32(value);
   }
   static OSTF_INLINE void dot(Units a, Units b, Sum& sum) { OSTF_IN_PLACE(vpdpbusd, a, b, sum); }
-  static OSTF_INLINE Sum plus(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
-  static OSTF_INLINE Sum load_sum(const char* from) { return _mm512_load_si512(from); }
-  static OSTF_INLINE void store_sum(char* to, Sum sum) { _mm512_store_si512(to, sum); }
 
-  // total (rows, vectors), set by the first tap, += the sums of a tap, less what the packed rows' offset adds to them.
-  static void add_scaled(const LinearTile& tile, ptrdiff_t place, int tap, int rows, int vectors, const int32_t* sums,
-                         float* total) {
-    for (int v = 0; v < vectors; ++v) {
-      const int column = v * kLinearWidth;
-      const int32_t* correction = tile.correction + static_cast<ptrdiff_t>(tap) * tile.correction_pitch + column;
-      const __m512i offset = _mm512_loadu_si512(correction);
-      const __m512 column_scale = _mm512_loadu_ps(tile.column_scale + column);
-      for (int r = 0; r < rows; ++r) {
-        const int at = (r * vectors + v) * kLinearWidth;
-        const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sums + at), offset));
-        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(tile.row_scale[(place + r) * tile.groups]), column_scale);
-        const __m512 before = tap == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total + at);
-        _mm512_store_ps(total + at, _mm512_fmadd_ps(whole, scale, before));
-      }
-    }
-  }
-
-  // What to multiply the (normalized) row with so that its largest magnitude becomes 127. *scale undoes it; NaN where
-  // the row holds NaN or infinity.
+  // What to multiply the (normalized) elements of a slice with so that the largest magnitude becomes 127. *scale undoes
+  // it; NaN where they hold NaN or infinity.
   template <class T>
-  static float quantize(const T* row, int count, const Norm& norm, float* scale) {
+  static float factor(const T* row, int count, const Norm& norm, float* scale) {
     __m512i most[4] = {};  // the bits of magnitudes order as integers, infinity and NaN highest
     each_vector(row, count, norm.mean, [&](int, __m512 x, __mmask16, int j) OSTF_INLINED {
       most[j] = _mm512_max_epi32(most[j], _mm512_castps_si512(_mm512_abs_ps(x)));

@@ -2,7 +2,7 @@
 //
 // A tile's sums stay in registers over a slice of the summed dimension: each unit of a row is broadcast and multiplied
 // with the vectors of the panel. Everything after the sum (bias, activation, residual, rounding) happens once per tile,
-// while its results lie in the L1 cache.
+// during the sums of the next.
 //
 // The multiply-add is written in assembly, since GCC 12 turns the intrinsics for it into code that copies sums from
 // register to register, which costs up to a quarter of the speed (seen on Zen 5).
@@ -21,7 +21,6 @@ using ostf::LinearPending;
 using ostf::LinearResult;
 using ostf::LinearTile;
 
-constexpr int kVectorBytes = 64;
 constexpr __mmask16 kAllLanes = 0xffff;
 
 OSTF_INLINE __mmask16 first_lanes(int count) {
@@ -31,6 +30,15 @@ OSTF_INLINE __mmask16 first_lanes(int count) {
 OSTF_INLINE __m512 widen_bf16(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+
+// Sums of floats over a slice of units.
+struct FloatSlice {
+  FloatSlice(const LinearTile&, ptrdiff_t, int, int) {}
+  static OSTF_INLINE __m512 begin(int) { return _mm512_setzero_ps(); }
+  static OSTF_INLINE __m512 end(int, int, __m512 sum, bool more, const float* before) {
+    return more ? _mm512_add_ps(_mm512_load_ps(before), sum) : sum;
+  }
+};
 
 // For processors without an instruction for it.
 [[maybe_unused]] OSTF_INLINE __m256i software_bf16(__m512 x) {
@@ -106,14 +114,18 @@ Norm statistics(const T* row, int count, float eps) {
 
 template <class S, class T>
 void pack_elements(const T* row, int count, float norm_eps, void* units, float* scale) {
-  Norm norm = norm_eps < 0 ? Norm{0.0f, 1.0f} : statistics(row, count, norm_eps);
-  if constexpr (S::kStep == 4) norm.factor = S::quantize(row, count, norm, scale);
-  const __m512 factor = _mm512_set1_ps(norm.factor);
-  const int padded = (count + S::kStep - 1) / S::kStep * S::kStep;
-  each_vector(row, count, norm.mean, [&](int at, __m512 x, __mmask16 lanes, int) OSTF_INLINED {
-    if (lanes != kAllLanes) lanes = first_lanes(padded - at);
-    S::store(units, at, lanes, _mm512_mul_ps(x, factor));
-  });
+  const Norm norm = norm_eps < 0 ? Norm{0.0f, 1.0f} : statistics(row, count, norm_eps);
+  // Bytes have a scale for every slice of a row, other units none.
+  const int slice = S::kStep == 4 ? S::kStep * S::kSlice : count;
+  for (int first = 0; first < count; first += slice) {
+    const int length = count - first < slice ? count - first : slice;
+    const int padded = (length + S::kStep - 1) / S::kStep * S::kStep;
+    const __m512 factor = _mm512_set1_ps(S::factor(row + first, length, norm, scale++));
+    each_vector(row + first, length, norm.mean, [&](int at, __m512 x, __mmask16 lanes, int) OSTF_INLINED {
+      if (lanes != kAllLanes) lanes = first_lanes(padded - at);
+      S::store(units, first + at, lanes, _mm512_mul_ps(x, factor));
+    });
+  }
 }
 
 template <class S>
@@ -176,42 +188,50 @@ OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, in
   }
 }
 
-// sums (R,V) vectors = sum over units of row r times the panel's vector v, added to what is there if `more`. Weights of
-// the next panel are fetched into the L2 cache meanwhile: they come from memory, since those of a whole network exceed
-// any cache. This panel's go on to the L1 cache some units ahead, which gains up to a tenth where a panel is long or few
-// rows pass by. Every few units a vector of the pending tile is finished. A function of its own, so that the compiler
-// keeps all sums in registers.
+// total (R,V) vectors = what was there, unless tap is 0, + sum over the units of a tap of row r times the panel's vector
+// v, slice by slice. Weights of the next panel are fetched into the L2 cache meanwhile: they come from memory, since
+// those of a whole network exceed any cache. This panel's go on to the L1 cache some units ahead, which gains up to a
+// tenth where a panel is long or few rows pass by. Every few units a vector of the pending tile is finished. A function
+// of its own, so that the compiler keeps all sums in registers.
 template <class S, int R, int V>
-OSTF_NOINLINE const char* multiply(const char* rows, ptrdiff_t pitch, const uint32_t* b, int units,
-                                   const char* prefetch, bool more, char* sums,
+OSTF_NOINLINE const char* multiply(const LinearTile& tile, int tap, const char* prefetch, float* total,
                                    LinearPending& pending) {
   constexpr int kUnroll = 4, kAhead = 64;
   constexpr int kFetched = 16;  // by then what the pending tile's results need has come to the cache
-  typename S::Sum acc[R][V];
-  OSTF_UNROLL for (int r = 0; r < R; ++r) {
-    OSTF_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = S::zero();
-  }
+  const ptrdiff_t pitch = tile.pitch;
+  const ptrdiff_t place = tile.taps > 1 ? static_cast<ptrdiff_t>(tap / 3) * tile.line + tap % 3 : 0;
+  const char* rows = tile.rows + place * pitch;
   const char* base[3] = {rows, rows + 3 * pitch, rows + 6 * pitch};
-  int k = 0;
-  for (; k + kUnroll <= units; k += kUnroll) {
-    _mm_prefetch(prefetch, _MM_HINT_T1);
-    prefetch += 64;
-    OSTF_UNROLL for (int u = 0; u < kUnroll; ++u) {
-      OSTF_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(b + ((u + kAhead) * V + v) * kLinearWidth);
-      multiply_unit<S, R, V>(base, pitch, 4 * u, b + u * V * kLinearWidth, acc);
+  const uint32_t* b = tile.weights + static_cast<ptrdiff_t>(tap) * tile.units * V * kLinearWidth;
+  for (int done = 0; done < tile.units; done += S::kSlice) {
+    const int units = tile.units - done < S::kSlice ? tile.units - done : S::kSlice;
+    const typename S::Slice slice(tile, place, tap, done);
+    typename S::Sum acc[R][V];
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = slice.begin(v);
     }
-    b += kUnroll * V * kLinearWidth;
-    for (const char*& each : base) each += 4 * kUnroll;
-    if (pending.left > 0 && k >= kFetched) finish_vector<S>(pending);
-  }
-  for (; k < units; ++k, b += V * kLinearWidth) {
-    multiply_unit<S, R, V>(base, pitch, 0, b, acc);
-    for (const char*& each : base) each += 4;
-  }
-  OSTF_UNROLL for (int r = 0; r < R; ++r) {
-    OSTF_UNROLL for (int v = 0; v < V; ++v) {
-      char* at = sums + (r * V + v) * kVectorBytes;
-      S::store_sum(at, more ? S::plus(S::load_sum(at), acc[r][v]) : acc[r][v]);
+    int k = 0;
+    for (; k + kUnroll <= units; k += kUnroll) {
+      _mm_prefetch(prefetch, _MM_HINT_T1);
+      prefetch += 64;
+      OSTF_UNROLL for (int u = 0; u < kUnroll; ++u) {
+        OSTF_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(b + ((u + kAhead) * V + v) * kLinearWidth);
+        multiply_unit<S, R, V>(base, pitch, 4 * u, b + u * V * kLinearWidth, acc);
+      }
+      b += kUnroll * V * kLinearWidth;
+      for (const char*& each : base) each += 4 * kUnroll;
+      if (pending.left > 0 && done + k >= kFetched) finish_vector<S>(pending);
+    }
+    for (; k < units; ++k, b += V * kLinearWidth) {
+      multiply_unit<S, R, V>(base, pitch, 0, b, acc);
+      for (const char*& each : base) each += 4;
+    }
+    const bool more = tap + done > 0;
+    OSTF_UNROLL for (int r = 0; r < R; ++r) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) {
+        float* at = total + (r * V + v) * kLinearWidth;
+        _mm512_store_ps(at, slice.end(r, v, acc[r][v], more, at));
+      }
     }
   }
   return prefetch;
@@ -238,27 +258,9 @@ template <class S, int R, int V>
 void run_tile(const LinearTile& tile, LinearPending& pending) {
   pending.turn ^= 1;
   float* total = pending.buffer[pending.turn];
-  const uint32_t* weights = tile.weights;
   const char* prefetch = tile.prefetch;
   fetch_results(pending);
-  for (int tap = 0; tap < tile.taps; ++tap) {
-    const ptrdiff_t place = tile.taps > 1 ? static_cast<ptrdiff_t>(tap / 3) * tile.line + tap % 3 : 0;
-    const char* rows = tile.rows + place * tile.pitch;
-    if constexpr (S::kStep == 4) {
-      alignas(64) int32_t sums[R * V * kLinearWidth];
-      auto* to = reinterpret_cast<char*>(sums);
-      prefetch = multiply<S, R, V>(rows, tile.pitch, weights, tile.units, prefetch, false, to, pending);
-      S::add_scaled(tile, place, tap, R, V, sums, total);
-      weights += static_cast<ptrdiff_t>(tile.units) * V * kLinearWidth;
-    } else {
-      for (int at = 0; at < tile.units; at += S::kSlice) {
-        const int units = tile.units - at < S::kSlice ? tile.units - at : S::kSlice;
-        prefetch = multiply<S, R, V>(rows + 4 * at, tile.pitch, weights, units, prefetch, tap + at > 0,
-                                     reinterpret_cast<char*>(total), pending);
-        weights += units * V * kLinearWidth;
-      }
-    }
-  }
+  for (int tap = 0; tap < tile.taps; ++tap) prefetch = multiply<S, R, V>(tile, tap, prefetch, total, pending);
   finish<S>(pending);
   pending.result = tile.result;
   pending.sums = total;

@@ -1,4 +1,4 @@
-"""Layers of a frozen network: built once for the backend that runs them, with weights as that backend wants them."""
+"""What a frozen network is built of: chosen once for the backend that runs it, weights as that backend wants them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def linear(
         weight: (O,I) float32. bias: (O,) float32.
         norm_eps: normalize x over its last dimension first (LayerNorm without affine), in float32.
         activation: "gelu" is the exact one, with erf.
-        dtype: of the product's factors; sums are float32. int8 quantizes each row of x as it comes and each row of
-            weight beforehand, symmetrically.
+        dtype: of the product's factors; sums are float32. int8 quantizes the rows of weight beforehand and those of x
+            as they come, symmetrically, each 64 inputs by themselves.
 
     Returns:
         A function `(x, residual=None, out=None)` of x (...,I) float32 or `dtype` (bfloat16 for int8), dense. It returns

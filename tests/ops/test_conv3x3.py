@@ -5,6 +5,8 @@ import torch
 
 from ostrack_fast.ops import native, reference
 
+from .int8 import quantized
+
 PRODUCTS = [torch.float32, torch.bfloat16, torch.int8]
 
 
@@ -57,16 +59,13 @@ def test_error(dtype, activation, batch, side, inputs, outputs, groups):
 
 @pytest.mark.parametrize(("batch", "side", "inputs", "outputs", "groups"), CASES)
 def test_int8_is_its_formula(batch, side, inputs, outputs, groups):
-    """Each place of each group is quantized by itself; then sums of products are exact."""
+    """Each place and each tap are quantized by themselves, slice by slice; then sums of products are exact."""
     needs(torch.int8)
     weight, bias = layer(outputs, inputs, groups)
     x = maps(batch, side, side, inputs) * maps(batch, side, side, 1, seed=3).exp()
-    grouped = x.unflatten(-1, (groups, -1))
-    largest = grouped.abs().amax(-1, keepdim=True)
-    rounded = (grouped * (127 / largest)).round().double() * (largest / 127)
-    scale = weight.abs().amax((1, 2, 3), keepdim=True) / 127
-    whole = (weight / scale).round().double() * scale
-    exact = reference.Conv3x3(whole, bias.double(), groups, "relu", torch.float64)(rounded.flatten(-2))
+    x_bytes = quantized(x.unflatten(-1, (groups, -1))).flatten(-2)
+    weight_bytes = quantized(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    exact = reference.Conv3x3(weight_bytes, bias.double(), groups, "relu", torch.float64)(x_bytes)
     layer_of_bytes = native.Conv3x3(weight, bias, groups, "relu", torch.int8)
     got = layer_of_bytes(x)
     assert got.dtype == torch.bfloat16
