@@ -243,12 +243,11 @@ def _cpu_attention(
 
 
 def _mask_and_score(template_mask: Tensor | None, batch: int, tokens: int) -> tuple[Tensor | None, Tensor | None]:
-    """The mask as the kernels read it, and where the score goes; no mask where there is no candidate to score."""
+    """The mask as the kernels read it, and where the score goes; no mask where there is nothing to score."""
     if template_mask is None:
         return None, None
-    candidates = tokens - template_mask.shape[-1]
-    score = torch.empty(batch, candidates, dtype=torch.float32, device=template_mask.device)
-    return template_mask.contiguous() if candidates else None, score
+    score = torch.empty(batch, tokens - template_mask.shape[-1], dtype=torch.float32, device=template_mask.device)
+    return template_mask.contiguous() if score.numel() else None, score
 
 
 def _mask_batch(mask: Tensor | None) -> int:
