@@ -358,7 +358,8 @@ int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, 
       const char* from = static_cast<const char*>(x) + ((place / side / side * F + row) * F + column) * I * element;
       for (int g = 0; g < groups; ++g) {
         kernel->pack_row(x_dtype, from + static_cast<ptrdiff_t>(g) * layout.inputs * element, layout.inputs, -1.0f,
-                         units + static_cast<ptrdiff_t>(g) * layout.units * 4, scale + place * scales + g * layout.slices);
+                         units + static_cast<ptrdiff_t>(g) * layout.units * 4,
+                         scale + place * scales + g * layout.slices);
       }
     }
   });

@@ -51,8 +51,8 @@ struct LinearTile {
   LinearResult result;
 };
 
-// A tile whose sums are there. They become results while the sums of the next tile are taken: what a result needs beside
-// them runs on units of the processor that products leave idle.
+// A tile whose sums are there. They become results while the sums of the next tile are taken: what a result needs
+// beside them runs on units of the processor that products leave idle.
 struct LinearPending {
   LinearResult result = {};           // from the row at hand on
   const float* sums = nullptr;        // of the vector that comes next
@@ -64,8 +64,8 @@ struct LinearPending {
 
 // One instruction set's code for one kind of unit.
 struct LinearKernel {
-  // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The kernel of bytes alone
-  // writes a scale for every slice.
+  // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The kernel of bytes
+  // alone writes a scale for every slice.
   void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* units, float* scale);
   // By vectors - 1 and rows - 1: finishes the pending tile and leaves this one pending.
   void (*tile[kLinearVectors][kLinearRows])(const LinearTile& tile, LinearPending& pending);

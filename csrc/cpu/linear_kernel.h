@@ -188,8 +188,8 @@ OSTF_INLINE void multiply_unit(const char* const (&base)[3], ptrdiff_t pitch, in
   }
 }
 
-// total (R,V) vectors = what was there, unless tap is 0, + sum over the units of a tap of row r times the panel's vector
-// v, slice by slice. Weights of the next panel are fetched into the L2 cache meanwhile: they come from memory, since
+// total (R,V) vectors = what was there, unless tap is 0, + sum over the units of a tap of row r times the panel's
+// vector v, slice by slice. Weights of the next panel are fetched into the L2 cache meanwhile: they come from memory, since
 // those of a whole network exceed any cache. This panel's go on to the L1 cache some units ahead, which gains up to a
 // tenth where a panel is long or few rows pass by. Every few units a vector of the pending tile is finished. A function
 // of its own, so that the compiler keeps all sums in registers.
