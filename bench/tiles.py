@@ -12,7 +12,6 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # layers are built here, not run
 
-
 from ostrack_fast import Engine, build_ostrack, ops
 from ostrack_fast.benchmark.tune import products
 from ostrack_fast.config import PRESETS

@@ -220,6 +220,9 @@ def test_native_log_sum_exp(dtype):
     query, key, _ = qkv.double().permute(2, 0, 3, 1, 4)
     expected = (query @ key.transpose(-2, -1) / 8).logsumexp(-1)
     torch.testing.assert_close(lse.double(), expected, rtol=2e-6, atol=2e-6)
+    fewer = torch.empty(2, 3, 40)
+    native._cpu_attention(qkv[:, :40, 0], qkv[:, :, 1:], None, torch.empty(2, 40, 192, dtype=dtype), fewer)
+    torch.testing.assert_close(fewer.double(), expected[:, :, :40], rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
