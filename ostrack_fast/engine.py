@@ -1,11 +1,12 @@
-"""The fast path: a frozen OSTrack and its targets, from frame to boxes without a detour.
+"""The fast path: a frozen OSTrack and its targets, from frame to boxes.
 
 On a GPU a frame is one CUDA graph (upload, crop, network, decode, box update) and one small download.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import pi
 from typing import Any, NamedTuple
 
@@ -16,26 +17,35 @@ from torch import Tensor
 from . import ops
 from .boxes import image_to_crop
 from .config import ModelConfig
+from .devices import resolve_device, resolve_dtype
 from .model import FrozenOSTrack, OSTrack, Template, template_mask
-from .ops.layers import fast_bfloat16, why_no_int8
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-}
-
-# At least so many pixels of the box stay inside the frame (published `clip_box` call).
+# Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
 
-# CUDA graphs kept, one for each size of frame and batch: a stream that changes its size at every frame must not fill
-# the memory.
+# A CUDA graph serves one frame size and batch size. Only the most recently used ones are kept, so that a stream whose
+# frame size changes all the time does not fill the memory.
 _MAX_GRAPHS = 8
 
 
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """Compute without gradients and without the autocast or inference mode of the caller.
+
+    Autocast would lower the precision that the engine was asked for, and tensors that are made in inference mode cannot
+    be written to outside of it.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
 class _Targets(NamedTuple):
-    """A row a target: its template's `tokens` and `qkv`, mask (n,T) bool, box (n,4) float64 xywh in pixels."""
+    """One row for each target: `tokens` and `qkv` of its template, mask (n,T) bool, box (n,4) float64 xywh, pixels."""
 
     tokens: Tensor
     qkv: Tensor
@@ -46,13 +56,15 @@ class _Targets(NamedTuple):
 class Engine:
     """A frozen OSTrack with its targets: templates, boxes, and on a GPU the graphs and buffers of a frame.
 
-    Two ways in. As the model: `set_template(z)`, then `forward(x)` on search crops. On video: `add(frame, box)` for
-    each target, then `step(frame)`, which crops, locates and moves every target's box. Not for two threads at once.
+    It is used in one of two ways. In place of the model: `set_template(z)`, then `forward(x)` on search crops. On
+    video: `add(frame, box)` for each target, then `step(frame)`, which crops, locates and moves every target's box.
+    The caller's autocast, inference mode, default dtype and default device change no result. An engine serves one
+    thread at a time.
 
     Args:
-        model: in whatever mode, dtype and place: it is read, not changed.
+        model: may be in any mode, dtype and device; it is read, not changed.
         device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
-        dtype: "auto" (see `resolve_dtype`), a name in `DTYPES`, or a torch.dtype.
+        dtype: "auto" (see `devices.resolve_dtype`), a name in `devices.DTYPES`, or a torch.dtype.
         candidate_elimination: False keeps all candidates, as if the configuration eliminated none.
 
     Raises:
@@ -67,47 +79,48 @@ class Engine:
         candidate_elimination: bool = True,
     ):
         self.device = resolve_device(device)
-        products = resolve_dtype(dtype, self.device)
-        with torch.no_grad():
-            self.network = FrozenOSTrack(model, self.device, products, candidate_elimination)
+        with _isolated():
+            self.network = FrozenOSTrack(model, self.device, resolve_dtype(dtype, self.device), candidate_elimination)
             self.cfg: ModelConfig = model.cfg
             self.window = hann_window(self.cfg.search_grid).to(self.device)
             self.count = 0
-            self._targets = self._reserve(1)
+            self._targets = self._allocate(1)
         self._uses_graphs = self.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], _Graph] = {}
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the products: float32, float16, bfloat16 or int8."""
+        """Compute dtype of the matmuls: float32, float16, bfloat16 or int8."""
         return self.network.products
 
-    def _reserve(self, capacity: int) -> _Targets:
-        cfg = self.cfg
+    def _allocate(self, rows: int) -> _Targets:
+        cfg, device = self.cfg, self.device
         tokens = cfg.template_grid**2
-        # Ones: a row without a target still runs where graphs come in powers of two, and a box must not be empty.
+        # CUDA graphs run at power-of-two batch sizes, so unused rows are computed too. Ones keep their boxes valid.
         return _Targets(
-            torch.ones(capacity, tokens, cfg.embed_dim, device=self.device),
-            torch.ones(capacity, tokens, 3 * cfg.embed_dim, dtype=self.network.dtype, device=self.device),
-            torch.ones(capacity, tokens, dtype=torch.bool, device=self.device),
-            torch.ones(capacity, 4, dtype=torch.float64, device=self.device),
+            torch.ones(rows, tokens, cfg.embed_dim, dtype=torch.float32, device=device),
+            torch.ones(rows, tokens, 3 * cfg.embed_dim, dtype=self.network.dtype, device=device),
+            torch.ones(rows, tokens, dtype=torch.bool, device=device),
+            torch.ones(rows, 4, dtype=torch.float64, device=device),
         )
 
-    def _room_for(self, count: int) -> None:
-        """Room for so many targets. Those there are move, and the graphs, which read the old places, go."""
-        capacity = len(self._targets.box)
-        if count > capacity:
-            larger = self._reserve(max(count, 2 * capacity))
+    def _grow(self, count: int) -> None:
+        """Make room for `count` targets. Graphs read the buffers they were captured with, so new buffers drop them."""
+        rows = len(self._targets.box)
+        if count > rows:
+            larger = self._allocate(max(count, 2 * rows))
             for old, new in zip(self._targets, larger, strict=True):
                 new[: self.count] = old[: self.count]
             self._targets = larger
             self._graphs.clear()
 
-    @torch.no_grad()
+    @_isolated()
     def set_template(self, template: Tensor, mask: Tensor | None = None) -> None:
-        """Take templates (B,3,Z,Z), normalized as the model's, in place of all targets there are.
+        """Replace all targets by these templates.
 
-        `mask` (T,) or (B,T) bool: the template tokens that rank the candidates, by default the configuration's.
+        Args:
+            template: (B,3,Z,Z), normalized as the model's input.
+            mask: (T,) or (B,T) bool, the template tokens that rank the candidates; None takes the configuration's.
         """
         size = self.cfg.template_size
         if template.dim() != 4 or template.shape[1:] != (3, size, size):
@@ -115,9 +128,9 @@ class Engine:
         if mask is None and self.network.eliminates:
             mask = template_mask(self.cfg)
         if mask is not None and not bool(mask.any(-1).all()):
-            raise ValueError("mask chooses no row for some template: no template token would rank the candidates")
+            raise ValueError("mask chooses no row for some template, so no template token would rank the candidates")
         self.count = 0
-        self._room_for(len(template))
+        self._grow(len(template))
         self.count = len(template)
         self._set_templates(slice(0, self.count), template)
         if mask is not None:
@@ -127,7 +140,7 @@ class Engine:
         embedded = self.network.embed_template(images.to(self.device))
         self._targets.tokens[rows], self._targets.qkv[rows] = embedded
 
-    @torch.no_grad()
+    @_isolated()
     def forward(self, search: Tensor) -> dict[str, Tensor]:
         """Locate the targets in search crops (B,3,X,X), B the number of templates.
 
@@ -157,23 +170,24 @@ class Engine:
         template = Template(self._targets.tokens[:rows], self._targets.qkv[:rows])
         return self.network(template, search, mask)
 
-    @torch.no_grad()
+    @_isolated()
     def add(self, frame: np.ndarray, box: tuple[float, float, float, float]) -> int:
-        """A new target, xywh in pixels of a frame (h,w,3) uint8 RGB; returns its row in the results of `step`."""
+        """Add a target, xywh in pixels of a frame (h,w,3) uint8 RGB. Returns its row in the results of `step`."""
         cfg, row = self.cfg, self.count
-        around = torch.tensor([box], dtype=torch.float64)
+        around = torch.tensor([box], dtype=torch.float64, device="cpu")
         patch, scale = ops.crop(_as_tensor(frame), around, cfg.template_factor, cfg.template_size, self.network.dtype)
-        self._room_for(row + 1)
+        self._grow(row + 1)
         self._set_templates(slice(row, row + 1), patch)
         self._targets.box[row] = around[0]
         if self.network.eliminates:
-            place = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
-            self._targets.mask[row] = template_mask(cfg, place).to(self.device)
+            in_crop = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
+            self._targets.mask[row] = template_mask(cfg, in_crop).to(self.device)
         self.count = row + 1
         return row
 
+    @_isolated()
     def drop(self, row: int) -> None:
-        """Forget a target. The last row's target takes its row."""
+        """Forget a target. The target of the last row moves to this row."""
         if not 0 <= row < self.count:
             raise IndexError(f"no target in row {row}: there are {self.count}")
         last = self.count - 1
@@ -181,19 +195,23 @@ class Engine:
             rows[row] = rows[last]
         self.count = last
 
+    @_isolated()
     def place(self, boxes: Sequence[Sequence[float]]) -> None:
-        """Look for the targets around these boxes, xywh in pixels, in the next frame: one for each row."""
+        """Set the box of every row, xywh in pixels: the next frame is searched around it."""
         if len(boxes) != self.count:
             raise ValueError(f"{len(boxes)} boxes for {self.count} targets")
-        self._targets.box[: self.count] = torch.tensor(boxes, dtype=torch.float64)
+        self._targets.box[: self.count] = torch.tensor(boxes, dtype=torch.float64, device="cpu")
 
     def clear(self) -> None:
         """Forget all targets."""
         self.count = 0
 
-    @torch.no_grad()
+    @_isolated()
     def step(self, frame: np.ndarray) -> list[list[float]]:
-        """The next frame, (h,w,3) uint8 RGB of any size: a row (x, y, width, height, score) for every target, pixels.
+        """Find all targets in the next frame, (h,w,3) uint8 RGB of any size.
+
+        Returns:
+            A row (x, y, width, height, score) for every target, in pixels.
 
         Raises:
             RuntimeError: there is no target.
@@ -203,22 +221,22 @@ class Engine:
             raise RuntimeError("no target to follow: add(frame, box) first")
         image = _as_tensor(frame)
         if not self._uses_graphs:
-            found = self._located(self.count, image)
+            found = self._locate(self.count, image)
         else:
-            # Few graphs serve every number of targets: the rows up to the next power of two run along.
+            # The batch is padded to the next power of two, so that few graphs serve every number of targets.
             rows = min(len(self._targets.box), 1 << (self.count - 1).bit_length())
-            found = self._graph(image, rows, lambda x: self._located(rows, x))(image)
+            found = self._graph(image, rows, lambda x: self._locate(rows, x))(image)
         rows_found = found[: self.count].tolist()
         if not all(value - value == 0 for row in rows_found for value in row):
             raise FloatingPointError(
-                f"the network's output is not finite in {self.dtype}: try dtype='float32', and if it stays, the "
+                f"the network's output is not finite in {self.dtype}: try dtype='float32'; if that fails too, the "
                 "weights are damaged"
             )
         self._targets.box[: self.count] = found[: self.count, :4]
         return rows_found
 
     def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> _Graph:
-        """The captured function for inputs like this one; the least recently used one makes room for a new one."""
+        """The captured function for inputs like this one. A new one replaces the least recently used one."""
         key = (rows, *like.shape)
         graph = self._graphs.pop(key, None)
         if graph is None:
@@ -228,8 +246,8 @@ class Engine:
         self._graphs[key] = graph
         return graph
 
-    def _located(self, rows: int, frame: Tensor) -> Tensor:
-        """One frame for the first `rows` targets: (rows,5) float64, box xywh and score."""
+    def _locate(self, rows: int, frame: Tensor) -> Tensor:
+        """Find the first `rows` targets in a frame: (rows,5) float64, box xywh in pixels and score."""
         cfg, box = self.cfg, self._targets.box[:rows]
         search, _ = ops.crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
         score_map, size_map, offset_map = self._maps(rows, search)
@@ -250,13 +268,14 @@ class _Graph:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                # Kernels are compiled, and libraries make their workspaces, at the first calls: not while capturing.
+                # The first calls compile kernels and allocate library workspaces, which a capture does not allow.
                 for _ in range(2):
                     function(self._input)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            # Other threads may use the GPU meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            # A stream of this device: PyTorch's default capture stream lies on the device that captured first.
+            # thread_local, because other threads may use the GPU during the capture.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 if self._pinned is not None:
                     self._input.copy_(self._pinned, non_blocking=True)
                 self._output = function(self._input)
@@ -264,7 +283,7 @@ class _Graph:
     def __call__(self, value: Tensor) -> Any:
         with torch.cuda.device(self._device):
             if self._pinned is not None:
-                # The upload is part of the graph; whoever called before has waited for that frame's result.
+                # The upload is part of the graph. The caller has read the last frame's result, so its upload is over.
                 self._pinned.copy_(value)
             else:
                 self._input.copy_(value, non_blocking=True)
@@ -272,56 +291,12 @@ class _Graph:
         return self._output
 
 
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device a name stands for, with its index; "auto" is the first CUDA GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: not a device, or not one that is here.
-    """
-    available = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if available else torch.device("cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        resolved = None
-    if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {str(device)!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    if resolved.type == "cpu":
-        return torch.device("cpu")
-    if not available:
-        raise ValueError(f"device {str(device)!r} is not here: PyTorch {torch.__version__} finds no CUDA GPU")
-    index = torch.cuda.current_device() if resolved.index is None else resolved.index
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"device {str(device)!r} is not here: PyTorch finds {torch.cuda.device_count()} CUDA GPUs")
-    return torch.device("cuda", index)
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype a name stands for. "auto" is float16 on a GPU; on a CPU bfloat16 where it is fast, else float32.
-
-    Raises:
-        ValueError: none of `DTYPES`, or int8 where there are no kernels for it.
-    """
-    if dtype == "auto":
-        if device.type == "cuda":
-            return torch.float16
-        return torch.bfloat16 if fast_bfloat16() else torch.float32
-    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved is None or resolved not in DTYPES.values():
-        raise ValueError(f"dtype {str(dtype)!r} is not supported: choose auto, {', '.join(DTYPES)}")
-    reason = why_no_int8(device) if resolved == torch.int8 else None
-    if reason is not None:
-        raise ValueError(f"dtype int8 cannot run here ({reason}): choose auto or another dtype")
-    return resolved
-
-
 def hann_window(grid: int) -> Tensor:
-    """The weight (F,F) of every place of the score map: 0.5 (1 - cos(2 pi i / (F+1))), i = 1..F, along both sides.
+    """The weight (F,F) of every cell of the score map: 0.5 (1 - cos(2 pi i / (F+1))), i = 1..F, along both sides.
 
-    Source: published `hann2d` with `centered=True`; falls off towards the border, never to zero.
+    Source: upstream `hann2d` with `centered=True`. It falls off towards the border and never reaches zero.
     """
-    side = 0.5 * (1 - torch.cos(2 * pi / (grid + 1) * torch.arange(1, grid + 1).float()))
+    side = 0.5 * (1 - torch.cos(2 * pi / (grid + 1) * torch.arange(1, grid + 1, dtype=torch.float32, device="cpu")))
     return side[:, None] * side[None, :]
 
 

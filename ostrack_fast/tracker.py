@@ -78,8 +78,8 @@ class Tracker(_OnEngine):
     Args:
         model_or_name: an `OSTrack`, which is read and not changed, or a name or path for `OSTrack.from_pretrained`.
         device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
-        dtype: of the matrix products: "auto" (see `resolve_dtype`), "float32", "float16", "bfloat16", "int8" or one
-            of these as torch.dtype. float32 is exact.
+        dtype: of the matmuls: "auto" (see `devices.resolve_dtype`), "float32", "float16", "bfloat16", "int8" or one of
+            these as torch.dtype. float32 is exact.
         lost_below: scores below this mark a result as lost; what the default finds with the shipped weights is in their
             model card.
         candidate_elimination: False keeps all candidates, as if the model's configuration eliminated none.

@@ -15,6 +15,7 @@ LAYERS = [
     {"training", "evaluation", "visualization", "benchmark"},
     {"tracker", "drop_in"},
     {"engine"},
+    {"devices"},
     {"model"},
     {"ops"},
     {"boxes", "config", "files", "video", "kernels", "_C"},

@@ -1,5 +1,6 @@
 """The engine: the model's results with frozen weights, targets that come and go, and every frame the same way."""
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from ostrack_fast import Engine, MultiTracker, Tracker, build_ostrack, ops
 from ostrack_fast import engine as engine_module
 from ostrack_fast.config import ModelConfig
-from ostrack_fast.engine import resolve_dtype
+from ostrack_fast.devices import resolve_dtype
 from ostrack_fast.model import template_mask
 from ostrack_fast.ops.layers import why_no_int8
 
@@ -198,6 +199,63 @@ def test_the_model_is_read_not_changed():
         engine.step(frame(1))
     assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AMBIENT = {
+    "bfloat16 is the default dtype": lambda: default_dtype(torch.bfloat16),
+    "float64 is the default dtype": lambda: default_dtype(torch.float64),
+    "another default device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("ambient", AMBIENT)
+def test_the_callers_settings_change_nothing(ambient, backend):
+    """Neither where the engine is built, nor where targets are added and found, nor afterwards."""
+    settings, model = AMBIENT[ambient], tiny()
+    z, x = images(2)
+
+    def made(around):
+        with ops.use(backend), around():
+            return Engine(model, "cpu", "float32")
+
+    def results(engine, around):
+        found = []
+        with ops.use(backend):
+            with around():
+                for box in BOXES[:3]:
+                    engine.add(frame(), box)
+                found.append(engine.step(frame(1)))
+            # Buffers that grew inside serve outside.
+            found.append(engine.step(frame(2)))
+            engine.drop(0)
+            engine.place([BOXES[1], BOXES[2]])
+            with around():
+                found.append(engine.step(frame(3)))
+            with around():
+                engine.set_template(z)
+            found.extend(value.tolist() for value in engine.forward(x).values())
+            with around():
+                found.extend(value.tolist() for value in engine.forward(x).values())
+        return found
+
+    expected = results(made(nullcontext), nullcontext)
+    assert results(made(settings), nullcontext) == expected
+    assert results(made(nullcontext), settings) == expected
+    assert results(made(settings), settings) == expected
 
 
 def test_auto_dtype():

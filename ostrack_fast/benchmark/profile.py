@@ -78,10 +78,10 @@ def profile(engine: Engine, frame: np.ndarray, box: Box, frames: int = 50) -> Pr
     with _watched(engine, watch), torch.no_grad():
         image = torch.from_numpy(frame).to(engine.device)
         for _ in range(3):
-            engine._located(1, image)
+            engine._locate(1, image)
         for _ in range(frames):
             watch.start()
-            engine._located(1, image)
+            engine._locate(1, image)
             found.append(watch.read())
     work = stage_flops(engine.cfg, engine.network.eliminates)
     stages = [

@@ -40,7 +40,7 @@ def bench(
 
     from ..benchmark import SUITES, report
     from ..benchmark.case import Options
-    from ..engine import resolve_device
+    from ..devices import resolve_device
 
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}: choose {', '.join(SUITES)}")

@@ -18,7 +18,7 @@ def train(
 
     Ctrl-C finishes the step in hand and writes a checkpoint; the same command continues from there.
     """
-    from ..engine import resolve_device
+    from ..devices import resolve_device
     from ..training.config import read_train_config
     from ..training.trainer import WEIGHTS, Trainer
 

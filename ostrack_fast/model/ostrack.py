@@ -134,7 +134,7 @@ def template_mask(cfg: ModelConfig, box: Tensor | None = None, device: torch.dev
         "CTR_POINT": slice((grid - 1) // 2, (grid - 1) // 2 + 1),
         "CTR_REC": slice((grid - 1) // 2, grid // 2 + 1),
     }[cfg.ce_template_range]
-    mask = torch.zeros(grid, grid, dtype=torch.bool)
+    mask = torch.zeros(grid, grid, dtype=torch.bool, device="cpu")
     mask[span, span] = True
     return mask.flatten().to(device)
 
@@ -144,7 +144,7 @@ def _box_mask(cfg: ModelConfig, box: Tensor) -> Tensor:
     edge = (box.double() * cfg.template_size).cpu()
     low, high = edge[:, :2].int(), (edge[:, :2] + edge[:, 2:] - 1).int()
     # A bilinear reduction by the patch size reads, of each patch, the two middle pixels along either side.
-    middle = torch.arange(cfg.template_grid) * cfg.patch_size + cfg.patch_size // 2
+    middle = torch.arange(cfg.template_grid, device="cpu") * cfg.patch_size + cfg.patch_size // 2
     inside = [
         ((middle - 1 < high[:, i, None]) & (middle >= low[:, i, None]) & (high > low)[:, i, None]) for i in (0, 1)
     ]
