@@ -77,7 +77,7 @@ class Conv3x3:
         # (O,3,3,I/groups): the order in which the loop goes over an output's weights.
         self.weight = weight.detach().to(dtype).permute(0, 2, 3, 1).contiguous()
         self.bias = bias.detach().float().contiguous()
-        self.groups, self.activation = groups, activation
+        self.groups, self.activation, self.inputs = groups, activation, weight.shape[1] * groups
         self.workspace = Workspace() if workspace is None else workspace
 
     def problem(self, rows: int) -> Problem:

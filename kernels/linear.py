@@ -105,7 +105,7 @@ class Linear:
     ):
         self.weight = weight.detach().to(dtype).contiguous()
         self.bias = bias.detach().float().contiguous()
-        self.norm_eps, self.activation = norm_eps, activation
+        self.norm_eps, self.activation, self.inputs = norm_eps, activation, weight.shape[1]
         # Of the rounded weights: they are what multiplies the mean in the loop.
         self.weight_sum = None if norm_eps is None else self.weight.sum(1, dtype=torch.float64).float()
         self.workspace = Workspace() if workspace is None else workspace

@@ -18,7 +18,7 @@ from . import ops
 from .boxes import image_to_crop
 from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
-from .model import FrozenOSTrack, OSTrack, Template, template_mask
+from .model import FrozenOSTrack, OSTrack, Template, stage, template_mask
 
 # Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
@@ -249,10 +249,13 @@ class Engine:
     def _locate(self, rows: int, frame: Tensor) -> Tensor:
         """Find the first `rows` targets in a frame: (rows,5) float64, box xywh in pixels and score."""
         cfg, box = self.cfg, self._targets.box[:rows]
-        search, _ = ops.crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
+        with stage("crop"):
+            search, _ = ops.crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
         score_map, size_map, offset_map = self._maps(rows, search)
-        found, score = ops.decode(score_map, size_map, offset_map, self.window)
-        moved = ops.advance(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
+        with stage("decode"):
+            found, score = ops.decode(score_map, size_map, offset_map, self.window)
+        with stage("box update"):
+            moved = ops.advance(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
         return torch.cat((moved, score[:, None].double()), dim=1)
 
 

@@ -154,7 +154,7 @@ def _watched(engine: Engine, watch: _Stopwatch) -> Iterator[None]:
     """The engine's stages go by the stopwatch; eagerly, as a graph's inside cannot be timed."""
     network, before = engine.network, {name: getattr(ops, name) for name in _OPS}
     timed = copy(network)
-    timed._patch = watch.watch("patch embedding", network._patch)
+    timed._patch = watch.watch("patch embedding", network._patch)  # type: ignore[assignment]
     timed._blocks = []
     for block in network._blocks:
         layers = {name: getattr(block, name) for name in _LAYERS}

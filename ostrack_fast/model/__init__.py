@@ -1,6 +1,6 @@
 """The network: a one-stream ViT with candidate elimination and a centre head."""
 
-from .frozen import FrozenOSTrack, Template
+from .frozen import FrozenOSTrack, Template, stage
 from .ostrack import OSTrack, build_ostrack, template_mask
 
-__all__ = ["FrozenOSTrack", "OSTrack", "Template", "build_ostrack", "template_mask"]
+__all__ = ["FrozenOSTrack", "OSTrack", "Template", "build_ostrack", "stage", "template_mask"]

@@ -7,16 +7,26 @@ when it is set. The residual stream stays float32 whatever the dtype of the prod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from math import ceil
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from .. import ops
 from ..ops.layers import Layer, conv3x3, cross_attention, linear, restore_conv3x3
 from .ostrack import OSTrack
 from .vit import Block
+
+_NOT_PROFILING: AbstractContextManager = nullcontext()
+
+
+def stage(name: str) -> AbstractContextManager:
+    """A range of this name in the traces of `torch.profiler`; costs nothing worth counting while none is recorded."""
+    return record_function(name) if torch.autograd._profiler_enabled() else _NOT_PROFILING
 
 
 class _FrozenBlock(NamedTuple):
@@ -124,7 +134,38 @@ class FrozenOSTrack:
         patch = self.cfg.patch_size
         grid = size // patch
         patches = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
-        return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1), out)
+        with stage("patch embedding"):
+            return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1), out)
+
+    def layers(self) -> Iterator[tuple[str, Layer, int]]:
+        """Every linear layer and convolution of a frame, in order: (name, layer, rows for one target).
+
+        A linear layer's input is (B, rows, layer.inputs); that of "conv1" to "conv4" is (B,F,F,layer.inputs) with
+        F*F = rows. "patch embedding", "proj" and "fc2" take a residual. "taps" stands in the place of "conv1" where
+        the head's first convolution multiplies the tokens that are left instead of the restored map.
+        """
+        template, cells = self.cfg.template_grid**2, self.cfg.search_grid**2
+        yield "patch embedding", self._patch, cells
+        tokens, left = template + cells, cells
+        for block in self._blocks:
+            left = left if block.keep is None else block.keep
+            # Nothing reads the template's tokens after the last attention.
+            after = left if block is self._blocks[-1] and block.keep is None else template + left
+            if block.qkv is not None:
+                yield "qkv", block.qkv, tokens
+            else:
+                for rows in (after,) if block.keep is None else (template, left):
+                    yield "q", cast(Layer, block.q), rows
+                yield "kv", cast(Layer, block.kv), tokens
+            yield "proj", block.proj, tokens if block.qkv is not None and block.keep is not None else after
+            yield "fc1", block.fc1, after
+            yield "fc2", block.fc2, after
+            tokens = after
+        first = self._first_convolution
+        yield ("taps", first.layer, left) if first.multiplies_tokens else ("conv1", first.layer, cells)
+        for index, convolution in enumerate(self._convolutions, 2):
+            yield f"conv{index}", convolution, cells
+        yield "conv5", self._last, cells
 
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> the maps of `CenterHead`."""
@@ -140,8 +181,12 @@ class FrozenOSTrack:
             else:
                 known = template.qkv if index == 0 and self._counts_products else None
                 tokens, ids, rows = self._attention_of_all(block, tokens, ids, rows, mask, known)
-            tokens = block.fc2(block.fc1(tokens), tokens, tokens)
-        return self._head(tokens[:, rows:], ids)
+            with stage("norm, fc1, gelu"):
+                hidden = block.fc1(tokens)
+            with stage("fc2, residual"):
+                tokens = block.fc2(hidden, tokens, tokens)
+        with stage("norm, restoration, head"):
+            return self._head(tokens[:, rows:], ids)
 
     def _attention_of_all(
         self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None, known: Tensor | None
@@ -150,14 +195,18 @@ class FrozenOSTrack:
 
         Returns the tokens and places that are left, and how many of the tokens are the template's.
         """
-        qkv = self._heads(self._qkv(block, tokens, known), 3)
-        attended, score = ops.attention(qkv, mask if block.keep is not None else None)
+        with stage("norm, qkv"):
+            qkv = self._heads(self._qkv(block, tokens, known), 3)
+        with stage("attention and score"):
+            attended, score = ops.attention(qkv, mask if block.keep is not None else None)
         if block is self._blocks[-1] and block.keep is None:
             # Nothing reads the template's tokens after the last attention.
             attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
-        tokens = block.proj(attended, tokens, tokens)
+        with stage("projection, residual"):
+            tokens = block.proj(attended, tokens, tokens)
         if block.keep is not None:
-            tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+            with stage("elimination"):
+                tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
         return tokens, ids, rows
 
     def _attention_of_some(
@@ -167,19 +216,30 @@ class FrozenOSTrack:
 
         Everything an eliminated token gives is its key and value, and the template's queries alone find out which.
         """
-        queries, keys = cast(Layer, block.q), cast(Layer, block.kv)
-        kv = self._heads(keys(tokens), 2)
+        with stage("norm, qkv"):
+            kv = self._heads(cast(Layer, block.kv)(tokens), 2)
         if block.keep is None:
             tokens, rows = tokens[:, rows:], 0
-            attended, _ = self._cross_attention(self._heads(queries(tokens)), kv)
+            attended = kv.new_empty(tokens.shape)
+            self._attend_queries(block, tokens, kv, None, attended)
         else:
             batch, _, channels = tokens.shape
             attended = kv.new_empty(batch, rows + block.keep, channels)
-            template = self._heads(queries(tokens[:, :rows]))
-            _, score = self._cross_attention(template, kv, mask, attended[:, :rows])
-            tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
-            self._cross_attention(self._heads(queries(tokens[:, rows:])), kv, None, attended[:, rows:])
-        return block.proj(attended, tokens, tokens), ids, rows
+            score = self._attend_queries(block, tokens[:, :rows], kv, mask, attended[:, :rows])
+            with stage("elimination"):
+                tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+            self._attend_queries(block, tokens[:, rows:], kv, None, attended[:, rows:])
+        with stage("projection, residual"):
+            return block.proj(attended, tokens, tokens), ids, rows
+
+    def _attend_queries(
+        self, block: _FrozenBlock, tokens: Tensor, kv: Tensor, mask: Tensor | None, out: Tensor
+    ) -> Tensor | None:
+        """What these tokens attend to, written to `out`; returns the score, if there is a mask."""
+        with stage("norm, qkv"):
+            queries = self._heads(cast(Layer, block.q)(tokens))
+        with stage("attention and score"):
+            return self._cross_attention(queries, kv, mask, out)[1]
 
     def _heads(self, x: Tensor, *parts: int) -> Tensor:
         """(B,N,parts*C) -> (B,N,parts,H,D)"""

@@ -16,6 +16,10 @@ from .reference import Activation
 class Layer(Protocol):
     """`linear`'s and `conv3x3`'s results: call them with a tensor, and see their own documentation."""
 
+    @property
+    def inputs(self) -> int:
+        """Features of a row of x."""
+
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor: ...
 
 
@@ -65,7 +69,7 @@ def restore_conv3x3(
     tokens: int,
     grid: int,
     dtype: torch.dtype = torch.float32,
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> RestoreThenConv3x3 | native_linear.RestoreConv3x3:
     """The final LayerNorm, `ops.restore` and `conv3x3`, in one: the head's first convolution.
 
     Candidate elimination leaves most places of the map empty. On a CPU only the tokens are multiplied then; elsewhere,
@@ -83,13 +87,21 @@ def restore_conv3x3(
     missing = tokens < grid * grid and dispatch.forced_backend() in (None, "native")
     if missing and dispatch.problem("native", "restore_conv3x3", {"weight": weight, "dtype": dtype}) is None:
         return native_linear.RestoreConv3x3(weight, bias, norm, grid, dtype=dtype)
-    convolution = conv3x3(weight, bias, dtype=dtype)
-    map_dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+    return RestoreThenConv3x3(conv3x3(weight, bias, dtype=dtype), norm, grid, dtype)
 
-    def run(tokens: Tensor, ids: Tensor) -> Tensor:
-        return convolution(restore(tokens, ids, grid, *norm, channels_last=True, dtype=map_dtype).permute(0, 2, 3, 1))
 
-    return run
+class RestoreThenConv3x3:
+    """See `restore_conv3x3`: makes the whole map, then convolves it with `layer`."""
+
+    multiplies_tokens = False
+
+    def __init__(self, layer: Layer, norm: tuple[Tensor, Tensor, float], grid: int, dtype: torch.dtype):
+        self.layer, self._norm, self._grid = layer, norm, grid
+        self._dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+
+    def __call__(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        restored = restore(tokens, ids, self._grid, *self._norm, channels_last=True, dtype=self._dtype)
+        return self.layer(restored.permute(0, 2, 3, 1))
 
 
 def cross_attention(

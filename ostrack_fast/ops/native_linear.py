@@ -101,7 +101,7 @@ class Linear:
     ):
         self._packed = _packed(weight, bias, dtype)
         self._packed_at = self._packed.data_ptr()
-        self._outputs, self._inputs = weight.shape
+        self._outputs, self.inputs = weight.shape
         self._product, self._dtype = _PRODUCTS[dtype], _result_dtype(dtype)
         self._norm_eps = -1.0 if norm_eps is None else norm_eps
         self._activation = _ACTIVATIONS[activation]
@@ -109,8 +109,8 @@ class Linear:
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         *outer, inputs = x.shape
         shape = (*outer, self._outputs)
-        if inputs != self._inputs:
-            raise ValueError(f"x must be (...,{self._inputs}), is {tuple(x.shape)}")
+        if inputs != self.inputs:
+            raise ValueError(f"x must be (...,{self.inputs}), is {tuple(x.shape)}")
         if out is None:
             out = torch.empty(shape, dtype=self._dtype if residual is None else torch.float32)
         to = _items(out)
@@ -143,7 +143,7 @@ class Linear:
             batch,
             count,
             self._outputs,
-            self._inputs,
+            self.inputs,
             self._norm_eps,
             self._activation,
             torch.get_num_threads(),
@@ -163,13 +163,13 @@ class Conv3x3:
         dtype: torch.dtype = torch.float32,
     ):
         self._packed = _packed(weight, bias, dtype, groups)
-        self._outputs, self._inputs, _, self._groups = _sizes(weight, groups)
+        self._outputs, self.inputs, _, self._groups = _sizes(weight, groups)
         self._product, self._dtype = _PRODUCTS[dtype], _result_dtype(dtype)
         self._activation = _ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != x.shape[2] or x.shape[3] != self._inputs:
-            raise ValueError(f"x must be (B,F,F,{self._inputs}), is {tuple(x.shape)}")
+        if x.dim() != 4 or x.shape[1] != x.shape[2] or x.shape[3] != self.inputs:
+            raise ValueError(f"x must be (B,F,F,{self.inputs}), is {tuple(x.shape)}")
         x = _readable(x).contiguous()
         batch, side = x.shape[:2]
         out = torch.empty(batch, side, side, self._outputs, dtype=self._dtype)
@@ -183,7 +183,7 @@ class Conv3x3:
             batch,
             side,
             self._outputs,
-            self._inputs,
+            self.inputs,
             self._groups,
             self._activation,
             torch.get_num_threads(),
@@ -197,6 +197,8 @@ class RestoreConv3x3:
     Places without a token cost nothing, and no map of tokens is made.
     """
 
+    multiplies_tokens = True
+
     def __init__(
         self,
         weight: Tensor,
@@ -209,7 +211,7 @@ class RestoreConv3x3:
         outputs, inputs = weight.shape[:2]
         scale, shift, eps = norm
         taps = weight.detach().double().permute(2, 3, 0, 1).reshape(-1, inputs)
-        self._taps = Linear(taps * scale.double(), taps @ shift.double(), eps, dtype=dtype)
+        self.layer = Linear(taps * scale.double(), taps @ shift.double(), eps, dtype=dtype)
         self._bias = bias.detach().float().contiguous()
         self._outputs, self._grid, self._dtype = outputs, grid, _result_dtype(dtype)
         self._activation = _ACTIVATIONS[activation]
@@ -219,7 +221,7 @@ class RestoreConv3x3:
         if ids.shape != (batch, count):
             raise ValueError(f"ids must be {(batch, count)}, are {tuple(ids.shape)}")
         products = torch.empty(batch, count, 9 * self._outputs)
-        self._taps(tokens, out=products)
+        self.layer(tokens, out=products)
         ids = ids.contiguous()
         out = torch.empty(batch, self._grid, self._grid, self._outputs, dtype=self._dtype)
         _C.cpu_restore_conv3x3(

@@ -16,7 +16,13 @@ from torch import Tensor
 from ..boxes import crop_window
 
 Activation = Literal["none", "gelu", "relu"]
-_ACTIVATIONS = {"none": lambda x: x, "gelu": torch.nn.functional.gelu, "relu": torch.relu}
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "none":
+        return x
+    return torch.nn.functional.gelu(x) if activation == "gelu" else torch.relu(x)
+
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -208,12 +214,13 @@ class Linear:
         dtype: torch.dtype = torch.float32,
     ):
         self.weight, self.bias, self.norm_eps = weight.to(dtype), bias.to(dtype), norm_eps
-        self.activation = _ACTIVATIONS[activation]
+        self.activation: Activation = activation
+        self.inputs = weight.shape[1]
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         if self.norm_eps is not None:
             x = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=self.norm_eps)
-        y = self.activation(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias))
+        y = _activate(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias), self.activation)
         y = y if residual is None else residual + y
         return y if out is None else out.copy_(y)
 
@@ -230,10 +237,12 @@ class Conv3x3:
         dtype: torch.dtype = torch.float32,
     ):
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
-        self.bias, self.groups, self.activation = bias.to(dtype), groups, _ACTIVATIONS[activation]
+        self.bias, self.groups = bias.to(dtype), groups
+        self.activation: Activation = activation
+        self.inputs = weight.shape[1] * groups
 
     def __call__(self, x: Tensor) -> Tensor:
         y = torch.nn.functional.conv2d(
             x.to(self.weight.dtype).permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=self.groups
         )
-        return self.activation(y).permute(0, 2, 3, 1).contiguous()
+        return _activate(y, self.activation).permute(0, 2, 3, 1).contiguous()
