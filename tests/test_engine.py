@@ -15,6 +15,7 @@ from ostrack_fast.model import template_mask
 from ostrack_fast.ops.layers import why_no_int8
 
 from .golden import seeded
+from .margins import MARGIN, assert_frame_decided, decided_images, margin
 
 TINY = ModelConfig(
     template_size=64, search_size=128, embed_dim=48, depth=3, num_heads=2, head_channels=16,
@@ -57,9 +58,10 @@ def images(batch, cfg=TINY):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_as_the_model(batch, elimination, backend):
     model = tiny()
-    z, x = images(batch)
+    keep_rate = None if elimination else 1.0
+    z, x = decided_images(model, batch, keep_rate=keep_rate)
     with torch.no_grad():
-        expected = model(z, x, ce_keep_rate=None if elimination else 1.0)
+        expected = model(z, x, ce_keep_rate=keep_rate)
     with ops.use(backend):
         engine = Engine(model, "cpu", "float32", candidate_elimination=elimination)
         engine.set_template(z)
@@ -85,7 +87,7 @@ def test_without_elimination_layers():
 def test_elimination_in_any_block(blocks, backend):
     """Also in the first, whose template is known, and in the last, where nothing reads the template's tokens."""
     model = tiny(replace(TINY, ce_layers=blocks, ce_keep_ratio=(0.6,) * len(blocks)))
-    z, x = images(2)
+    z, x = decided_images(model, 2)
     with ops.use(backend):
         engine = Engine(model, "cpu", "float32")
         engine.set_template(z)
@@ -96,8 +98,8 @@ def test_elimination_in_any_block(blocks, backend):
 
 def test_a_mask_for_every_target():
     model = tiny(replace(TINY, ce_template_range="GT_BOX"))
-    z, x = images(2)
     mask = template_mask(model.cfg, torch.tensor([[0.3, 0.3, 0.4, 0.4], [0.1, 0.2, 0.2, 0.6]]))
+    z, x = decided_images(model, 2, mask=mask)
     engine = Engine(model, "cpu", "float32")
     engine.set_template(z, mask)
     with torch.no_grad():
@@ -112,6 +114,7 @@ def test_published_network(name):
     model = build_ostrack(name)
     model.load_state_dict(seeded.state_dict(model.state_dict(), 1))
     z, x = images(1, model.cfg)
+    assert margin(model, z, x, window=torch.ones(model.cfg.search_grid, model.cfg.search_grid)) > MARGIN
     engine = Engine(model, "cpu", "float32")
     engine.set_template(z)
     with torch.no_grad():
@@ -144,9 +147,13 @@ def test_targets_come_and_go(engine):
     """Each row as if it were alone, whatever happened to the others."""
     alone = []
     for box in BOXES:
-        single = Engine(tiny(), "cpu", "float32")
+        single, around = Engine(tiny(), "cpu", "float32"), box
         single.add(frame(), box)
-        alone.append([single.step(frame(seed))[0] for seed in (1, 2, 3)])
+        alone.append([])
+        for seed in (1, 2, 3):
+            assert_frame_decided(tiny(), frame(), box, frame(seed), around)
+            alone[-1].append(single.step(frame(seed))[0])
+            around = alone[-1][-1][:4]
     assert [engine.add(frame(), box) for box in BOXES[:3]] == [0, 1, 2]
     close = {"rtol": 1e-4, "atol": 1e-3}
     np.testing.assert_allclose(engine.step(frame(1)), [row[0] for row in alone[:3]], **close)
@@ -270,16 +277,23 @@ def test_many_targets_as_single_ones():
     assert many.track(frame()) == {} and many.targets == []
     numbers = [many.add(frame(), box) for box in BOXES]
     assert numbers == [0, 1, 2, 3]
-    singles = {}
-    for number, box in zip(numbers, BOXES, strict=True):
+    singles, starts, around = {}, {}, {}
+
+    def start(number, image, box):
         singles[number] = Tracker(model, "cpu", "float32")
-        singles[number].initialize(frame(), box)
+        singles[number].initialize(image, box)
+        starts[number], around[number] = (image, box), box
+
+    for number, box in zip(numbers, BOXES, strict=True):
+        start(number, frame(), box)
 
     def compare(seed):
         found = many.track(frame(seed))
         assert list(found) == many.targets
         for number, result in found.items():
+            assert_frame_decided(model, *starts[number], frame(seed), around[number])
             single = singles[number].track(frame(seed))
+            around[number] = single.box
             assert result.box == pytest.approx(single.box, abs=1e-3)
             assert result.score == pytest.approx(single.score, abs=1e-5)
             assert result.lost == single.lost
@@ -289,8 +303,7 @@ def test_many_targets_as_single_ones():
     compare(2)
     late = many.add(frame(2), BOXES[1])
     assert late == 4
-    singles[late] = Tracker(model, "cpu", "float32")
-    singles[late].initialize(frame(2), BOXES[1])
+    start(late, frame(2), BOXES[1])
     compare(3)
     many.drop(4)
     many.drop(0)
@@ -327,18 +340,22 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     monkeypatch.setattr(FakeGraph, "made", 0)
     plain, graphed = (Engine(tiny(), "cpu", "float32") for _ in range(2))
     graphed._uses_graphs = True
+    starts = []  # the first box of each row's target
 
     def compare(seed, *shape):
+        for start, around in zip(starts, plain._targets.box.tolist(), strict=False):
+            assert_frame_decided(tiny(), frame(), start, frame(seed, *shape), around)
         np.testing.assert_allclose(graphed.step(frame(seed, *shape)), plain.step(frame(seed, *shape)), atol=1e-3)
 
     for count, box in enumerate(BOXES, 1):
-        plain.add(frame(), box), graphed.add(frame(), box)
+        plain.add(frame(), box), graphed.add(frame(), box), starts.append(box)
         for seed in (1, 2):
             compare(seed)
         assert len(graphed._targets.box) == (1, 2, 4, 4)[count - 1]
     # For 1, 2, 3 and 4 targets; the buffers grew before the second and third, and the fourth found the third's graph.
     assert FakeGraph.made == 3
     plain.drop(1), graphed.drop(1)
+    starts[1] = starts.pop()  # the last one takes its row
     compare(3)
     assert FakeGraph.made == 3
     for seed, width in enumerate(range(100, 112)):
@@ -363,7 +380,7 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     made = FakeGraph.made
     compare(5, 96, 128)  # gone, and made again
     assert FakeGraph.made == made + 1
-    z, x = images(3)
+    z, x = decided_images(tiny(), 3)
     plain.set_template(z), graphed.set_template(z)
     first = graphed.forward(x)
     kept = {name: value.clone() for name, value in first.items()}
@@ -375,15 +392,19 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_graphs_as_eager(dtype):
+def test_graphs_as_eager(dtype, no_tf32):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     model = tiny()
     host, device = Engine(model, "cpu", "float32"), Engine(model, "cuda", dtype)
     for box in BOXES[:3]:
         host.add(frame(), box), device.add(frame(), box)
-    for seed, shape in enumerate([(96, 128), (96, 128), (50, 70), (96, 128)]):
+    around = BOXES[:3]
+    for seed, shape in enumerate([(96, 128), (96, 128), (50, 70), (96, 128)], 1):
+        for start, box in zip(BOXES, around, strict=False):
+            assert_frame_decided(model, frame(), start, frame(seed, *shape), box)
         expected, found = host.step(frame(seed, *shape)), device.step(frame(seed, *shape))
+        around = [row[:4] for row in expected]
         if dtype == "float32":
             np.testing.assert_allclose(found, expected, atol=0.05)
         assert np.isfinite(found).all()
