@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,16 @@ def no_tf32():
     """On a GPU convolutions of float32 multiply float32 numbers, as matrix products do anyway."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+# What a reason to skip names when the processor's instruction set is the cause.
+_INSTRUCTION_SET = re.compile(r"AVX|AMX|VNNI|NEON|OSTRACK_FAST_CPU_CAPABILITY", re.IGNORECASE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much of the code this processor could not test: on another machine those tests may fail."""
+    skipped = terminalreporter.getreports("skipped")
+    count = sum(bool(_INSTRUCTION_SET.search(str(report.longrepr))) for report in skipped)
+    terminalreporter.write_line(
+        f"{count} tests were left out because this processor lacks an instruction set they need"
+    )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
 from ostrack_fast.training.config import OptimConfig, TrainConfig, read_train_config
 from ostrack_fast.training.crops import CropConfig
+from ostrack_fast.training.dataset import make_loader
 from ostrack_fast.training.losses import LossConfig
 from ostrack_fast.training.mix import build_dataset
 from ostrack_fast.training.trainer import CHECKPOINT, WEIGHTS, Trainer, build_model
@@ -154,6 +156,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
     with pytest.raises(FloatingPointError, match="learning rate"):
         trainer.run(progress=False)
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == good
+    saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, saved["model"][name]), f"{name} was updated with a gradient that is not finite"
+    moments = saved["optimizer"]["state"]
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, moments[number][name]) for name, value in state.items())
+
+
+def test_nothing_waits_for_the_device_before_the_optimizer_is_launched(config, tmp_path, monkeypatch):
+    """Reading a value out of a tensor makes the host wait, and the GPU then has nothing queued behind it."""
+    reads = []
+
+    def recorded(name, original):
+        def run(tensor, *arguments, **named):
+            caller = sys._getframe(1).f_code.co_filename
+            # On a CPU the ops look for NaN in their inputs, which they do not do on a GPU.
+            if Path(caller).parent.name != "ops" and "ostrack_fast" in caller:
+                reads.append(name)
+            return original(tensor, *arguments, **named)
+
+        return run
+
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, recorded(name, getattr(torch.Tensor, name)))
+    trainer = Trainer(replace(config, output=str(tmp_path / "run")))
+    batch = next(iter(make_loader(build_dataset(trainer.cfg), trainer.cfg.batch_size, 0, 0)))
+    launched = trainer.optimizer.step
+    reads.clear()
+    before = []
+    trainer.optimizer.step = lambda: (before.extend(reads), launched())
+    trainer.step(batch)
+    assert before == [] and reads == ["tolist"]
 
 
 def test_the_log_has_a_line_for_every_fifty_steps(config, tmp_path):
