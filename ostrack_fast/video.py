@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -13,9 +12,9 @@ from types import TracebackType
 import cv2
 import numpy as np
 
+from .data.images import IMAGE_SUFFIXES, find_images, read_image
 from .files import publish, temporary_beside
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # For sources that state no rate: image folders, some cameras and damaged headers.
 DEFAULT_FPS = 25.0
 
@@ -60,23 +59,12 @@ def open_source(source: str | Path | int) -> FrameSource:
 
 
 def _open_folder(folder: Path) -> FrameSource:
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    paths = find_images(folder)
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    first = _read_image(paths[0])
-    frames = chain([first], map(_read_image, paths[1:]))
+    first = read_image(paths[0])
+    frames = chain([first], map(read_image, paths[1:]))
     return FrameSource(str(folder), DEFAULT_FPS, (first.shape[1], first.shape[0]), len(paths), frames)
-
-
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name.lower()) if part]
-
-
-def _read_image(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{path} cannot be read as an image: remove or repair it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _open_capture(target: str | int, name: str, problem: Callable[[str], Exception]) -> FrameSource:

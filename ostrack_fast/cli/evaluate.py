@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,8 @@ def evaluate(
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
+    Videos that cannot be evaluated are skipped, and named at the end.
+
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
     """
     from ..evaluation import evaluate_folder
@@ -62,6 +65,8 @@ def evaluate(
         from ..evaluation.plots import save_plot
 
         save_plot(result, plot, Path(weights).stem)
+    for name, reason in result.skipped.items():
+        print(f"skipped, and left out of all numbers: {name}: {reason}", file=sys.stderr)
 
 
 def _check_outputs(json: Path | None, plot: Path | None) -> None:

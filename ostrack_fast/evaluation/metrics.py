@@ -21,9 +21,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from ..data.truth import Array, as_boxes, present
 
 OVERLAP_THRESHOLDS: Array = np.arange(21) / 20
 """0, 0.05, ... 1 of overlap (OTB)."""
@@ -34,12 +34,6 @@ NORMALIZED_THRESHOLDS: Array = np.arange(51) / 100
 
 _AT_20_PIXELS = _AT_A_FIFTH = 20
 """Where 20 pixels and 0.2 stand in the thresholds above."""
-
-
-def present(boxes: ArrayLike) -> NDArray[np.bool_]:
-    """Which rows of (n,4) are boxes: (n,) bool, four finite numbers with positive sides."""
-    boxes = _boxes(boxes)
-    return np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1))
 
 
 def overlap(predicted: ArrayLike, truth: ArrayLike) -> Array:
@@ -180,15 +174,8 @@ def score_video(predicted: ArrayLike, truth: ArrayLike) -> Scores:
     )
 
 
-def _boxes(values: ArrayLike) -> Array:
-    boxes = np.asarray(values, dtype=np.float64)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must have the shape (n, 4), got {boxes.shape}")
-    return boxes
-
-
 def _pair(predicted: ArrayLike, truth: ArrayLike) -> tuple[Array, Array]:
-    a, b = _boxes(predicted), _boxes(truth)
+    a, b = as_boxes(predicted), as_boxes(truth)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} predicted boxes for {len(b)} frames of ground truth")
     return a, b

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -12,10 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..data.truth import format_boxes, present
+from ..data.videos import BadVideos, Video, check_first_box, scan_videos
 from ..files import write_atomically
-from .datasets import Video, format_boxes, load_videos
+from ..tracker import checked_box
 from .metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS, Array, Scores, score_video
 
 FORMAT = 1
@@ -61,9 +64,15 @@ class VideoResult:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """All videos' outcomes, in the order they ran."""
+    """All videos' outcomes.
+
+    Args:
+        videos: in the order they ran.
+        skipped: what was wrong with each video that could not be evaluated, by its name; the means leave these out.
+    """
 
     videos: tuple[VideoResult, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> Scores:
@@ -77,7 +86,10 @@ class EvaluationResult:
         return frames / max(sum(video.seconds for video in self.videos), _TICK)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON: `format`, `thresholds`, `mean` (numbers, fps, curves), `videos` (the same of each)."""
+        """Plain types for JSON.
+
+        `format`, `thresholds`, `mean` (numbers, fps, curves), `videos` (the same of each), `skipped` (names, reasons).
+        """
         mean = self.mean
         return {
             "format": FORMAT,
@@ -98,6 +110,7 @@ class EvaluationResult:
                 }
                 for video in self.videos
             ],
+            "skipped": self.skipped,
         }
 
     def save(self, path: str | Path, **notes: Any) -> None:
@@ -116,6 +129,9 @@ def evaluate_folder(
 ) -> EvaluationResult:
     """Run a tracker once over every video of a folder and score it.
 
+    A video that cannot be evaluated is left out, and said in the result's `skipped`: it costs no other. All but frames
+    that cannot be decoded is found before anything is tracked.
+
     Args:
         folder: see `load_videos`.
         tracker: started anew on each video; or a function that makes one, called for each video, for trackers that
@@ -126,9 +142,10 @@ def evaluate_folder(
         progress: show a progress bar on stderr.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_videos`; also for an unreadable image or what is no box.
+        FileNotFoundError, ValueError: as `load_videos`, where not one video can be evaluated.
+        OSError: the boxes cannot be written.
     """
-    videos = load_videos(folder, one_based)
+    videos, problems = scan_videos(folder, one_based, check_evaluable)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True, disable=not progress,
@@ -137,12 +154,34 @@ def evaluate_folder(
     with bar:
         task = bar.add_task("frames", total=sum(map(len, videos)))
         for video in videos:
-            bar.update(task, description=video.name)
-            outcome = evaluate_video(video, tracker, lambda: bar.advance(task))
+            bar.update(task, description=escape(video.name))
+            try:
+                outcome = evaluate_video(video, tracker, lambda: bar.advance(task))
+            except (OSError, ValueError, ArithmeticError) as error:
+                problems[video.name] = error
+                continue
             outcomes.append(outcome)
             if results is not None:
                 _save_boxes(outcome, video.origin, Path(results) / f"{video.name}.txt")
-    return EvaluationResult(tuple(outcomes))
+    if not outcomes:
+        raise next(iter(problems.values())) if len(problems) == 1 else BadVideos(Path(folder), problems)
+    return EvaluationResult(tuple(outcomes), {name: str(error) for name, error in sorted(problems.items())})
+
+
+def check_evaluable(video: Video) -> None:
+    """Raise OSError or ValueError, naming the video, unless a tracker can be started on it and scored."""
+    check_first_box(video)
+    _check_scorable(video)
+    height, width = video.frame(0).shape[:2]
+    try:
+        checked_box(video.boxes[0].tolist(), height, width)
+    except ValueError as error:
+        raise ValueError(f"{video.name}: the first frame, {video.frames[0]}: {error}") from None
+
+
+def _check_scorable(video: Video) -> None:
+    if not present(video.boxes)[1:].any():
+        raise ValueError(f"{video.name}: no frame after the first has ground truth: there is nothing to score")
 
 
 def evaluate_video(
@@ -150,13 +189,19 @@ def evaluate_video(
     tracker: SingleObjectTracker | Callable[[], SingleObjectTracker],
     on_frame: Callable[[], object] = lambda: None,
 ) -> VideoResult:
-    """Run a tracker once over a video and score it; `on_frame` is called after every frame. See `evaluate_folder`."""
+    """Run a tracker once over a video and score it; `on_frame` is called after every frame. See `evaluate_folder`.
+
+    Raises:
+        ValueError: a video without anything to score, found before it is tracked; an unreadable frame; no box.
+    """
+    _check_scorable(video)
     # A class has the methods of its instances, but is itself the function that makes one.
     is_instance = hasattr(tracker, "initialize") and not isinstance(tracker, type)
     one: Any = tracker if is_instance else tracker()  # type: ignore[operator]
     boxes = np.full((len(video), 4), np.nan)
     seconds = 0.0
-    for index, frame in enumerate(_frames(video)):
+    for index in range(len(video)):
+        frame = video.frame(index)
         if index == 0:
             boxes[0] = video.boxes[0]
             one.initialize(frame, tuple(video.boxes[0].tolist()))
@@ -166,12 +211,8 @@ def evaluate_video(
             seconds += perf_counter() - start
             boxes[index] = _box(answer, video.frames[index])
         on_frame()
-    scored = int(np.isfinite(video.boxes[:, 0]).sum())
+    scored = int(present(video.boxes).sum())
     return VideoResult(video.name, boxes, scored, seconds, score_video(boxes, video.boxes))
-
-
-def _frames(video: Video) -> Iterator[NDArray[np.uint8]]:
-    return (video.frame(index) for index in range(len(video)))
 
 
 def _box(answer: Any, frame: Path) -> Array:

@@ -52,6 +52,18 @@ def test_everything_it_writes(videos, weights, tmp_path):
         np.testing.assert_allclose(written, outcome.boxes, atol=1e-3)
 
 
+def test_a_bad_video_is_named_and_the_others_are_reported(videos, weights, tmp_path, monkeypatch, capsys):
+    (videos / "one_A" / "groundtruth_rect.txt").write_text("500,500,10,10\n" + "20,30,16,12\n" * 5)
+    arguments = ["--data", videos, "--weights", weights, "--device", "cpu", "--json", tmp_path / "out.json"]
+    monkeypatch.setattr("sys.argv", ["ostrack-fast", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    read = json.loads((tmp_path / "out.json").read_text())
+    assert [video["name"] for video in read["videos"]] == ["zero_B"] and list(read["skipped"]) == ["one_A"]
+    assert "one_A: the first frame" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

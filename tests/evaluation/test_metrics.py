@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ostrack_fast.data.truth import present
 from ostrack_fast.evaluation import Scores, centre_error, overlap, precision_curve, score_video, success_curve
-from ostrack_fast.evaluation.metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS, present
+from ostrack_fast.evaluation.metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS
 
 NAN = float("nan")
 

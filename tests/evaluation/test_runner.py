@@ -1,11 +1,12 @@
 """One-pass evaluation with trackers whose every box is known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from ostrack_fast.evaluation import evaluate_folder, load_videos, read_boxes
+from ostrack_fast.evaluation import evaluate_folder, evaluate_video, load_videos, read_boxes
 from ostrack_fast.evaluation.metrics import SCALARS
 from ostrack_fast.evaluation.plots import plot_curves, save_plot
 
@@ -94,6 +95,87 @@ def test_an_answer_that_is_no_box(videos, answer):
         evaluate_folder(videos, Wrong())
 
 
+def write_truth(folder, text):
+    (folder / "groundtruth_rect.txt").write_text(text)
+
+
+BAD = {
+    "first box only": ("20,30,16,12\n" + "nan\n" * 4, "nothing to score"),
+    "one line": ("20,30,16,12\n", "nothing to score"),
+    "first box outside": ("500,500,9,9\n" + "20,30,16,12\n" * 4, "outside the frame of 128 x 96"),
+    "first box beyond the left": ("-50,30,16,12\n" + "20,30,16,12\n" * 4, "outside the frame"),
+    "first box absent": ("nan\n" + "20,30,16,12\n" * 4, "no box to start"),
+    "too few lines": ("20,30,16,12\n" * 3, "3 lines for 5 frames"),
+    "no numbers": ("20,30,16,twelve\n" * 5, "line 1"),
+}
+
+
+@pytest.mark.parametrize(("truth", "message"), BAD.values(), ids=BAD)
+def test_a_bad_video_is_skipped_and_said_before_anything_is_tracked(videos, truth, message):
+    """It is the first by name: the others run all the same, and the result says what is missing."""
+    (videos / "zero_B").rename(videos / "a_bad")
+    write_truth(videos / "a_bad", truth)
+    tracker = BrightSquare()
+    result = evaluate_folder(videos, tracker, one_based=["one_*"])
+    assert [video.name for video in result.videos] == ["one_A"] and len(tracker.started) == 1
+    assert list(result.skipped) == ["a_bad"] and message in result.skipped["a_bad"]
+    assert result.to_dict()["skipped"] == result.skipped
+    assert result.mean.auc == pytest.approx(20 / 21)
+
+
+@pytest.mark.parametrize(("truth", "message"), BAD.values(), ids=BAD)
+def test_a_bad_video_alone_is_an_error_that_names_it(videos, truth, message):
+    for name in ("one_A", "zero_B"):
+        write_truth(videos / name, truth)
+    shutil.rmtree(videos / "one_A")
+    tracker = BrightSquare()
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate_folder(videos, tracker)
+    assert "zero_B" in str(error.value) and not tracker.started
+
+
+def test_a_damaged_first_frame_is_found_before_tracking_and_a_later_one_costs_its_video_only(videos, tmp_path):
+    (videos / "one_A" / "img" / "11.png").write_bytes(b"no picture")
+    result = evaluate_folder(videos, BrightSquare(), results=tmp_path / "boxes")
+    assert [video.name for video in result.videos] == ["zero_B"] and "11.png" in result.skipped["one_A"]
+    assert [path.name for path in (tmp_path / "boxes").iterdir()] == ["zero_B.txt"]
+    (videos / "zero_B" / "img" / "8.png").write_bytes(b"no picture")
+    tracker = BrightSquare()
+    with pytest.raises(ValueError, match=r"2 videos cannot be used:(.|\n)*8\.png") as error:
+        evaluate_folder(videos, tracker)
+    assert "11.png" in str(error.value) and len(tracker.started) == 1
+
+
+def test_a_tracker_that_fails_on_one_video_is_scored_on_the_others(videos):
+    class Picky(BrightSquare):
+        def initialize(self, frame, box):
+            super().initialize(frame, box)
+            if len(self.started) == 1:
+                raise FloatingPointError("the network's output is not finite")
+
+    result = evaluate_folder(videos, Picky())
+    assert [video.name for video in result.videos] == ["zero_B"]
+    assert result.skipped == {"one_A": "the network's output is not finite"}
+
+
+def test_a_fault_of_the_program_is_not_taken_for_one_of_the_video(videos):
+    class Broken(BrightSquare):
+        def track(self, frame):
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluate_folder(videos, Broken())
+
+
+def test_a_video_with_nothing_to_score_is_not_tracked(videos):
+    video = load_videos(videos)[1]
+    video.boxes[1:] = np.nan
+    tracker = BrightSquare()
+    with pytest.raises(ValueError, match="zero_B: no frame after the first has ground truth"):
+        evaluate_video(video, tracker)
+    assert not tracker.started
+
+
 def test_result_files_are_in_the_format_of_the_ground_truth(videos, tmp_path):
     evaluate_folder(videos, BrightSquare(), one_based=["one_*"], results=tmp_path / "new" / "boxes")
     assert sorted(path.name for path in (tmp_path / "new" / "boxes").iterdir()) == ["one_A.txt", "zero_B.txt"]
@@ -108,7 +190,7 @@ def test_json_layout(videos, tmp_path):
     result = evaluate_folder(videos, Standing())
     result.save(tmp_path / "out.json", tracker={"name": "standing"})
     read = json.loads((tmp_path / "out.json").read_text())
-    assert list(read) == ["tracker", "format", "thresholds", "mean", "videos"]
+    assert list(read) == ["tracker", "format", "thresholds", "mean", "videos", "skipped"]
     assert read["format"] == 1
     numbers = {*SCALARS, "fps"}
     assert set(read["mean"]) == {*numbers, "curves"}

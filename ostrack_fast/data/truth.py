@@ -1,0 +1,129 @@
+"""Ground truth: text files of one box a line, in every encoding and spelling that data sets use."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+# In this order: the mark of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# nan(ind), -nan(snan) and 1.#IND, 1.#QNAN0 are what Microsoft's C runtimes print for NaN.
+_NAN = re.compile(r"[-+]?(nan(\(\w*\))?|1\.#(ind|qnan|snan)\d*)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+# Pixels. No image is so large, and squares of such numbers overflow in no metric.
+_LARGEST = 1e9
+
+
+def present(boxes: ArrayLike) -> NDArray[np.bool_]:
+    """Which rows of (n,4) xywh are boxes: (n,) bool, four finite numbers with positive sides.
+
+    Raises:
+        ValueError: another shape.
+    """
+    boxes = as_boxes(boxes)
+    return np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1))
+
+
+def as_boxes(values: ArrayLike) -> Array:
+    """The values as (n,4) float64. Raises ValueError for another shape."""
+    boxes = np.asarray(values, dtype=np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must have the shape (n, 4), got {boxes.shape}")
+    return boxes
+
+
+def read_boxes(path: str | Path, frames: int | None = None) -> Array:
+    """A text file of one box a line -> (n,4) float64, rows of NaN where the target is absent.
+
+    A line is four numbers x, y, w, h between commas, semicolons, tabs or spaces. It says "absent" when it is empty, all
+    `nan`, or when a side is not positive. Empty lines at the end, beyond the number of `frames`, mean nothing.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        ValueError: it is no text file, or a line is neither of these; the message names file and line.
+    """
+    lines = read_lines(path)
+    while frames is not None and len(lines) > frames and not lines[-1].strip():
+        lines.pop()
+    rows = [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    boxes[~present(boxes)] = np.nan
+    return boxes
+
+
+def _read_row(line: str, where: str) -> list[float]:
+    shown = repr(line.strip()[:80])
+    try:
+        values = [_number(word) for word in re.split(r"[,;\s]+", line) if word]
+    except ValueError:
+        raise ValueError(f"{where}: {shown} is not four numbers x,y,w,h") from None
+    if all(np.isnan(values)):
+        return [np.nan] * 4
+    if len(values) != 4 or not np.isfinite(values).all():
+        raise ValueError(f"{where}: expected four finite numbers x,y,w,h (or nan for absent), got {shown}")
+    if max(map(abs, values)) > _LARGEST:
+        raise ValueError(f"{where}: {shown} cannot be pixels: expected four numbers x,y,w,h")
+    return values
+
+
+def _number(word: str) -> float:
+    if _NAN.fullmatch(word):
+        return np.nan
+    # float() alone would also take 1_000, digits of other scripts, and infinity spelled out.
+    if not _NUMBER.fullmatch(word):
+        raise ValueError(word)
+    return float(word)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a text file: UTF-8, UTF-16 or UTF-32 by its byte order mark, else UTF-8 or Latin-1.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        ValueError: it is no regular file, or no text; the message names it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    data = path.read_bytes()
+    try:
+        text = data.decode(_encoding(data))
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValueError(f"{path} is not a text file: save it as UTF-8")
+    lines = re.split(r"\r\n|\r|\n", text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def _encoding(data: bytes) -> str:
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            return name
+    # Without its mark UTF-16 shows by the zero half of every digit.
+    if data[1::2] and not any(data[1::2]):
+        return "utf-16-le"
+    if data[::2] and not any(data[::2]):
+        return "utf-16-be"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+def format_boxes(boxes: Array) -> str:
+    """(n,4) boxes as text that `read_boxes` reads: a line each, three decimals, nan where there is no box."""
+    return "".join(",".join(f"{value:.3f}" for value in row) + "\n" for row in boxes)
