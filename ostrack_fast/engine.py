@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .boxes import image_to_crop
+from .boxes import crop_window, image_to_crop
 from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
 from .model import FrozenOSTrack, OSTrack, Template, stage, template_mask
+from .switches import enabled
 
 # Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
@@ -83,10 +84,16 @@ class Engine:
             self.network = FrozenOSTrack(model, self.device, resolve_dtype(dtype, self.device), candidate_elimination)
             self.cfg: ModelConfig = model.cfg
             self.window = hann_window(self.cfg.search_grid).to(self.device)
-            self.count = 0
             self._targets = self._allocate(1)
+        # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
+        self._boxes: list[Sequence[float]] = []
         self._uses_graphs = self.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], _Graph] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of targets."""
+        return len(self._boxes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,10 +136,10 @@ class Engine:
             mask = template_mask(self.cfg)
         if mask is not None and not bool(mask.any(-1).all()):
             raise ValueError("mask chooses no row for some template, so no template token would rank the candidates")
-        self.count = 0
+        self.clear()
         self._grow(len(template))
-        self.count = len(template)
-        self._set_templates(slice(0, self.count), template)
+        self._set_templates(slice(0, len(template)), template)
+        self._boxes = self._targets.box[: len(template)].tolist()
         if mask is not None:
             self._targets.mask[: self.count] = mask.to(self.device)
 
@@ -182,7 +189,7 @@ class Engine:
         if self.network.eliminates:
             in_crop = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
             self._targets.mask[row] = template_mask(cfg, in_crop).to(self.device)
-        self.count = row + 1
+        self._boxes.append(box)
         return row
 
     @_isolated()
@@ -193,7 +200,8 @@ class Engine:
         last = self.count - 1
         for rows in self._targets:
             rows[row] = rows[last]
-        self.count = last
+        self._boxes[row] = self._boxes[last]
+        self._boxes.pop()
 
     @_isolated()
     def place(self, boxes: Sequence[Sequence[float]]) -> None:
@@ -201,10 +209,11 @@ class Engine:
         if len(boxes) != self.count:
             raise ValueError(f"{len(boxes)} boxes for {self.count} targets")
         self._targets.box[: self.count] = torch.tensor(boxes, dtype=torch.float64, device="cpu")
+        self._boxes = list(boxes)
 
     def clear(self) -> None:
         """Forget all targets."""
-        self.count = 0
+        self._boxes = []
 
     @_isolated()
     def step(self, frame: np.ndarray) -> list[list[float]]:
@@ -225,7 +234,8 @@ class Engine:
         else:
             # The batch is padded to the next power of two, so that few graphs serve every number of targets.
             rows = min(len(self._targets.box), 1 << (self.count - 1).bit_length())
-            found = self._graph(image, rows, lambda x: self._locate(rows, x))(image)
+            graph = self._graph(image, rows, lambda x: self._locate(rows, x))
+            found = graph(image, self._pixel_rows(len(image)))
         rows_found = found[: self.count].tolist()
         if not all(value - value == 0 for row in rows_found for value in row):
             raise FloatingPointError(
@@ -233,7 +243,14 @@ class Engine:
                 "weights are damaged"
             )
         self._targets.box[: self.count] = found[: self.count, :4]
+        self._boxes = [row[:4] for row in rows_found]
         return rows_found
+
+    def _pixel_rows(self, height: int) -> slice:
+        """The rows of a frame of this height that the targets' crops read."""
+        windows = [crop_window(box, self.cfg.search_factor) for box in self._boxes]
+        inside = [(max(top, 0), min(top + side, height)) for _, top, side in windows if top < height and top + side > 0]
+        return slice(min(low for low, _ in inside), max(high for _, high in inside)) if inside else slice(0, 0)
 
     def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> _Graph:
         """The captured function for inputs like this one. A new one replaces the least recently used one."""
@@ -260,13 +277,17 @@ class Engine:
 
 
 class _Graph:
-    """A function of one tensor as a CUDA graph. Its outputs are overwritten by the next call."""
+    """A function of one tensor as a CUDA graph. Its outputs are overwritten by the next call.
+
+    Where the tensor lies on the host, a call may name the rows that the function reads; the others keep older values.
+    """
 
     def __init__(self, function: Callable[[Tensor], Any], like: Tensor, device: torch.device):
         self._device = device
         # Pageable memory would make the upload wait for the GPU and the GPU for the upload.
         self._pinned = torch.zeros(like.shape, dtype=like.dtype, pin_memory=True) if not like.is_cuda else None
         self._input = torch.zeros(like.shape, dtype=like.dtype, device=device)
+        self._upload_rows = enabled("upload_rows")
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -279,17 +300,19 @@ class _Graph:
             # A stream of this device: PyTorch's default capture stream lies on the device that captured first.
             # thread_local, because other threads may use the GPU during the capture.
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                if self._pinned is not None:
+                if self._pinned is not None and not self._upload_rows:
                     self._input.copy_(self._pinned, non_blocking=True)
                 self._output = function(self._input)
 
-    def __call__(self, value: Tensor) -> Any:
+    def __call__(self, value: Tensor, rows: slice = slice(None)) -> Any:
         with torch.cuda.device(self._device):
-            if self._pinned is not None:
-                # The upload is part of the graph. The caller has read the last frame's result, so its upload is over.
-                self._pinned.copy_(value)
-            else:
+            if self._pinned is None:
                 self._input.copy_(value, non_blocking=True)
+            else:
+                # The caller has read the last frame's result, so the upload from this memory is over.
+                self._pinned[rows].copy_(value[rows])
+                if self._upload_rows:
+                    self._input[rows].copy_(self._pinned[rows], non_blocking=True)
             self._graph.replay()
         return self._output
 

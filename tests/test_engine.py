@@ -13,6 +13,7 @@ from ostrack_fast.config import ModelConfig
 from ostrack_fast.devices import resolve_dtype
 from ostrack_fast.model import template_mask
 from ostrack_fast.ops.layers import why_no_int8
+from ostrack_fast.switches import enabled
 
 from .golden import seeded
 from .margins import MARGIN, assert_frame_decided, decided_images, margin
@@ -145,13 +146,13 @@ def test_other_dtypes_come_close(dtype):
 
 def test_targets_come_and_go(engine):
     """Each row as if it were alone, whatever happened to the others."""
-    alone = []
+    model, alone = tiny(), []
     for box in BOXES:
-        single, around = Engine(tiny(), "cpu", "float32"), box
+        single, around = Engine(model, "cpu", "float32"), box
         single.add(frame(), box)
         alone.append([])
         for seed in (1, 2, 3):
-            assert_frame_decided(tiny(), frame(), box, frame(seed), around)
+            assert_frame_decided(model, frame(), box, frame(seed), around)
             alone[-1].append(single.step(frame(seed))[0])
             around = alone[-1][-1][:4]
     assert [engine.add(frame(), box) for box in BOXES[:3]] == [0, 1, 2]
@@ -316,19 +317,24 @@ def test_many_targets_as_single_ones():
 
 
 class FakeGraph:
-    """What a CUDA graph promises: one shape, static outputs that the next call overwrites."""
+    """What a CUDA graph promises: one shape, static input and outputs that the next call overwrites.
+
+    Rows of a frame that a call does not name hold what they held before: at first, noise.
+    """
 
     made = 0
 
     def __init__(self, function, like, device):
         FakeGraph.made += 1
-        self.function, self.shape = function, like.shape
+        self.function = function
+        self.input = torch.from_numpy(np.random.default_rng(9).integers(0, 256, like.shape)).to(like.dtype)
         self.output = function(torch.zeros_like(like))
 
-    def __call__(self, value):
-        assert value.shape == self.shape
+    def __call__(self, value, rows=slice(None)):
+        assert value.shape == self.input.shape
+        self.input[rows].copy_(value[rows])
         outputs = self.output if isinstance(self.output, tuple) else (self.output,)
-        new = self.function(value)
+        new = self.function(self.input)
         for old, fresh in zip(outputs, new if isinstance(new, tuple) else (new,), strict=True):
             old.copy_(fresh)
         return self.output
@@ -338,13 +344,14 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     """The bookkeeping around CUDA graphs, with a stand-in for them: results as without, few captures, few kept."""
     monkeypatch.setattr(engine_module, "_Graph", FakeGraph)
     monkeypatch.setattr(FakeGraph, "made", 0)
-    plain, graphed = (Engine(tiny(), "cpu", "float32") for _ in range(2))
+    model = tiny()
+    plain, graphed = (Engine(model, "cpu", "float32") for _ in range(2))
     graphed._uses_graphs = True
     starts = []  # the first box of each row's target
 
     def compare(seed, *shape):
         for start, around in zip(starts, plain._targets.box.tolist(), strict=False):
-            assert_frame_decided(tiny(), frame(), start, frame(seed, *shape), around)
+            assert_frame_decided(model, frame(), start, frame(seed, *shape), around)
         np.testing.assert_allclose(graphed.step(frame(seed, *shape)), plain.step(frame(seed, *shape)), atol=1e-3)
 
     for count, box in enumerate(BOXES, 1):
@@ -380,7 +387,7 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     made = FakeGraph.made
     compare(5, 96, 128)  # gone, and made again
     assert FakeGraph.made == made + 1
-    z, x = decided_images(tiny(), 3)
+    z, x = decided_images(model, 3)
     plain.set_template(z), graphed.set_template(z)
     first = graphed.forward(x)
     kept = {name: value.clone() for name, value in first.items()}
@@ -388,6 +395,34 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     for name, value in plain.forward(x).items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(first[name], kept[name]), "a later call changed an earlier result"
+
+
+@pytest.mark.parametrize(
+    ("box", "rows"),
+    [
+        ((50.0, 30.0, 20.0, 20.0), (0, 80)),  # the crop's side is 80, its top 40 - 40
+        ((5.0, 150.0, 30.0, 30.0), (105, 200)),  # reaches below the frame
+        ((5.0, -90.0, 10.0, 10.0), (0, 0)),  # lies above it
+        ((5.0, 300.0, 10.0, 10.0), (0, 0)),
+    ],
+)
+def test_only_the_rows_of_the_crops_are_uploaded(engine, box, rows):
+    engine.add(frame(0, 200, 128), BOXES[0])
+    engine.place([box])
+    assert engine._pixel_rows(200) == slice(*rows)
+    engine.add(frame(0, 200, 128), (60.0, 150.0, 10.0, 10.0))  # reads rows 135 to 175
+    low, high = rows if rows[1] else (135, 175)
+    assert engine._pixel_rows(200) == slice(min(low, 135), max(high, 175))
+
+
+def test_switches(monkeypatch):
+    assert enabled("upload_rows")
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "upload_rows=off")
+    assert not enabled("upload_rows")
+    for wrong in ("upload_row=off", "upload_rows", "upload_rows=0"):
+        monkeypatch.setenv("OSTRACK_FAST_SWITCHES", wrong)
+        with pytest.raises(ValueError, match="NAME=on or NAME=off"):
+            enabled("upload_rows")
 
 
 @pytest.mark.gpu

@@ -1,0 +1,33 @@
+"""Speed-ups for GPUs that no GPU has measured yet. Each can be switched off and on, so that one run compares both.
+
+`OSTRACK_FAST_SWITCHES="upload_rows=off"` changes the defaults below. As soon as a measurement has decided, a switch is
+deleted together with the slower side's code. `bench/results/TUNING.md` holds what each is expected to bring.
+"""
+
+from __future__ import annotations
+
+import os
+
+DEFAULTS = {
+    # Stage and upload only the rows of a frame that the crops read, instead of whole frames inside the CUDA graph.
+    "upload_rows": True,
+}
+VARIABLE = "OSTRACK_FAST_SWITCHES"
+_STATES = {"on": True, "off": False}
+
+
+def enabled(name: str) -> bool:
+    """Whether a speed-up is on.
+
+    Raises:
+        ValueError: the environment variable names an unknown switch or state.
+    """
+    states = dict(DEFAULTS)
+    for entry in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        key, _, state = entry.strip().partition("=")
+        if key not in DEFAULTS or state not in _STATES:
+            raise ValueError(
+                f"{VARIABLE} holds {entry.strip()!r}: write NAME=on or NAME=off, with a name of {', '.join(DEFAULTS)}"
+            )
+        states[key] = _STATES[state]
+    return states[name]
