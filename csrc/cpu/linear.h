@@ -1,8 +1,9 @@
-// What linear.cpp and its per-instruction-set kernels share.
+// What linear.cpp, the GEMM driver and the kernels of each instruction set share.
 //
-// A product of rows with packed weights, rows (R,I) x weights (I,O), sums over 4-byte "units": one float, two
-// neighbouring bf16 or four neighbouring bytes, the operands of one multiply-add instruction. A 3 x 3 convolution is
-// the same product summed over 9 taps, each of which reads the rows at another offset in an image with a zero border.
+// The GEMM multiplies rows of activations (R,I) with prepacked weights (I,O). Both are stored in K-groups: the 4 bytes
+// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16, two int16 or four
+// int8). A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which reads the rows at another offset in an
+// image with a zero border.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,82 +12,136 @@
 
 namespace ostf {
 
-constexpr int kLinearWidth = 16;   // output columns in a vector
-constexpr int kLinearVectors = 3;  // vectors in the widest panel of weights
-constexpr int kLinearRows = 9;     // rows in the tallest tile: 9 x 3 sums and 4 operands fit the 32 registers
+constexpr int kGroupBytes = 4;  // of weights; activations differ where they are widened beforehand
+constexpr int kQuantBlock = 64;  // inputs that share a scale in int8: one scale for a whole row would leave the rest few steps
 
-// Units of bytes that share a scale: 64 inputs. The largest magnitude of a whole row would leave the rest few steps.
-constexpr int kLinearByteSlice = 16;
+// The largest micro-tile of any kernel: 9 x 48 with AVX-512, whose 27 sums and 4 operands fit the 32 registers.
+constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
 
-enum LinearActivation { kNoActivation, kGelu, kRelu };
+enum Activation { kNoActivation, kGelu, kRelu };
 
-// What becomes of a tile's sums.
-struct LinearResult {
+// How weights and activations are encoded, which fixes the number of inputs in a K-group.
+enum Encoding { kFloat, kBf16, kInt16, kInt8 };  // kInt16 holds values of int8, for processors that multiply int16 only
+inline int inputs_per_group(Encoding encoding) { return encoding == kFloat ? 1 : encoding == kInt8 ? 4 : 2; }
+inline bool quantized(Encoding encoding) { return encoding == kInt16 || encoding == kInt8; }
+
+// What is done with a tile's sums, and where the result goes.
+struct Epilogue {
   const float* bias;
-  LinearActivation activation;
+  Activation activation;
   const float* residual;  // float32, or null
   void* out;              // float32 or bfloat16
   bool out_bf16;
-  int width;    // elements from one row of residual and out to the next
-  int columns;  // of the panel that exist
+  int row_stride;  // elements from one row of residual and out to the next
+  int columns;     // of the panel that exist
 };
 
-// One tile of the result: up to kLinearRows rows by the columns of one panel.
-struct LinearTile {
-  const char* rows;  // units of the first row, tap 0
+// One tile of the result: up to the kernel's `rows` rows by the columns of one panel of weights.
+struct Tile {
+  const char* rows;  // K-groups of the first row, tap 0
   ptrdiff_t pitch;   // bytes from one row to the next
-  int taps;          // 1 or 9; tap t reads rows that lie (t / 3) * line + t % 3 further on
-  int line;
-  int units;                // of one tap
-  const uint32_t* weights;  // (taps, units, vectors of the panel, kLinearWidth)
-  const char* prefetch;     // weights that will be wanted soon
+  int taps;          // 1 or 9; tap t reads the rows that lie (t / 3) * line + t % 3 further on
+  int line;          // rows
+  int groups;        // K-groups of one tap
+  const uint32_t* weights;  // (taps, groups, columns of the panel)
+  const char* prefetch;     // weights of the next panel
 
-  // Bytes only: result = sum over taps and slices of row_scale * column_scale * (sum of products + offset).
-  const float* row_scale;     // (places, scale_pitch), the slices of this group
-  const float* column_scale;  // (taps, slices, column_pitch)
-  const int32_t* offset;      // likewise
-  int slices;                 // of one tap
+  // int8 only: sum over taps and quantization blocks of row_scale * column_scale * (integer sum + offset).
+  const float* row_scale;     // (rows, scale_pitch)
+  const float* column_scale;  // (taps, blocks, column_pitch)
+  const int32_t* offset;      // likewise; what the sums start from
+  int blocks;                 // quantization blocks of one tap
   int scale_pitch, column_pitch;
 
-  LinearResult result;
+  Epilogue epilogue;
 };
 
-// A tile whose sums are there. They become results while the sums of the next tile are taken: what a result needs
-// beside them runs on units of the processor that products leave idle.
-struct LinearPending {
-  LinearResult result = {};           // from the row at hand on
-  const float* sums = nullptr;        // of the vector that comes next
-  int left = 0;                       // vectors that have not become results
-  int vector = 0, vectors = 0;        // the next one of its row, and how many a row has
-  int turn = 0;                       // which of the buffers holds the sums
-  alignas(64) float buffer[2][kLinearRows * kLinearVectors * kLinearWidth];
+// A finished accumulator tile whose epilogue is interleaved with the next tile's main loop where registers allow: loads,
+// stores and permutations then run on ports that the multiply-adds leave idle.
+struct PendingTile {
+  Epilogue epilogue = {};       // advanced row by row
+  const float* sums = nullptr;  // of the next vector
+  int left = 0;                 // vectors without their epilogue
+  int vector = 0, vectors = 0;  // the next one of its row, and how many a row has
+  int turn = 0;                 // which of the buffers holds the sums
+  alignas(64) float buffer[2][kMaxTileRows * kMaxTileColumns];
 };
 
-// One instruction set's code for one kind of unit.
+// The code of one instruction set for one encoding.
 struct LinearKernel {
-  // Packs `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The kernel of bytes
-  // alone writes a scale for every slice.
-  void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* units, float* scale);
-  // By vectors - 1 and rows - 1: finishes the pending tile and leaves this one pending.
-  void (*tile[kLinearVectors][kLinearRows])(const LinearTile& tile, LinearPending& pending);
-  void (*finish)(LinearPending& pending);
+  Encoding encoding;
+  int width;    // columns in a vector register
+  int vectors;  // registers in a row of the largest tile: width * vectors columns are a panel of weights
+  int rows;     // of the largest tile
+  int zero;     // the byte whose repetition encodes zeros
+  int row_group_bytes;  // of a K-group of activations
+  int row_dtype;        // of rows that need no encoding (OSTF_F32 or OSTF_BF16), or -1
+
+  // The prologue: encodes `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The
+  // quantized kernels write a scale for every block.
+  void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* groups, float* scale);
+  // By vectors - 1 and rows - 1: runs the pending tile's epilogue and leaves this tile pending.
+  void (*tile[kMaxTileVectors][kMaxTileRows])(const Tile& tile, PendingTile& pending);
+  void (*flush)(PendingTile& pending);
 };
 
 #if defined(OSTF_X86)
+extern const LinearKernel linear_avx2;
+extern const LinearKernel linear_avx2_bf16;
+extern const LinearKernel linear_avx2_int8;
 extern const LinearKernel linear_avx512;
 extern const LinearKernel linear_avx512_bf16;
 extern const LinearKernel linear_avx512_vnni;
 #endif
 
-// |x| * (1 - Phi(|x|)), Phi the normal distribution function, as 16 polynomials: gelu(x) = max(x, 0) - that.
-// With y = min(|x| * kScale, kLast), polynomial round(y) has the argument y - round(y). What lies beyond kLast is below
-// 1e-7.
-struct GeluTable {
-  static constexpr int kPieces = 16, kDegree = 5;
-  static constexpr float kScale = 2.75f;
-  static constexpr float kLast = 15.4999f;
-  alignas(64) float coefficient[kDegree + 1][kPieces];
+// Where the prepacked weights hold what: for each group of a grouped convolution, for each panel, (taps, K-groups,
+// columns); then for every column (padded to whole vectors) the bias; and in int8, (taps, blocks, columns), the scale
+// and the offset of the integer sum.
+struct PackedLayout {
+  int taps, conv_groups;
+  int inputs, outputs;  // of one convolution group
+  int groups;           // K-groups of one tap
+  int blocks;           // quantization blocks of one tap; 0 unless quantized
+  int width;            // columns in a vector
+  int vectors, panels;  // of one convolution group
+  int columns;          // of all convolution groups, padded
+  size_t bias, scale, offset, total;  // in bytes
+
+  PackedLayout(const LinearKernel& kernel, int O, int I, int taps, int conv_groups);
+
+  // Vectors before panel p, counting the panels of all convolution groups; `panels * conv_groups` gives the end.
+  int first_vector(int p) const;
+  size_t panel(int p) const { return sizeof(uint32_t) * width * taps * groups * first_vector(p); }
 };
-extern const GeluTable gelu_table;
+
+inline int ceil_div(int count, int divisor) { return (count + divisor - 1) / divisor; }
+
+// Where the i-th of `parts` nearly equal parts of `count` begins.
+inline int part_begin(int i, int parts, int count) {
+  return static_cast<int>(static_cast<int64_t>(i) * count / parts);
+}
+
+// Writes weight (O,taps,I/conv_groups) and bias (O) to packed, layout.total bytes.
+void pack_weights(const LinearKernel& kernel, const PackedLayout& layout, const float* weight, const float* bias,
+                  char* packed, int threads);
+
+// The rows of a GEMM lie in lines of `length` rows, and a batch item has lines_per_item of them. A tile stays within a
+// line, so its rows are evenly spaced. Strides are in bytes for `rows` and in elements for residual and out.
+struct Gemm {
+  int lines, length, lines_per_item;
+  const char* rows;
+  ptrdiff_t item, line, pitch;  // from one item, line, row to the next
+  int tap_line;                 // rows from one line to the next, for the taps of a convolution
+  const float* scale;           // (rows, conv_groups, blocks), int8 only
+  Activation activation;
+  const float* residual;
+  ptrdiff_t residual_item;
+  void* out;
+  bool out_bf16;
+  ptrdiff_t out_item;
+};
+
+void run_gemm(const LinearKernel& kernel, const PackedLayout& layout, const char* packed, const Gemm& gemm,
+              int threads);
 
 }  // namespace ostf

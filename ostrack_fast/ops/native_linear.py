@@ -16,7 +16,6 @@ except ImportError:  # `native.supports` says why
 
 _ROWS = {torch.float32: 0, torch.bfloat16: 2}
 _PRODUCTS = {**_ROWS, torch.int8: 3}
-_NEEDS = {torch.float32: "AVX-512", torch.bfloat16: "AVX-512 BF16", torch.int8: "AVX-512 VNNI"}
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2}
 
 
@@ -31,7 +30,7 @@ def reason(
     try:
         _packed_bytes(weight, dtype, groups)
     except TypeError:
-        return f"products of {dtype} need {_NEEDS[dtype]}, which this processor or OSTRACK_FAST_CPU_CAPABILITY excludes"
+        return "needs AVX2 and FMA, which this processor or OSTRACK_FAST_CPU_CAPABILITY excludes"
     except ValueError as error:
         return f"{error} (weight {tuple(weight.shape)}, groups {groups})"
     return None

@@ -1,0 +1,88 @@
+// Linear layers with AVX2 and FMA.
+#include "cpu/linear_target.h"
+
+#if defined(OSTF_X86)
+OSTF_TARGET_BEGIN("avx2,fma,f16c")
+#include "cpu/linear_simd_avx2.h"
+
+#include "cpu/linear_kernel.h"
+
+namespace {
+
+struct Float {
+  static constexpr ostf::Encoding kEncoding = ostf::kFloat;
+  static constexpr bool kQuantized = false;
+  static constexpr int kGroupInputs = 1;
+  static constexpr int kChain = 192;  // K-groups summed in one chain: shorter ones round less
+  static constexpr int kZero = 0;
+  static constexpr int kSteps = 1;  // multiply-adds for a K-group
+  static constexpr int kRowDtype = OSTF_F32;
+  using Sum = Vec;
+  using Chain = FloatChain;
+  using Group = Vec;
+
+  static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load(reinterpret_cast<const float*>(from)); }
+  static OSTF_INLINE Group broadcast(const char* from) {
+    float value;
+    std::memcpy(&value, from, sizeof value);
+    return set(value);
+  }
+  static OSTF_INLINE void multiply_add(Group a, Group b, Sum& sum) { OSTF_MULTIPLY_ADD(vfmadd231ps, a, b, sum); }
+  static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
+    store_lanes(static_cast<float*>(row) + at, lanes, x);
+  }
+  static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
+};
+
+// bf16 factors without an instruction for them: weights stay in pairs of bf16, which halves their memory, and are widened
+// as they are loaded; activations are rounded to bf16 and widened once, as they are packed.
+struct WidenedBf16 : Float {
+  static constexpr ostf::Encoding kEncoding = ostf::kBf16;
+  static constexpr int kGroupInputs = 2;
+  static constexpr int kChain = 96;
+  static constexpr int kSteps = 2;
+  static constexpr int kRowDtype = -1;
+
+  static OSTF_INLINE Group load_group(const uint32_t* from, int step) {
+    const __m256i pair = load_ints(from);
+    return _mm256_castsi256_ps(step == 0 ? _mm256_slli_epi32(pair, 16)
+                                         : _mm256_and_si256(pair, _mm256_set1_epi32(0xffff0000)));
+  }
+  static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
+    store_lanes(static_cast<float*>(row) + at, lanes, widen(round_to_bf16(x)));
+  }
+};
+
+// int8 without VNNI: the 8-bit values are stored as int16 and multiplied in pairs, which is exact.
+struct Int16Pair {
+  static constexpr ostf::Encoding kEncoding = ostf::kInt16;
+  static constexpr bool kQuantized = true;
+  static constexpr int kGroupInputs = 2;
+  static constexpr int kChain = kQuantBlock / kGroupInputs;
+  static constexpr int kZero = 0;
+  static constexpr int kSteps = 1;
+  static constexpr int kRowDtype = -1;
+  using Sum = Ints;
+  using Chain = QuantizedChain<kChain>;
+  using Group = Ints;
+
+  static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load_ints(from); }
+  static OSTF_INLINE Group broadcast(const char* from) { return broadcast_group(from); }
+  static OSTF_INLINE void multiply_add(Group a, Group b, Sum& sum) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  }
+  static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
+    const __m256i whole = _mm256_cvtps_epi32(x);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    store_lanes(static_cast<uint16_t*>(row) + at, lanes, halves);
+  }
+  static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
+};
+
+}  // namespace
+
+const ostf::LinearKernel ostf::linear_avx2 = make_kernel<Float>();
+const ostf::LinearKernel ostf::linear_avx2_bf16 = make_kernel<WidenedBf16>();
+const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int16Pair>();
+OSTF_TARGET_END
+#endif

@@ -1,0 +1,97 @@
+// Prepacking the weights of linear layers and 3 x 3 convolutions.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/half.h"
+#include "cpu/linear.h"
+#include "cpu/parallel.h"
+
+namespace ostf {
+namespace {
+
+// One column of one quantization block in int8. VNNI multiplies unsigned with signed bytes, so its activations are
+// packed with 128 added, and `offset` takes that off the sum.
+template <class T>
+void quantize(const float* values, int count, char* groups, ptrdiff_t next, float* scale, int32_t* offset) {
+  constexpr int per_group = kGroupBytes / sizeof(T);
+  float largest = 0;
+  for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+  *scale = largest / 127.0f;
+  int32_t sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const float rounded = *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
+    const auto whole = static_cast<T>(std::clamp(rounded, -127.0f, 127.0f));
+    std::memcpy(groups + i / per_group * next + i % per_group * sizeof(T), &whole, sizeof(T));
+    sum += whole;
+  }
+  *offset = sizeof(T) == 1 ? -128 * sum : 0;
+}
+
+// The weights of one column and tap, whose K-groups lie `next` bytes apart. `at` is the column in the scales of the
+// tap's first block.
+void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const float* values, char* groups,
+                 ptrdiff_t next, char* packed, ptrdiff_t at) {
+  if (kernel.encoding == kFloat) {
+    for (int i = 0; i < layout.inputs; ++i) std::memcpy(groups + i * next, values + i, sizeof(float));
+    return;
+  }
+  if (kernel.encoding == kBf16) {
+    for (int i = 0; i < layout.inputs; ++i) {
+      const uint16_t rounded = float_to_bf16(values[i]);
+      std::memcpy(groups + i / 2 * next + i % 2 * 2, &rounded, 2);
+    }
+    return;
+  }
+  const auto quantize_block = kernel.encoding == kInt8 ? quantize<int8_t> : quantize<int16_t>;
+  for (int block = 0; block < layout.blocks; ++block, at += layout.columns) {
+    const int first = block * kQuantBlock;
+    const int count = std::min(kQuantBlock, layout.inputs - first);
+    quantize_block(values + first, count, groups + first / inputs_per_group(kernel.encoding) * next, next,
+                   reinterpret_cast<float*>(packed + layout.scale) + at,
+                   reinterpret_cast<int32_t*>(packed + layout.offset) + at);
+  }
+}
+
+}  // namespace
+
+PackedLayout::PackedLayout(const LinearKernel& kernel, int O, int I, int taps, int conv_groups)
+    : taps(taps), conv_groups(conv_groups), inputs(I / conv_groups), outputs(O / conv_groups), width(kernel.width) {
+  groups = ceil_div(inputs, inputs_per_group(kernel.encoding));
+  blocks = quantized(kernel.encoding) ? ceil_div(inputs, kQuantBlock) : 0;
+  vectors = ceil_div(outputs, width);
+  panels = ceil_div(vectors, kernel.vectors);
+  columns = conv_groups * vectors * width;
+  constexpr size_t lane = sizeof(uint32_t);
+  bias = lane * columns * taps * groups;
+  scale = bias + lane * columns;
+  offset = scale + lane * columns * taps * blocks;
+  total = offset + lane * columns * taps * blocks;
+}
+
+int PackedLayout::first_vector(int p) const { return p / panels * vectors + part_begin(p % panels, panels, vectors); }
+
+void pack_weights(const LinearKernel& kernel, const PackedLayout& layout, const float* weight, const float* bias,
+                  char* packed, int threads) {
+  std::memset(packed, 0, layout.total);
+  parallel_for(layout.panels * layout.conv_groups, threads, [&](int64_t first, int64_t last) {
+    for (int p = static_cast<int>(first); p < last; ++p) {
+      const int conv_group = p / layout.panels;
+      const int vector = layout.first_vector(p), columns = (layout.first_vector(p + 1) - vector) * layout.width;
+      const int begin = vector * layout.width - conv_group * layout.vectors * layout.width;
+      const ptrdiff_t next = static_cast<ptrdiff_t>(columns) * kGroupBytes;
+      for (int c = 0; c < columns && begin + c < layout.outputs; ++c) {
+        const int output = conv_group * layout.outputs + begin + c, column = vector * layout.width + c;
+        reinterpret_cast<float*>(packed + layout.bias)[column] = bias[output];
+        for (int tap = 0; tap < layout.taps; ++tap) {
+          const ptrdiff_t row = static_cast<ptrdiff_t>(output) * layout.taps + tap;
+          char* groups = packed + layout.panel(p) + tap * layout.groups * next + c * kGroupBytes;
+          const ptrdiff_t at = static_cast<ptrdiff_t>(tap) * layout.blocks * layout.columns + column;
+          pack_column(kernel, layout, weight + row * layout.inputs, groups, next, packed, at);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace ostf
