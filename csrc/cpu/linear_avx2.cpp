@@ -69,7 +69,8 @@ struct Int16Pair {
   static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load_ints(from); }
   static OSTF_INLINE Group broadcast(const char* from) { return broadcast_group(from); }
   static OSTF_INLINE void multiply_add(Group a, Group b, Sum& sum) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __m256i products;  // in assembly: GCC 12 reorders the additions and then spills all sums
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a), "x"(b));
   }
   static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
     const __m256i whole = _mm256_cvtps_epi32(x);
