@@ -56,7 +56,11 @@ class BuildWithCMake(build_ext):
 
 
 setup(
-    packages=[*find_packages(str(ROOT), include=["ostrack_fast", "ostrack_fast.*"]), "ostrack_fast.kernels"],
+    packages=[
+        *find_packages(str(ROOT), include=["ostrack_fast", "ostrack_fast.*"]),
+        "ostrack_fast.kernels",
+        "ostrack_fast.bench",
+    ],
     ext_modules=[Extension("ostrack_fast._C", sources=[])],
     cmdclass={"build_ext": BuildWithCMake},
 )

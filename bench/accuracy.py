@@ -1,6 +1,6 @@
 """What rounding costs: every video tracked in float32 and in other dtypes, AUC and boxes compared.
 
-    python bench/accuracy.py --data VIDEOS --dtypes bfloat16,int8 --json FILE
+    python -m ostrack_fast.bench.accuracy --data VIDEOS --dtypes bfloat16,int8 --json FILE
 
 The rule: mean AUC within 0.005 of float32's, every dtype following its own boxes from many first frames; and half of
 all boxes within a pixel of float32's (largest of the four coordinates' differences), each frame looked at from the same
@@ -11,7 +11,6 @@ rule.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from math import sqrt
@@ -24,9 +23,9 @@ from rich.progress import track
 from rich.table import Table
 
 from ostrack_fast import OSTrack, Tracker, TrackResult
-from ostrack_fast.benchmark.report import machine
 from ostrack_fast.evaluation import Video, evaluate_video, load_videos
-from ostrack_fast.files import write_atomically
+
+from . import report
 
 AUC_RULE, BOX_RULE = 0.005, 1.0
 
@@ -114,13 +113,7 @@ def main() -> int:
         table.add_row(dtype, f"{mean.mean():.4f}", f"{change:+.4f}", f"{error:.4f}", f"{moved:.3f}", str(holds))
     Console().print(table)
     if options.json:
-        document = {
-            "machine": machine(),
-            "weights": options.weights,
-            "dtypes": rows,
-        }
-        text = json.dumps(document, indent=1) + "\n"
-        write_atomically(options.json, lambda path: Path(path).write_text(text, encoding="utf-8"))
+        report.write(options.json, {"weights": options.weights, "dtypes": rows})
     return int(not all(row["holds"] for row in rows))
 
 

@@ -1,4 +1,5 @@
-"""pytest-benchmark over the cases of `ostrack-fast bench`: a test for every contender of every case of a file's op."""
+"""pytest-benchmark over the cases of `ostrack-fast bench`: a test for every implementation of every case of a file's
+op."""
 
 from __future__ import annotations
 
@@ -7,34 +8,33 @@ from statistics import median
 import pytest
 import torch
 
-from ostrack_fast.benchmark.case import Case, Options
-from ostrack_fast.benchmark.measure import clock
-from ostrack_fast.benchmark.ops import CONTENDERS, cases
+from .case import IMPLEMENTATIONS, Case, Options
+from .suite_ops import cases
+from .timing import clock
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_generate_tests(metafunc):
-    op = metafunc.module.__name__.removeprefix("bench_")
+    op = metafunc.module.__name__.rpartition("bench_")[2]
     planned = [case for case in cases(Options(DEVICE, names=[op])) if not case.too_long]
-    metafunc.parametrize(("case", "contender"), [(case, name) for case in planned for name in CONTENDERS], ids=str)
+    chosen = [(case, name) for case in planned for name in IMPLEMENTATIONS]
+    metafunc.parametrize(("case", "implementation"), chosen, ids=str)
 
 
 @pytest.fixture
 def check_then_time(benchmark):
-    """Compare the contender's result with the expected one, then time it; medians are what to read."""
+    """Compare the implementation's result with the expected one, then time it; medians are what to read."""
     timer = clock(DEVICE)
 
-    def measure(case: Case, contender: str) -> None:
+    def measure(case: Case, implementation: str) -> None:
         torch.manual_seed(0)
         with torch.inference_mode():
-            contest = case.build()
-            if contender in contest.skipped:
-                pytest.skip(contest.skipped[contender])
-            if contender not in contest.contenders:
-                pytest.skip("does not take part in this case")
-            contest.check(contender)
-            run = contest.contenders[contender].run
+            comparison = case.build()
+            if implementation not in comparison.implementations:
+                pytest.skip(comparison.skipped.get(implementation, "does not take part in this case"))
+            comparison.check(implementation)
+            run = comparison.implementations[implementation].run
 
             def timed() -> None:
                 run()

@@ -1,43 +1,41 @@
-"""Everything that only a GPU can show: parity, sanitizers, graphs, training, benchmarks. Resumable in slices.
+"""Everything that only a GPU can show, in two calls that each end in time: is it right, how fast, what tuning brings.
 
-    bench/gpu_check.sh                 # again, until it says that all is done
-    bench/gpu_check.sh --device cpu    # what can be exercised without a GPU, at small sizes
+    bench/gpu_check.sh                  # the first call, at most 7 minutes: build, errors, speeds, all GPU tests
+    bench/gpu_check.sh --call 2         # the second, at most 4: tiles tuned, the same speeds, memcheck, training
+    bench/gpu_check.sh --only soak      # steps by name; some, which take longer, run only so
+    bench/gpu_check.sh --device cpu     # a rehearsal: the same steps at small sizes, as far as a CPU can run them
 
-A step that ended is not run again until a file of the package, its tests or benchmarks changes. Everything lies in
-build/gpu_check: state.json, a log a step, the benchmarks' JSON. Where $OUT names a folder, gpu_check.json (all of it
-in one document) and gpu_check.tar.gz (that folder, to be unpacked over build/ on another machine) are put there.
-Needs nothing but the standard library, so that it can say what else is missing.
+A step may run until the limits of the steps before it and its own are over, so that what one saves another may use, and
+a call never outlasts their sum. Every step's log and numbers lie in the folder $OUT, without it in build/gpu_check, as
+soon as they are there; gpu_check.json holds all of them. The first call leaves the compiled library there as well: put
+into ostrack_fast/ again, it saves the second call the build. Needs nothing but the standard library, so that it can say
+what else is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("ostrack_fast", "kernels", "csrc", "cmake", "tests", "bench", "setup.py", "CMakeLists.txt", "pyproject.toml")
-NO_SOURCES = ("__pycache__", "results", ".pytest_cache")
-DONE = ("ok", "failed", "skipped")
-TRIES = 2  # runs of a step that were cut off at the end of a slice, before it counts as failed
-
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-NEEDED = (
-    "torch triton timm numpy cv2 safetensors typer rich yaml matplotlib "  # by the package
-    "setuptools pybind11 pytest hypothesis pytest_benchmark"  # by its build and tests
-)
+PACKAGE = ROOT / "ostrack_fast"
+WORK = ROOT / "build" / "gpu_check"  # what a machine need not hand out: compiled Triton kernels
+PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider")
+# It takes the whole memory of the GPU, which tests in other processes need.
+ALONE = "tests/test_soak.py::test_out_of_memory_leaves_a_usable_process"
+NETWORKS = ("ostrack_256_ce", "ostrack_384_ce")
 
 
 @dataclass(frozen=True)
@@ -45,157 +43,168 @@ class Step:
     """One thing to run.
 
     Args:
-        seconds: it is not started with less than this left of the slice.
+        seconds: its limit, see above.
+        call: the call it belongs to; 0 where it runs only when asked for by name.
         skip: why it cannot run here.
-        each_time: whether to run it in every slice: its result does not outlive the machine.
-        result: the JSON file that the command writes.
+        tuned: whether it uses the tiles that an earlier step measured, if there are some when it starts.
     """
 
     name: str
-    command: tuple[str, ...]
     seconds: int
+    command: tuple[str, ...]
+    call: int = 0
     skip: str | None = None
-    each_time: bool = False
-    result: Path | None = None
+    tuned: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def steps(device: str, folder: Path, installed: bool) -> Iterator[Step]:
+def stem(name: str) -> str:
+    """Of the files that a step of this name leaves."""
+    return "".join(character if character.isalnum() else "_" for character in name)
+
+
+def steps(device: str, out: Path) -> Iterator[Step]:
     """All steps, in order."""
+    yield from _first_call(device, out)
+    yield from _second_call(device, out)
+    yield from _on_demand(device, out)
+
+
+def _measure(name: str, section: str, seconds: int, call: int, device: str, out: Path) -> Step:
+    command = (sys.executable, "-m", "ostrack_fast.bench.gpu_measure", section, "--device", device)
+    return Step(name, seconds, (*command, "--json", str(out / f"{stem(name)}.json")), call, tuned=call == 2)
+
+
+def _first_call(device: str, out: Path) -> Iterator[Step]:
+    gpu = device != "cpu"
+    # Without a build Triton's kernels still serve every op: the script goes on in place.
+    install = f"{shlex.quote(sys.executable)} -m pip install --no-index --no-deps --no-build-isolation -e ."
+    link = f"{shlex.quote(sys.executable)} bench/gpu_check.py --in-place"
+    environment = {"OSTRACK_FAST_CUDA": "ON", "OSTRACK_FAST_CUDA_ARCHITECTURES": "90-real"}
+    skip = None if gpu else "a rehearsal uses the package as it is installed"
+    yield Step("build", 100, ("sh", "-c", f"{install} || {link}"), 1, skip, environment=environment)
+    for name, section, seconds in (
+        ("error", "error", 40), ("graph time", "graph_time", 30), ("nodes", "nodes", 25), ("upstream", "upstream", 20),
+        ("frames", "frames", 25), ("GEMMs", "gemms", 45), ("attention", "attention", 25), ("batches", "batches", 30),
+    ):  # fmt: skip
+        yield _measure(name, section, seconds, 1, device, out)
+    processes = str(max(1, min(12, (os.cpu_count() or 1) - 2)))
+    parallel = ("-n", processes) if importlib.util.find_spec("xdist") else ()
+    # Without a GPU: a few of the same tests, as far as the CPU can run them.
+    chosen = ("tests", "-m", "gpu", "--deselect", ALONE) if gpu else ("tests/ops/test_decode.py", "-m", "not gpu")
+    yield Step("tests", 80, (*PYTEST, *chosen, *parallel), 1, environment={"OMP_NUM_THREADS": "1"})
+
+
+def _second_call(device: str, out: Path) -> Iterator[Step]:
     gpu = device != "cpu"
     no_gpu = None if gpu else "needs a GPU"
-    code = f"import importlib.util as u; m = [n for n in '{NEEDED}'.split() if u.find_spec(n) is None]; "
-    code += "assert not m, f'not installed: {m}'; from importlib.metadata import version; print(version('torch')); "
-    if gpu:
-        code += "import torch; assert torch.cuda.is_available(), 'PyTorch finds no GPU'; "
-        code += "print(torch.__version__, 'on', torch.cuda.get_device_name())"
-    yield Step("packages", (sys.executable, "-c", code), 60, each_time=True)
-    install = (sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "-e", ".")
-    built_for = {"OSTRACK_FAST_CUDA": "ON" if gpu else "OFF"}
-    # A build for the one GPU that is here takes a seventh of the time.
-    if gpu and (capability := _capability()) is not None:
-        built_for["OSTRACK_FAST_CUDA_ARCHITECTURES"] = capability
-    yield Step("build", install, 300, "--installed" if installed else None, each_time=True, environment=built_for)
-    yield Step("info", (sys.executable, "-m", "ostrack_fast.cli", "info"), 60)
-    yield from _tests(gpu, no_gpu)
-    yield from _sanitizers(no_gpu)
-    yield from _benchmarks(gpu, device, folder)
+    yield Step("library", 5, (sys.executable, "bench/gpu_check.py", "--in-place"), 2, no_gpu)
+    yield _measure("switches", "switches", 30, 2, device, out)
+    for network, seconds in zip(NETWORKS, (45, 40), strict=True):
+        options = ("--weights", network, "--batch", "1", "--seconds", "0.5", "--device", device)
+        command = (sys.executable, "-m", "ostrack_fast.cli", "tune", str(tiles_file(out)), *options)
+        yield Step(f"tune {network}", seconds, command, 2, no_gpu)
+    for name, section, seconds in (
+        ("graph time, tuned", "graph_time", 20), ("nodes, tuned", "nodes", 20), ("frames, tuned", "frames", 20),
+    ):  # fmt: skip
+        yield _measure(name, section, seconds, 2, device, out)
+    yield from (_sanitizer("memcheck", backend, 15, 2, no_gpu) for backend in ("native", "triton"))
+    chosen = ("-m", "gpu") if gpu else ("-m", "not gpu and not slow", "-k", "cpu and step_as")
+    yield Step("training", 30, (*PYTEST, "tests/training/test_on_device.py", *chosen), 2)
 
 
-def _tests(gpu: bool, no_gpu: str | None) -> Iterator[Step]:
-    # On a GPU the tests that need one; elsewhere the same tests as far as the CPU can run them, but not the slow ones.
-    chosen = ("-m", "gpu") if gpu else ("-m", "not gpu and not slow", "-k", "cpu")
-    own = ("attention", "eliminate", "restore", "crop", "decode", "advance", "layers")
-    for op in own:
-        yield Step(f"parity: {op}", (*PYTEST, f"tests/ops/test_{op}.py", *chosen), 240 if op == "attention" else 90)
-    files = {
-        "golden: float32": "tests/model/test_golden_model.py",
-        "golden: engine, half precision": "tests/model/test_on_device.py",
-        "graph replay": "tests/test_graph.py",
-        "training": "tests/training/test_on_device.py",
-    }
-    for name, path in files.items():
-        parts = {"training": {"parity": "not steps", "200 steps": "steps"}}.get(name, {"": ""})
-        for part, words in parts.items():
-            command = (*PYTEST, path, *chosen[:2], *(("-k", words) if words else ()))
-            yield Step(f"{name}: {part}" if part else name, command, 240)
-    # Nothing marked `gpu` is left out, whichever file it is in.
-    listed = [f"--ignore={path}" for path in (*files.values(), *(f"tests/ops/test_{op}.py" for op in own))]
-    yield Step("tests: the others", (*PYTEST, "tests", "-m", "gpu", *listed), 300, skip=no_gpu)
-
-
-def _sanitizers(no_gpu: str | None) -> Iterator[Step]:
-    driver = (sys.executable, "bench/checks/kernels.py")
-    where = "cuda" if no_gpu is None else "cpu"
-    yield Step("kernels: native", (*driver, "--device", where), 120)
-    yield Step("kernels: triton", (*driver, "--backend", "triton"), 200, no_gpu)
-    missing = no_gpu or (None if which("compute-sanitizer") else "compute-sanitizer is not on PATH")
+def _sanitizer(tool: str, backend: str, seconds: int, call: int, no_gpu: str | None) -> Step:
+    missing = no_gpu or (None if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH")
+    # PyTorch asks the driver for functions that may not be there: such API errors are no faults of the kernels.
+    command: tuple[str, ...] = (
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--report-api-errors",
+        "no",
+        "--error-exitcode",
+        "1",
+    )
+    command += (sys.executable, "-m", "ostrack_fast.bench.check_kernels", "--backend", backend)
+    command += ("--op", "attention") if call else ()
     # PyTorch's allocator hands out parts of large blocks, whose ends the tools do not see.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    for backend, tools in (("native", ("memcheck", "racecheck", "initcheck")), ("triton", ("memcheck",))):
-        for tool in tools:
-            command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *driver)
-            yield Step(f"{tool}: {backend}", (*command, "--backend", backend), 400, missing, environment=alone)
+    name = f"{tool} {backend}" + (", all ops" if tool == "memcheck" and not call else "")
+    return Step(name, seconds, command, call, missing, environment=alone)
 
 
-def _benchmarks(gpu: bool, device: str, folder: Path) -> Iterator[Step]:
-    tiles = folder / "results" / "tiles.json"
-    tuned = {"OSTRACK_FAST_TUNING": str(tiles)} if gpu else {}
+def _on_demand(device: str, out: Path) -> Iterator[Step]:
+    gpu = device != "cpu"
+    no_gpu = None if gpu else "needs a GPU"
 
-    def bench(suite: str, name: str, batch: int | None, seconds: int) -> Step:
-        title = f"{suite}: {name}" + (f", batch {batch}" if batch else "")
-        path = folder / "results" / f"{suite}_{name}{f'_{batch}' if batch else ''}.json"
-        command = [sys.executable, "-m", "ostrack_fast.cli", "bench", suite, "--op", name, "--device", device]
-        command += ["--json", str(path), *(["--batch", str(batch)] if batch else []), *([] if gpu else ["--quick"])]
-        return Step(f"bench {title}", tuple(command), seconds, result=path, environment=tuned)
+    def bench(suite: str, name: str, seconds: int, *options: str) -> Step:
+        path = str(out / f"bench_{suite}_{name}.json")
+        command = (sys.executable, "-m", "ostrack_fast.cli", "bench", suite, "--op", name, "--device", device)
+        command += ("--json", path, *options, *(() if gpu else ("--quick",)))
+        return Step(f"bench {suite} {name}", seconds, command, tuned=True)
 
-    if gpu:
-        for name, batches in (("ostrack_256_ce", "1,8,64"), ("ostrack_384_ce", "1,8")):
-            command = (sys.executable, "-m", "ostrack_fast.cli", "tune", str(tiles), "--weights", name)
-            yield Step(f"tune: {name}", (*command, "--batch", batches, "--device", device), 400)
-    ops = (
-        "attention",
-        "eliminate",
-        "restore",
-        "decode",
-        "elimination_path",
-        "crop",
-        "linear",
-        "conv3x3",
-        "restore_conv3x3",
-    )
-    yield from (bench("ops", op, None, 300) for op in ops)
-    models = ("ostrack_256_ce", "ostrack_384_ce") if gpu else ("small",)
-    # Compiling is what takes long.
-    yield from (bench("model", name, batch, 450) for name in models for batch in ((1, 8, 64) if gpu else (1,)))
-    yield from (bench("track", name, None, 300) for name in (("small", *models) if gpu else models))
-    yield bench("training", "ostrack_256_ce" if gpu else "small", None, 450)
-    frames = "100000" if gpu else "1000"
-    soak = (sys.executable, "bench/soak.py", "--device", device, "--frames", frames)
-    yield Step("soak", (*soak, "--json", str(folder / "results" / "soak.json")), 450)
+    where = ("--device", device)
+    yield Step("kernels native", 120, (sys.executable, "-m", "ostrack_fast.bench.check_kernels", *where))
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        yield from (_sanitizer(tool, backend, 600, 0, no_gpu) for backend in ("native", "triton"))
+    ops = ("attention", "eliminate", "restore", "decode", "elimination_path", "crop", "linear", "conv3x3")
+    yield from (bench("ops", op, 300) for op in (*ops, "restore_conv3x3"))
+    # These compile the upstream network with max-autotune as well.
+    yield from (bench("model", name, 600, "--batch", "1") for name in (NETWORKS if gpu else ("small",)))
+    yield from (bench("track", name, 300) for name in (("small", *NETWORKS) if gpu else ("small",)))
+    yield bench("training", NETWORKS[0] if gpu else "small", 450)
+    soak = (sys.executable, "-m", "ostrack_fast.bench.soak", *where, "--frames", "100000" if gpu else "1000")
+    yield Step("soak", 450, (*soak, "--json", str(out / "soak.json")))
     data = os.environ.get("OSTRACK_FAST_DATA")
-    accuracy = (sys.executable, "bench/accuracy.py", "--data", f"{data}/sequences", "--dtypes", "float16,bfloat16")
-    accuracy += ("--starts=2", "--one-based=OTB_*", "--one-based=VOT_*")
-    accuracy += ("--json", str(folder / "results" / "accuracy.json"))
+    accuracy: tuple[str, ...] = (
+        sys.executable,
+        "-m",
+        "ostrack_fast.bench.accuracy",
+        "--data",
+        f"{data}/sequences",
+        "--starts=2",
+    )
+    accuracy += ("--dtypes", "float16,bfloat16", "--one-based=OTB_*", "--one-based=VOT_*")
     no_data = None if data else "OSTRACK_FAST_DATA does not name the folder that holds sequences/"
-    yield Step("accuracy", accuracy, 300, no_data if gpu else "needs a GPU")
+    yield Step("accuracy", 300, (*accuracy, "--json", str(out / "accuracy.json")), skip=no_gpu or no_data)
+    yield Step("out of memory", 60, (*PYTEST, ALONE), skip=no_gpu)
 
 
-def _capability() -> str | None:
-    """The GPU's architecture in CMake's notation, or None where PyTorch cannot tell."""
-    code = "import torch; print('{}{}-real'.format(*torch.cuda.get_device_capability()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
+def tiles_file(out: Path) -> Path:
+    return out / "tiles.json"
 
 
-def tree_hash() -> str:
-    """Of the content of every source file: whatever the machine, the same tree has the same one."""
-    whole = hashlib.sha256()
-    for source in SOURCES:
-        path = ROOT / source
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.is_file() and file.suffix not in (".so", ".pyc") and not set(file.parts) & set(NO_SOURCES):
-                whole.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
-    return whole.hexdigest()[:16]
+def link_in_place() -> int:
+    """Make the checkout importable as it is, with the compiled library if it lies in ostrack_fast/."""
+    for name in ("kernels", "bench"):
+        if not (PACKAGE / name).exists():
+            (PACKAGE / name).symlink_to(Path("..") / name)
+    code = "import ostrack_fast._C as c; print('compiled library:', c.build_info())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    print(done.stdout.strip() or f"no compiled library, Triton alone: {(done.stderr.splitlines() or [''])[-1]}")
+    return 0
 
 
-def run(step: Step, log: Path, limit: float | None) -> tuple[str, float, str]:
-    """Status, seconds, and what it found. A step that outlasts the limit is ended with all it started: "cut off"."""
+def run(step: Step, log: Path, limit: float, tiles: Path) -> tuple[str, str, float]:
+    """Status, what it found, and seconds. A step that reaches its limit is ended with all it started: "cut off"."""
     start = time.monotonic()
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | step.environment
+    if step.tuned and tiles.exists():
+        environment["OSTRACK_FAST_TUNING"] = str(tiles)
     with log.open("w", encoding="utf-8") as output:
         print("$", *step.command, file=output, flush=True)
         child = subprocess.Popen(
             step.command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | step.environment,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            code = child.wait(limit)
+            code = child.wait(max(limit, 0.1))
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -203,20 +212,21 @@ def run(step: Step, log: Path, limit: float | None) -> tuple[str, float, str]:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
     seconds = time.monotonic() - start
-    if code is None:
-        return "cut off", seconds, f"not done after {seconds:.0f} s"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]]
+    return *_verdict(step, code, lines), seconds
+
+
+def _verdict(step: Step, code: int | None, lines: list[str]) -> tuple[str, str]:
     last = next((line.strip("= │") for line in reversed(lines) if any(map(str.isalnum, line))), "")
+    if code is None:
+        counts = {word: sum(f" {word}" in line for line in lines) for word in ("PASSED", "FAILED", "ERROR")}
+        seen = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        return "cut off", f"not done at its limit; {seen or last}"
     if code:
-        return "failed", seconds, f"exit code {code}: " + "; ".join(dict.fromkeys((last, *_complaint(lines))))
+        return "failed", f"exit code {code}: " + "; ".join(dict.fromkeys((last, *_complaint(lines))))
     if "pytest" in step.command and " passed" not in last:
-        return "failed", seconds, f"no test ran: {last}"
-    if step.result is not None:
-        results = json.loads(step.result.read_text(encoding="utf-8"))["results"]
-        if not results:
-            return "failed", seconds, "no case ran"
-        last = summary(results)
-    return "ok", seconds, last
+        return "failed", f"no test ran: {last}"
+    return "ok", last
 
 
 def _complaint(lines: list[str]) -> list[str]:
@@ -226,40 +236,17 @@ def _complaint(lines: list[str]) -> list[str]:
     return wrong[-1:]
 
 
-def summary(results: list[dict[str, Any]]) -> str:
-    """Of a benchmark: each contender's median speed over the cases, against the first: the published formulation."""
-    ratios: dict[str, list[float]] = {}
-    shares: dict[str, list[float]] = {}
-    for result in results:
-        published = next(iter(result["contenders"].values()))
-        for name, one in result["contenders"].items():
-            ratios.setdefault(name, []).append(published["seconds"] / one["seconds"])
-            if one["peak_bytes"] and published["peak_bytes"]:
-                shares.setdefault(name, []).append(one["peak_bytes"] / published["peak_bytes"])
-    found = [f"{name} x{_middle(values):.2f}" for name, values in ratios.items() if name != "published"]
-    found += [f"memory of {name} {_middle(values):.0%}" for name, values in shares.items() if name != "published"]
-    return f"{len(results)} cases; " + ", ".join(found)
-
-
-def _middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def load_state(path: Path, tree: str, device: str) -> dict[str, Any]:
-    """What earlier slices found, if it was of this tree and device."""
-    if path.exists():
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if (state["tree"], state["device"]) == (tree, device):
-            return state
-        print("the files or the device changed since the last slice: starting over")
-    return {"tree": tree, "device": device, "steps": {}}
-
-
-def save(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+def keep(out: Path, found: dict[str, Any]) -> None:
+    """Everything so far in one document, written atomically."""
+    results = {}
+    for path in sorted(out.glob("*.json")):
+        if path.name != "gpu_check.json":
+            results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    partial = out / "gpu_check.partial"
+    partial.write_text(json.dumps({"steps": found, "results": results}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(out / "gpu_check.json")
+    for library in PACKAGE.glob("_C*.so"):
+        shutil.copy(library, out / library.name)
 
 
 def table(plan: list[Step], found: dict[str, dict[str, Any]]) -> str:
@@ -268,94 +255,77 @@ def table(plan: list[Step], found: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'step':{width}}  {'status':8} seconds  found"]
     for step in plan:
         one = found.get(step.name, {"status": "to do", "seconds": 0.0, "found": ""})
-        text = one["found"] if len(one["found"]) <= 150 else one["found"][:147] + "..."
+        text = one["found"] if len(one["found"]) <= 400 else one["found"][:397] + "..."
         lines.append(f"{step.name:{width}}  {one['status']:8} {one['seconds']:7.1f}  {text}")
     return "\n".join(lines)
 
 
-def hand_out(folder: Path, state: dict[str, Any], plan: list[Step], out: Path) -> None:
-    """Copy results and logs to a folder, as few files: everything in one document, and the state to go on with."""
-    results = {
-        step.name: json.loads(step.result.read_text(encoding="utf-8"))
-        for step in plan
-        if step.result is not None and step.result.exists()
-    }
-    save(out / "gpu_check.json", state | {"results": results})
-    with tarfile.open(out / "gpu_check.tar.gz", "w:gz") as archive:
-        for name in ("state.json", "logs", "results"):
-            archive.add(folder / name, f"gpu_check/{name}")
+def run_plan(plan: list[Step], out: Path, found: dict[str, dict[str, Any]], slack: float = 1.0) -> None:
+    """Run every step until the limits of all steps up to it are over, each `slack` times as long as it says."""
+    begin, deadline = time.monotonic(), 0.0
+    for number, step in enumerate(plan):
+        if step.skip is not None:
+            found[step.name] = {"status": "skipped", "seconds": 0.0, "found": step.skip}
+            continue
+        deadline += slack * step.seconds
+        print(f"[{time.monotonic() - begin:5.0f} s] {step.name} ...", flush=True)
+        log = out / f"{number:02}_{stem(step.name)}.txt"
+        status, text, seconds = run(step, log, deadline - (time.monotonic() - begin), tiles_file(out))
+        print(f"        {status}: {text[:200]}", flush=True)
+        found[step.name] = {"status": status, "seconds": seconds, "found": text, "log": log.name}
+        keep(out, found)
+
+
+def chosen_steps(options: argparse.Namespace, out: Path) -> list[Step]:
+    """The steps of a call, or those named.
+
+    Raises:
+        SystemExit: a name is none of them.
+    """
+    every = list(steps(options.device, out))
+    if not options.only:
+        calls = (1, 2) if options.list and not options.call else (options.call or 1,)
+        return [step for step in every if step.call in calls]
+    names = [name.strip() for name in options.only.split(";")]
+    unknown = set(names) - {step.name for step in every}
+    if unknown:
+        raise SystemExit(f"no step {', '.join(sorted(unknown))}: choose from {', '.join(step.name for step in every)}")
+    return [step for step in every if step.name in names]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--slice", type=float, default=540, help="seconds; 0 runs one step, however long it takes")
-    parser.add_argument("--only", default="", help="steps whose name contains this, after packages and build")
-    parser.add_argument("--installed", action="store_true", help="check the package as it is installed, build nothing")
-    parser.add_argument("--retry", action="store_true", help="run again what failed")
-    parser.add_argument("--list", action="store_true", help="print the steps and run none")
-    parser.add_argument("--state", type=Path, default=ROOT / "build" / "gpu_check", help="the folder of it all")
+    parser.add_argument("--call", type=int, choices=(1, 2), help="the first or the second, 1 by default")
+    parser.add_argument("--only", help="steps by name, with semicolons between them, whichever call they belong to")
+    parser.add_argument("--list", action="store_true", help="print the steps of both calls and run none")
+    parser.add_argument("--in-place", action="store_true", help="make this checkout importable as it is, and no more")
     options = parser.parse_args()
+    if options.in_place:
+        return link_in_place()
 
     # Where CUDA's tools are if they are not on PATH.
     os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/cuda/bin"))
-    folder = options.state.resolve()
-    plan = [
-        step
-        for step in steps(options.device, folder, options.installed)
-        if options.only in step.name or (step.each_time and not options.list)
-    ]
+    out = Path(os.environ.get("OUT") or WORK).resolve()
+    plan = chosen_steps(options, out)
     if options.list:
         for step in plan:
-            print(f"{step.name:32} {step.seconds:4} s  {step.skip or shlex.join(step.command)}")
+            print(f"{step.name:24} {step.seconds:4} s  {shlex.join(step.command)}")
         return 0
-    for name in ("logs", "results"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    # What is compiled in a slice that was cut off is there in the next one.
+    out.mkdir(parents=True, exist_ok=True)
+    # What a step compiled is there for the next one.
     for name, variable in (("triton", "TRITON_CACHE_DIR"), ("inductor", "TORCHINDUCTOR_CACHE_DIR")):
-        os.environ.setdefault(variable, str(folder / name))
-    state = load_state(folder / "state.json", tree_hash(), options.device)
-    if options.retry:
-        state["steps"] = {name: one for name, one in state["steps"].items() if one["status"] != "failed"}
+        os.environ.setdefault(variable, str(WORK / name))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the table is printed all the same
+    found: dict[str, dict[str, Any]] = {}
     try:
-        run_slice(plan, state, folder, options.slice)
+        # A rehearsal says nothing of speed, and a busy CPU may take any time.
+        run_plan(plan, out, found, 1.0 if options.device == "cuda" else 60.0)
     finally:
-        save(folder / "state.json", state)
-        if os.environ.get("OUT"):
-            hand_out(folder, state, plan, Path(os.environ["OUT"]))
-        print(table(plan, state["steps"]))
-    status = [state["steps"].get(step.name, {}).get("status") for step in plan]
-    failed, left = status.count("failed"), sum(one not in DONE for one in status)
-    print(f"{failed} failed, {left} to do" + (": run again to continue" if left else ""))
+        print(table(plan, found))
+    failed = sum(one["status"] in ("failed", "cut off") for one in found.values())
+    print(f"{failed} failed or cut off; everything is in {out}")
     return 1 if failed else 0
-
-
-def run_slice(plan: list[Step], state: dict[str, Any], folder: Path, seconds: float) -> None:
-    """Run what is to do, at least one step, and no further one that would end after so many seconds; 0 for just one."""
-    begin, found, ran = time.monotonic(), state["steps"], 0
-    for step in plan:
-        if step.skip is not None:
-            found[step.name] = {"status": "skipped", "seconds": 0.0, "found": step.skip}
-    open_steps = [step for step in plan if found.get(step.name, {}).get("status") not in DONE]
-    for number, step in enumerate(plan):
-        if step.skip is not None or not (step in open_steps or (step.each_time and open_steps)):
-            continue
-        left = seconds - (time.monotonic() - begin)
-        if ran and left < step.seconds:
-            return
-        print(f"{step.name} ...", flush=True)
-        log = folder / "logs" / f"{number:02}_{''.join(c if c.isalnum() else '_' for c in step.name)}.txt"
-        # Where the build took long the first step has less time than it should; cut off, it is tried in the next slice.
-        limit = left if left > step.seconds / 2 else float(step.seconds)
-        status, took, text = run(step, log, limit if seconds else None)
-        tries = found.get(step.name, {}).get("tries", 0) + 1 if status == "cut off" else 0
-        if tries == TRIES:
-            status, text = "failed", f"{text}, {tries} times"
-        found[step.name] = {"status": status, "seconds": took, "found": text, "tries": tries, "log": log.name}
-        save(folder / "state.json", state)
-        if status != "ok" and step.each_time:
-            return  # nothing can run without it
-        ran += not step.each_time
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the checks and the choice of a backend cost: each public op beside its backend's function, on the CPU.
 
-    python bench/overhead.py --json FILE
+    python -m ostrack_fast.bench.overhead --json FILE
 
 Tensors are so small that the kernels take next to nothing. Microseconds a call, medians over rounds in turn.
 """
@@ -8,7 +8,6 @@ Tensors are so small that the kernels take next to nothing. Microseconds a call,
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 
 from ostrack_fast import ops
-from ostrack_fast.benchmark.report import machine
-from ostrack_fast.files import write_atomically
 from ostrack_fast.ops import library, native
+
+from . import report
 
 CALLS, ROUNDS = 500, 15
 
@@ -68,8 +67,7 @@ def main() -> None:
             found[name] = {way: round(median(one[way] for one in rounds), 2) for way in ways}
             print(f"{name:<12}" + "".join(f"{value:>10}" for value in found[name].values()))
     if chosen.json is not None:
-        text = json.dumps({"machine": machine(), "microseconds": found}, indent=1) + "\n"
-        write_atomically(chosen.json, lambda path: Path(path).write_text(text, encoding="utf-8"))
+        report.write(chosen.json, {"microseconds": found})
 
 
 if __name__ == "__main__":

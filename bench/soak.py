@@ -1,6 +1,6 @@
 """A long run through Tracker and MultiTracker: memory after every tenth of it, and whether it grew.
 
-    python bench/soak.py --frames 100000
+    python -m ostrack_fast.bench.soak --frames 100000
 
 Exits with 1 if the resident memory at the end is more than 16 MiB above that after the first tenth.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 
 from ostrack_fast import MultiTracker, Tracker, build_ostrack
-from ostrack_fast.benchmark.report import machine
 from ostrack_fast.config import ModelConfig
-from ostrack_fast.files import write_atomically
+
+from . import report
 
 # Small, so that frames are many; every op runs.
 SMALLEST = ModelConfig(
@@ -68,9 +67,7 @@ def main() -> int:
     grown = memory[-1] - memory[0]
     print(f"grown by {grown / 2**20:.1f} MiB since the first tenth")
     if options.json:
-        document = {"machine": machine(), "frames": options.frames, "resident_bytes": memory}
-        text = json.dumps(document, indent=1) + "\n"
-        write_atomically(options.json, lambda path: Path(path).write_text(text, encoding="utf-8"))
+        report.write(options.json, {"frames": options.frames, "resident_bytes": memory})
     return int(grown > 16 << 20)
 
 

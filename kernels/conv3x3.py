@@ -87,11 +87,17 @@ class Conv3x3:
         return Problem(rows, outputs // self.groups, inputs, half=half, groups=self.groups, taps=9)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B,F,F,I), float32 or the layer's dtype -> (B,F,F,O). Not from two streams at once with one workspace."""
+        """x (B,F,F,I), float32 or the layer's dtype -> (B,F,F,O). Not from two streams at once with one workspace.
+
+        Raises:
+            ValueError: x has another shape: its channels would be read as other cells'.
+        """
         batch, grid = x.shape[:2]
         outputs = self.weight.shape[0]
         out = x.new_empty(batch, grid, grid, outputs, dtype=self.weight.dtype)
         rows = batch * grid * grid
+        if x.shape != (batch, grid, grid, self.inputs):
+            raise ValueError(f"x must be (B,F,F,{self.inputs}), is {tuple(x.shape)}")
         if rows == 0:
             return out
         x = x.to(self.weight.dtype).contiguous()

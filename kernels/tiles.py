@@ -19,8 +19,17 @@ import triton
 TUNING_VARIABLE = "OSTRACK_FAST_TUNING"
 MODELLED = "modelled"
 TABLE = pathlib.Path(__file__).with_name("tiles.json")
-PIPELINE_BYTES = 96 << 10  # of shared memory: what every supported GPU can give to one block, less some scratch
 MAX_SPLIT = 12
+
+
+def _pipeline_bytes(capability: int) -> tuple[int, ...]:
+    """Shared memory that the stages of one block may fill, in bytes: the GPU's limit less some scratch.
+
+    Compute capability 9.x and 10.x give a block 227 KiB, every other supported GPU at least 99 KiB (CUDA programming
+    guide, "Technical Specifications per Compute Capability"). With the smaller amount two blocks share a
+    multiprocessor.
+    """
+    return (96 << 10, 200 << 10) if capability in (9, 10) else (96 << 10,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,33 +88,47 @@ def _step_bytes(problem: Problem, block_m: int, block_n: int, block_k: int) -> i
     return block_k * (block_m * (4 if problem.norm else size) + block_n * size)
 
 
-def _config(problem: Problem, block_m: int, block_n: int, block_k: int, split: int) -> Config:
+def _config(problem: Problem, block: tuple[int, int, int], depth: int, split: int, pipeline_bytes: int) -> Config:
+    block_m, block_n, warps = block
+    stages = min(6, pipeline_bytes // _step_bytes(problem, block_m, block_n, depth)) if problem.half else 3
+    return Config(block_m, block_n, depth, split, warps, stages)
+
+
+def _blocks(problem: Problem, capability: int) -> list[tuple[int, int, int]]:
+    """Rows, columns and warps of the tiles worth timing."""
     if not problem.half:
-        # Products in full float32 run on the ordinary units: more warps would get too few registers for a tile.
-        return Config(block_m, block_n, block_k, split, 4 if block_m * block_n >= 4096 else 2, 3)
-    stages = min(6, PIPELINE_BYTES // _step_bytes(problem, block_m, block_n, block_k))
-    return Config(block_m, block_n, block_k, split, 8 if block_m * block_n >= 8192 else 4, stages)
+        # GEMMs in full float32 run on the ordinary units: more warps would get too few registers for a tile.
+        return [(32, 32, 2), (64, 64, 4)]
+    # 64 rows at least, or Hopper's matrix instructions would not fit.
+    blocks = [(64, 32, 4), (64, 64, 4), (64, 128, 8), (128, 64, 8), (128, 128, 8)]
+    if capability in (9, 10):
+        # One warpgroup issues m64n128 instead of two m64n64 with operands of their own; 256 columns read x less often.
+        # 128 x 256 is not there: with its epilogue it spills registers, whether 8 warps share it or 16.
+        blocks += [(64, 128, 4), (64, 256, 8)]
+    return blocks
 
 
-def candidate_configs(problem: Problem) -> list[Config]:
-    """Everything worth timing for a problem; each computes it correctly, and in its own fixed order."""
-    if problem.half:
-        # 64 rows at least, or Hopper's matrix instructions would not fit.
-        blocks = [(64, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
-        depths = [64, 128]
-    else:
-        blocks, depths = [(32, 32), (64, 64)], [32]
+def candidate_configs(problem: Problem, capability: int) -> list[Config]:
+    """Everything worth timing for a problem; each computes it correctly, and in its own fixed order.
+
+    Args:
+        capability: major compute capability of the GPU, 0 for Triton's interpreter.
+    """
+    depths = [64, 128] if problem.half else [32]
     widest = max(16, triton.next_power_of_2(problem.k))
     configs = []
     for block_k in sorted({min(depth, widest) for depth in depths}):
         steps = _steps(problem, block_k)
         # Equal parts, so that the number of steps is known when compiling. Statistics of a row cannot be split.
         splits = [s for s in range(1, 2 if problem.norm else MAX_SPLIT + 1) if steps % s == 0]
-        for block_m, block_n in blocks:
-            if block_n <= max(32, triton.next_power_of_2(problem.n)):
-                configs += [_config(problem, block_m, block_n, block_k, split) for split in splits]
+        for block in _blocks(problem, capability):
+            # Four warps hold a normalized 64 x 128 operand and its sums only by spilling.
+            spills = problem.norm and block_k > 64 and block == (64, 128, 4)
+            if block[1] <= max(32, triton.next_power_of_2(problem.n)) and not spills:
+                for pipeline in _pipeline_bytes(capability):
+                    configs += [_config(problem, block, block_k, split, pipeline) for split in splits]
     # With two stages the matrix units would wait for every load.
-    return [config for config in configs if not problem.half or config.num_stages >= 3]
+    return list(dict.fromkeys(config for config in configs if config.num_stages >= 3))
 
 
 def _nanoseconds(problem: Problem, config: Config, multiprocessors: int) -> float:
@@ -152,9 +175,9 @@ _measured: Table = {}
 
 
 @functools.cache
-def _modelled(problem: Problem, multiprocessors: int) -> Config:
+def _modelled(problem: Problem, capability: int, multiprocessors: int) -> Config:
     # 64 deep: a step of 128 bytes, one row of a shared memory tile. Deeper ones are for whoever measures.
-    configs = [config for config in candidate_configs(problem) if config.block_k <= 64]
+    configs = [config for config in candidate_configs(problem, capability) if config.block_k <= 64]
     return min(configs, key=lambda config: _nanoseconds(problem, config, multiprocessors))
 
 
@@ -164,7 +187,7 @@ def config_for(problem: Problem, device: torch.device) -> Config:
     capability, multiprocessors = _device_facts(device)
     key = capability, problem.bucket()
     entry = _measured.get(key) or _shipped().get(key)
-    return entry.config if entry else _modelled(key[1], multiprocessors)
+    return entry.config if entry else _modelled(key[1], capability, multiprocessors)
 
 
 def set_config(problem: Problem, config: Config, capability: int, source: str = "set") -> None:
@@ -189,7 +212,7 @@ def _checked(problem: Problem, config: Config, source: str) -> Entry:
 def modelled_table(problems: Iterable[Problem], capability: int, multiprocessors: int) -> Table:
     """The model's choices as a table, for `save_configs`."""
     return {
-        (capability, problem.bucket()): Entry(_modelled(problem.bucket(), multiprocessors), MODELLED)
+        (capability, problem.bucket()): Entry(_modelled(problem.bucket(), capability, multiprocessors), MODELLED)
         for problem in problems
     }
 
@@ -213,6 +236,7 @@ def load_configs(path: str | os.PathLike) -> None:
     """Set what a file of `save_configs` holds.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is not one of those.
     """
     _measured.update(read_table(path))
@@ -222,7 +246,11 @@ def read_table(path: str | os.PathLike) -> Table:
     """What a file of `save_configs` holds; raises as `load_configs`."""
     table = {}
     try:
-        for entry in json.loads(pathlib.Path(path).read_text()):
+        text = pathlib.Path(path).read_text()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file of tile configurations at {path}") from error
+    try:
+        for entry in json.loads(text):
             problem, source = Problem(**entry["problem"]), str(entry["source"])
             table[int(entry["capability"]), problem.bucket()] = _checked(problem, Config(**entry["config"]), source)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -238,4 +266,9 @@ def _shipped() -> Table:
 @functools.cache
 def _read_user_file() -> None:
     if path := os.environ.get(TUNING_VARIABLE):
-        load_configs(path)
+        try:
+            load_configs(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{TUNING_VARIABLE} names {path}, which is not there: unset it, then run `ostrack-fast tune {path}`"
+            ) from error

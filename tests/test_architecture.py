@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ostrack_fast"
 # Each layer may import itself and those after it.
 LAYERS = [
     {"cli"},
-    {"training", "evaluation", "visualization", "benchmark"},
+    {"training", "evaluation", "visualization", "bench"},
     {"tracker", "drop_in"},
     {"engine"},
     {"devices"},

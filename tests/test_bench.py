@@ -1,4 +1,4 @@
-"""The benchmarks: every contender runs and is checked, and a wrong one never gets a time."""
+"""The benchmarks: every implementation runs and is checked, and a wrong one never gets a time."""
 
 import json
 import sys
@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.benchmark import ceilings, measure, report
-from ostrack_fast.benchmark.case import Case, Contender, Contest, Options, WrongResult
-from ostrack_fast.benchmark.ops import NAMES, cases
+from ostrack_fast.bench import report, roofline, timing
+from ostrack_fast.bench.case import Case, Comparison, Implementation, Options, WrongResult
+from ostrack_fast.bench.suite_ops import NAMES, cases
 from ostrack_fast.cli import main
 
 CPU = torch.device("cpu")
 
 
-def a_case(contenders, expected):
-    contest = Contest((expected,), {name: Contender(run, 1e-3) for name, run in contenders.items()})
-    return Case("sum", "2 numbers", 1, torch.float32, CPU, 0.0, 8.0, lambda: contest)
+def a_case(runs, expected):
+    comparison = Comparison((expected,), {name: Implementation(run, 1e-3) for name, run in runs.items()})
+    return Case("sum", "2 numbers", 1, torch.float32, CPU, 0.0, 8.0, lambda: comparison)
 
 
 def run_one(case):
@@ -26,14 +26,14 @@ def run_one(case):
 
 
 @pytest.mark.parametrize("op", NAMES)
-def test_every_contender_of_the_smallest_shape_is_right(op):
+def test_every_implementation_of_the_smallest_shape_is_right(op):
     with torch.inference_mode():
         for case in cases(Options(CPU, names=[op], quick=True)):
-            contest = case.build()
-            assert {"published", "torch"} <= set(contest.contenders)
-            assert {"native", "triton"} <= set(contest.contenders) | set(contest.skipped)
-            for name in contest.contenders:
-                contest.check(name)
+            comparison = case.build()
+            assert {"upstream", "torch"} <= set(comparison.implementations)
+            assert {"native", "triton"} <= set(comparison.implementations) | set(comparison.skipped)
+            for name in comparison.implementations:
+                comparison.check(name)
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def test_every_contender_of_the_smallest_shape_is_right(op):
     ],
     ids=["value", "nan", "shape", "one more"],
 )
-def test_a_wrong_contender_is_refused_untimed(wrong, monkeypatch):
-    monkeypatch.setattr(report, "race", lambda *_: pytest.fail("timed a wrong result"))
+def test_a_wrong_implementation_is_refused_untimed(wrong, monkeypatch):
+    monkeypatch.setattr(report, "interleave", lambda *_: pytest.fail("timed a wrong result"))
     right = torch.tensor([1.0, 2.0])
     with pytest.raises(WrongResult, match="native"):
-        run_one(a_case({"published": lambda: right, "native": lambda: wrong}, right))
+        run_one(a_case({"upstream": lambda: right, "native": lambda: wrong}, right))
 
 
 def test_indices_must_be_exact():
-    contest = Contest((torch.tensor([1000]),), {"native": Contender(lambda: torch.tensor([1001]), 1e-2)})
+    comparison = Comparison((torch.tensor([1000]),), {"native": Implementation(lambda: torch.tensor([1001]), 1e-2)})
     with pytest.raises(WrongResult):
-        contest.check("native")
+        comparison.check("native")
 
 
-def test_contenders_take_turns():
+def test_implementations_take_turns():
     order = []
     runs = {name: partial(order.append, name) for name in "abc"}
 
@@ -71,18 +71,18 @@ def test_contenders_take_turns():
             run()
             return float(len(order))
 
-    times = measure.race(runs, Clock(), seconds=0.0)
+    times = timing.interleave(runs, Clock(), seconds=0.0)
     assert order[:9] == list("abcbcacab")
     assert times["a"][:3] == [1.0, 6.0, 8.0]
 
 
 def test_speedup_compares_within_rounds():
     # The machine was ten times as slow in one round: both felt it.
-    assert measure.speedup([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
+    assert timing.speedup([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
 
 
-def test_the_ceiling_is_the_slower_of_the_two_bounds():
-    limits = ceilings.Ceilings(CPU, measure.clock(CPU), quick=True)
+def test_the_roofline_is_the_slower_of_the_two_bounds():
+    limits = roofline.Roofline(CPU, timing.clock(CPU), quick=True)
     limits.flops_per_second[torch.float32] = 1e9
     limits.bytes_per_second[4096] = 1e9
     assert limits.seconds(4e3, 8192.0, torch.float32) == (8192e-9, "memory")
@@ -93,7 +93,7 @@ def test_the_ceiling_is_the_slower_of_the_two_bounds():
 def test_the_threads_are_given_back():
     before = torch.get_num_threads()
     seen = []
-    case = a_case({"published": lambda: seen.append(torch.get_num_threads()) or torch.ones(1)}, torch.ones(1))
+    case = a_case({"upstream": lambda: seen.append(torch.get_num_threads()) or torch.ones(1)}, torch.ones(1))
     report.run([case], threads=before + 1, seconds=0.01, quick=True, done=lambda: None)
     assert set(seen) == {before + 1} and torch.get_num_threads() == before
 
@@ -116,7 +116,7 @@ def bench(monkeypatch, capsys):
     return run
 
 
-def test_the_command_prints_a_row_a_contender_and_keeps_the_numbers(bench, tmp_path):
+def test_the_command_prints_a_row_an_implementation_and_keeps_the_numbers(bench, tmp_path):
     path = tmp_path / "new" / "ops.json"
     only = ("--op", "decode", "--dtype", "float32", "--threads", "1", "--device", "cpu")
     code, out, error = bench("--quick", *only, "--json", path)
@@ -124,13 +124,13 @@ def test_the_command_prints_a_row_a_contender_and_keeps_the_numbers(bench, tmp_p
     kept = json.loads(path.read_text())
     (result,) = kept["results"]
     assert (result["op"], result["batch"], result["dtype"], result["threads"]) == ("decode", 1, "float32", 1)
-    assert set(result["contenders"]) >= {"published", "torch"}
+    assert set(result["implementations"]) >= {"upstream", "torch"}
     assert kept["machine"]["cpu"] and kept["machine"]["versions"]["torch"] == torch.__version__
-    for name, one in result["contenders"].items():
+    for name, one in result["implementations"].items():
         assert f" {name} " in out
         assert 0 < one["quartiles"][0] <= one["seconds"] <= one["quartiles"][1] and one["rounds"] > 1
-        assert set(one["speed_over"]) == {"published", "torch"}
-    assert result["contenders"]["torch"]["speed_over"]["torch"] == 1.0
+        assert set(one["speedup_over"]) == {"upstream", "torch"}
+    assert result["implementations"]["torch"]["speedup_over"]["torch"] == 1.0
     for reason in result["skipped"].values():
         assert reason in out
 

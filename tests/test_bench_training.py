@@ -1,12 +1,12 @@
-"""The suite `training`: all contenders take the same step, and a wrong one is refused."""
+"""The suite `training`: all implementations take the same step, and a wrong one is refused."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ostrack_fast.benchmark import training
-from ostrack_fast.benchmark.case import Contest, Options, WrongResult
+from ostrack_fast.bench import suite_training
+from ostrack_fast.bench.case import Comparison, Options, WrongResult
 from ostrack_fast.config import ModelConfig, get_config
 
 CPU = torch.device("cpu")
@@ -17,49 +17,52 @@ TINY = ModelConfig(
 
 
 @pytest.fixture
-def contest():
+def comparison():
     torch.manual_seed(0)
     with torch.inference_mode():  # as the suites run
-        yield training._contest(TINY, 4, CPU, {})
+        yield suite_training.compare(TINY, 4, CPU, {})
 
 
-def test_all_contenders_take_the_same_step_again_and_again(contest):
-    assert list(contest.contenders) == ["published", "published bfloat16", "ours float32", "ours bfloat16"]
-    assert set(contest.skipped) == {"ours bfloat16, torch.compile"}
+def test_all_implementations_take_the_same_step_again_and_again(comparison):
+    assert list(comparison.implementations) == [
+        "upstream", "upstream bfloat16", "trainer float32", "trainer bfloat16",
+    ]  # fmt: skip
+    assert set(comparison.skipped) == {"trainer bfloat16, torch.compile"}
     for _ in range(2):
-        for name in contest.contenders:
-            contest.check(name)
-    exact = contest.contenders["ours float32"].run()
-    for ours, expected in zip(exact, contest.expected, strict=True):
+        for name in comparison.implementations:
+            comparison.check(name)
+    exact = comparison.implementations["trainer float32"].run()
+    for ours, expected in zip(exact, comparison.expected, strict=True):
         torch.testing.assert_close(ours.double(), expected.double(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_a_wrong_loss_or_gradient_is_refused(contest, index):
-    contender = contest.contenders["ours bfloat16"]
-    right = contender.run()
+def test_a_wrong_loss_or_gradient_is_refused(comparison, index):
+    implementation = comparison.implementations["trainer bfloat16"]
+    right = implementation.run()
     wrong = [each.clone() for each in right]
     wrong[index] = -wrong[index]
-    broken = Contest(contest.expected, {"it": replace(contender, run=lambda: tuple(wrong))}, typical=True)
+    broken = Comparison(comparison.expected, {"it": replace(implementation, run=lambda: tuple(wrong))}, mean_error=True)
     with pytest.raises(WrongResult, match=f"result {index}"):
         broken.check("it")
 
 
 def test_a_loss_that_is_a_little_wrong_is_refused(monkeypatch):
-    monkeypatch.setattr(training._Ours, "__call__", lambda self: (torch.tensor(2.0), *training._gradients(self._model)))
-    monkeypatch.setattr(training._Published, "__call__", lambda self: (torch.tensor(2.1),))
-    with pytest.raises(WrongResult, match=r"ours float32: the loss is 2, expected is 2\.1"):
-        training._contest(TINY, 4, CPU, {})
+    step = suite_training.TrainerStep
+    monkeypatch.setattr(step, "__call__", lambda self: (torch.tensor(2.0), *suite_training.gradients(self.model)))
+    monkeypatch.setattr(suite_training.UpstreamStep, "__call__", lambda self: (torch.tensor(2.1),))
+    with pytest.raises(WrongResult, match=r"trainer float32: the loss is 2, expected is 2\.1"):
+        suite_training.compare(TINY, 4, CPU, {})
 
 
 def test_cases():
-    (case,) = training.cases(Options(CPU))
-    assert (case.op, case.batch) == ("training", 2) and case.memory("published") is None
+    (case,) = suite_training.cases(Options(CPU))
+    assert (case.op, case.batch) == ("training", 2) and case.memory("upstream") is None
     cuda = torch.device("cuda")
-    (case,) = training.cases(Options(cuda))
+    (case,) = suite_training.cases(Options(cuda))
     assert case.batch == 32 and "ostrack_256_ce: 128 and 256 px" in case.shape
     # 92 million parameters; three times the 58 GFLOP of a forward pass.
     assert case.bytes == pytest.approx(28 * 92.1e6, rel=0.01) and case.flops == pytest.approx(32 * 3 * 58e9, rel=0.25)
-    named = list(training.cases(Options(cuda, names=["small"], batches=[8, 16])))
+    named = list(suite_training.cases(Options(cuda, names=["small"], batches=[8, 16])))
     assert [one.batch for one in named] == [8, 16]
     assert get_config("small").search_size == 192 and "192" in named[0].shape

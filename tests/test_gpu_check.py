@@ -1,17 +1,17 @@
-"""The script for machines with a GPU, as far as a CPU goes: its slices, its state, its table."""
+"""The script for machines with a GPU, as far as a CPU goes: its plan, its limits, what it keeps, its table."""
 
 import json
 import os
+import re
 import subprocess
 import sys
-import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "gpu_check.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="there is no bench/ beside these tests")
-CPU = ("--device", "cpu", "--installed")
 
 
 def check(*arguments, **environment):
@@ -25,88 +25,93 @@ def check(*arguments, **environment):
     )
 
 
-def rows(done):
-    """The table's: name to the first word of its status."""
-    lines = done.stdout.splitlines()
-    begin = next(number for number, line in enumerate(lines) if line.startswith("step "))
-    width = lines[begin].index("status")
-    return {line[:width].strip(): line[width:].split()[0] for line in lines[begin + 1 : -1]}
-
-
-def test_every_asked_for_check_is_a_step():
-    done = check("--list", *CPU)
+def listed(*arguments):
+    """(name, limit in seconds, command) of every step."""
+    done = check("--list", *arguments)
     assert done.returncode == 0, done.stderr
-    for what in (
-        "build", "parity: attention", "parity: layers", "golden: float32", "half precision", "memcheck: native",
-        "racecheck: native", "initcheck: native", "graph replay", "training: parity", "training: 200 steps",
-        "bench ops: conv3x3", "bench ops: restore_conv3x3",
-        "bench model", "bench track", "bench training",
-    ):  # fmt: skip
-        assert what in done.stdout
-    assert "needs a GPU" in done.stdout
-    listed = check("--list", "--installed").stdout
-    assert "needs a GPU" not in listed
-    for network in ("ostrack_256_ce", "ostrack_384_ce"):
-        for batch in (1, 8, 64):
-            assert f"bench model: {network}, batch {batch} " in listed
+    lines = [re.fullmatch(r"(.+?) +(\d+) s  (.+)", line).groups() for line in done.stdout.splitlines()]
+    return [(name, int(seconds), command) for name, seconds, command in lines]
 
 
-def test_files_that_the_steps_name_are_there():
-    for line in check("--list", "--device", "cpu").stdout.splitlines():
-        for word in line.split():
-            if word.endswith(".py") and "=" not in word:
-                assert (SCRIPT.parents[1] / word).is_file(), line
-
-
-def test_slices_go_on_where_the_last_one_stopped(tmp_path):
-    state, out = tmp_path / "state", tmp_path / "out"
-    out.mkdir()
-    arguments = (*CPU, "--slice", 0, "--only", "kernels", "--state", state)
-    first = check(*arguments, OUT=out)
-    assert first.returncode == 0, first.stdout + first.stderr
-    statuses = {"packages": "ok", "build": "skipped", "kernels: native": "ok", "kernels: triton": "skipped"}
-    assert rows(first) == statuses
-    document = json.loads((out / "gpu_check.json").read_text())
-    assert document["steps"]["kernels: native"]["found"].endswith("0 wrong")
-    assert document["steps"]["kernels: triton"]["found"] == "needs a GPU"
-    log = state / "logs" / document["steps"]["kernels: native"]["log"]
-    assert "bench/checks/kernels.py" in log.read_text().splitlines()[0]
-    with tarfile.open(out / "gpu_check.tar.gz") as archive:
-        assert f"gpu_check/logs/{log.name}" in archive.getnames()
-
-    again = check(*arguments)
-    assert "kernels: native ..." not in again.stdout and rows(again) == statuses
-    assert again.stdout.splitlines()[-1] == "0 failed, 0 to do"
-    wider = (*CPU, "--slice", 0, "--only", "n", "--state", state)
-    more = check(*wider)
-    assert rows(more)["info"] == "ok" and rows(more)["kernels: native"] == "ok"
-    assert list(rows(more).values()).count("to") > 5
-    assert more.stdout.splitlines()[-1].endswith("run again to continue")
-
-
-def test_another_tree_starts_over_and_a_failure_stops_no_other_step(tmp_path):
-    arguments = (*CPU, "--slice", 0, "--only", "info", "--state", tmp_path)
-    path = tmp_path / "state.json"
-    failed = {"status": "failed", "seconds": 1.0, "found": "exit code 1", "tries": 0, "log": "x"}
-    path.write_text(json.dumps({"tree": "of yesterday", "device": "cpu", "steps": {"info": failed}}))
-    done = check(*arguments)
-    assert "starting over" in done.stdout and rows(done)["info"] == "ok"
-
-    document = json.loads(path.read_text())
-    document["steps"]["info"] = failed
-    path.write_text(json.dumps(document))
-    done = check(*arguments)
-    assert done.returncode == 1 and rows(done)["info"] == "failed" and "1 failed, 0 to do" in done.stdout
-    assert rows(check(*arguments, "--retry"))["info"] == "ok"
-
-
-def test_a_step_that_fails_is_told_with_its_reason(tmp_path, monkeypatch):
+@pytest.fixture
+def gpu_check(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import gpu_check
 
-    def found(code, limit=None):
-        step = gpu_check.Step("a step", (sys.executable, "-c", code), 1)
-        status, _, text = gpu_check.run(step, tmp_path / "log", limit)
+    return gpu_check
+
+
+def test_the_plan_fits_the_time_and_speed_comes_early():
+    plan = listed()
+    assert sum(seconds for _, seconds, _ in plan) <= 660
+    names = [name for name, _, _ in plan]
+    assert sum(seconds for _, seconds, _ in plan[: names.index("graph time")]) <= 300
+    first, second = listed("--call", 1), listed("--call", 2)
+    assert sum(seconds for _, seconds, _ in first) <= 420 and sum(seconds for _, seconds, _ in second) <= 240
+    assert first + second == plan
+    assert [name for name, _, _ in first] == [
+        "build", "error", "graph time", "nodes", "upstream", "frames", "GEMMs", "attention", "batches", "tests",
+    ]  # fmt: skip
+    assert [name for name, _, _ in second] == [
+        "library", "switches", "tune ostrack_256_ce", "tune ostrack_384_ce", "graph time, tuned", "nodes, tuned",
+        "frames, tuned", "memcheck native", "memcheck triton", "training",
+    ]  # fmt: skip
+
+
+def test_what_takes_longer_runs_only_by_name():
+    planned = [name for name, _, _ in listed()]
+    for name in (
+        "soak", "accuracy", "racecheck native", "initcheck triton", "memcheck native, all ops", "bench ops linear",
+        "bench ops restore_conv3x3", "bench model ostrack_384_ce", "bench track small", "bench training ostrack_256_ce",
+    ):  # fmt: skip
+        assert name not in planned
+        ((found, seconds, _),) = listed("--only", name)
+        assert found == name and seconds > 60
+    failed = check("--only", "soap")
+    assert failed.returncode and "no step soap: choose from build" in failed.stderr
+
+
+def test_what_the_steps_name_is_there():
+    for device in ("cuda", "cpu"):
+        for name, _, command in listed("--device", device):
+            for word in command.replace("'", " ").split():
+                if word.endswith(".py") and "=" not in word:
+                    assert (SCRIPT.parents[1] / word).is_file(), name
+                if word.startswith("ostrack_fast.bench."):
+                    assert (SCRIPT.parent / f"{word.rpartition('.')[2]}.py").is_file(), name
+    tests = next(command for name, _, command in listed() if name == "tests")
+    test = tests.split("--deselect ")[1].split()[0]
+    file, _, function = test.partition("::")
+    assert f"def {function}(" in (SCRIPT.parents[1] / file).read_text()
+
+
+def test_a_rehearsal_keeps_everything(tmp_path):
+    """Real sections on the CPU: a log and numbers a step, one document, the table last, skips with their reason."""
+    done = check("--device", "cpu", "--only", "build;attention;memcheck native", OUT=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "gpu_check.json").read_text())
+    statuses = {name: one["status"] for name, one in document["steps"].items()}
+    assert statuses == {"build": "skipped", "attention": "ok"}
+    rows = document["results"]["attention"]["rows"]
+    assert {"N 180, T 36", "N 107, T 36"} == set(rows)
+    assert all(time > 0 for row in rows.values() for time in row.values())
+    assert document["results"]["attention"]["machine"]["cpu"]
+    log = tmp_path / document["steps"]["attention"]["log"]
+    assert "ostrack_fast.bench.gpu_measure attention" in log.read_text().splitlines()[0]
+    lines = done.stdout.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("step "))
+    assert [line.split("  ")[0] for line in lines[begin + 1 : -1]] == ["build", "attention", "memcheck native"]
+    assert "SDPA with score" in lines[begin + 2] and "needs a GPU" in lines[begin + 3]
+    assert lines[-1].startswith("0 failed or cut off; everything is in")
+
+
+def step_of(gpu_check, code, seconds=1, **how):
+    return gpu_check.Step("a step", seconds, (sys.executable, "-c", code), 1, **how)
+
+
+def test_a_step_that_fails_is_told_with_its_reason(tmp_path, gpu_check):
+    def found(code, limit=60.0):
+        status, text, _ = gpu_check.run(step_of(gpu_check, code), tmp_path / "log", limit, tmp_path / "none")
         return status, text
 
     assert found("print('one'); print('two things')") == ("ok", "two things")
@@ -114,19 +119,54 @@ def test_a_step_that_fails_is_told_with_its_reason(tmp_path, monkeypatch):
     assert found("print('FAILED tests/x.py::y'); print('1 failed'); exit(1)")[1] == (
         "exit code 1: 1 failed; FAILED tests/x.py::y"
     )
-    assert found("import time; time.sleep(600)", limit=0.1)[0] == "cut off"
-    none = gpu_check.Step("pytest", (*gpu_check.PYTEST, str(Path(__file__)), "-k", "no_such_test"), 1)
-    assert gpu_check.run(none, tmp_path / "log", None)[0] == "failed"
+    assert found("print('[gw0] PASSED x'); print('[gw1] FAILED y', flush=True); import time; time.sleep(600)", 3.0) == (
+        "cut off", "not done at its limit; 1 PASSED, 1 FAILED",
+    )  # fmt: skip
+    none = gpu_check.Step("pytest", 1, (*gpu_check.PYTEST, str(Path(__file__)), "-k", "no_such_test"))
+    assert gpu_check.run(none, tmp_path / "log", 60.0, tmp_path / "none")[0] == "failed"
 
 
-def test_a_benchmark_is_summed_up(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import gpu_check
+def test_time_that_one_step_saves_another_may_use_and_no_more(tmp_path, gpu_check):
+    """The second step gets what the first left; the third, after a step cut off, its own limit."""
+    plan = [
+        gpu_check.Step("quick", 20, (sys.executable, "-c", "print('quick')")),
+        gpu_check.Step("skipped", 1000, ("false",), skip="not here"),
+        gpu_check.Step("needs more", 1, (sys.executable, "-c", "import time; time.sleep(2.5); print('slept')")),
+        gpu_check.Step("hangs", 1, (sys.executable, "-c", "import time; time.sleep(600)")),
+        gpu_check.Step("last", 10, (sys.executable, "-c", "print('last')")),
+    ]
+    found, begin = {}, time.monotonic()
+    gpu_check.run_plan(plan, tmp_path, found)
+    assert time.monotonic() - begin < 32 + 5
+    assert [one["status"] for one in found.values()] == ["ok", "skipped", "ok", "cut off", "ok"]
+    assert set(json.loads((tmp_path / "gpu_check.json").read_text())["steps"]) == {step.name for step in plan}
 
-    def result(ours, peak):
-        contenders = {"published": {"seconds": 8.0, "peak_bytes": 100}, "ours": {"seconds": ours, "peak_bytes": peak}}
-        return {"contenders": contenders}
 
-    found = gpu_check.summary([result(2.0, 40), result(4.0, 50), result(1.0, 30)])
-    assert found == "3 cases; ours x4.00, memory of ours 40%"
-    assert gpu_check.summary([result(2.0, None)]) == "1 cases; ours x4.00"
+def test_tiles_are_used_only_once_they_are_there(tmp_path, gpu_check):
+    """A tune that was cut off before its first GEMM must not make every later step fail."""
+    code = "import os; print('tiles', os.environ.get('OSTRACK_FAST_TUNING'))"
+    tiles, log = tmp_path / "tiles.json", tmp_path / "log"
+    assert gpu_check.run(step_of(gpu_check, code, tuned=True), log, 60.0, tiles)[1] == "tiles None"
+    tiles.write_text("[]")
+    assert gpu_check.run(step_of(gpu_check, code, tuned=True), log, 60.0, tiles)[1] == f"tiles {tiles}"
+    assert gpu_check.run(step_of(gpu_check, code), log, 60.0, tiles)[1] == "tiles None"
+
+
+def test_a_section_keeps_the_rows_before_one_that_fails(tmp_path):
+    import torch
+
+    from ostrack_fast.bench.gpu_measure import Section, summary
+
+    section = Section(torch.device("cpu"), tmp_path / "rows.json")
+    section.row("first", lambda: 1.5)
+
+    def broken():
+        kept = json.loads((tmp_path / "rows.json").read_text())["rows"]
+        assert kept == {"first": 1.5}, "the file is there before the next row is measured"
+        raise ValueError("no such thing\nat all")
+
+    section.row("second", broken)
+    section.row("third", lambda: {"us": 2, "nodes": [1, 2]})
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert rows["second"] == "failed: ValueError: no such thing" and section.failed == 1
+    assert summary(rows) == "first: 1.5; second: failed: ValueError: no such thing; third: {us: 2}"

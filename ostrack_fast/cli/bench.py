@@ -1,4 +1,4 @@
-"""`ostrack-fast bench`: how fast the kernels are here, against the published formulation and PyTorch's best."""
+"""`ostrack-fast bench`: how fast the kernels are here, against the upstream formulation and PyTorch's best."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write all numbers and the machine's description here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smallest shapes, few rounds: does it run?")] = False,
 ) -> None:
-    """Time every op, or a whole network, against the published formulation and PyTorch's best, and print the table.
+    """Time every op, or a whole network, against the upstream formulation and PyTorch's best, and print the table.
 
     Results are checked before anything is timed. Leave the machine alone meanwhile; compare numbers of one run only.
     """
@@ -38,13 +38,13 @@ def bench(
 
     from rich.progress import Progress
 
-    from ..benchmark import SUITES, report
-    from ..benchmark.case import Options
+    from ..bench import SUITES, report
+    from ..bench.case import Options
     from ..devices import resolve_device
 
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}: choose {', '.join(SUITES)}")
-    module = import_module(f"ostrack_fast.benchmark.{suite}")
+    module = import_module(f"ostrack_fast.bench.suite_{suite}")
     options = Options(
         resolve_device(device), _chosen("--op", op, module.NAMES), _counts("--batch", batch), _dtypes(dtype), quick
     )
@@ -67,7 +67,7 @@ def bench(
     for reason in sorted({f"{name}: {why}" for result in results for name, why in result["skipped"].items()}):
         print(f"could not take part: {reason}")
     if json is not None:
-        report.save(json, results, left_out)
+        report.write(json, {"left_out": left_out, "results": results})
 
 
 def _chosen(option: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:

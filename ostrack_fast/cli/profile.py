@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def profile(
@@ -19,13 +22,13 @@ def profile(
     width: Annotated[int, typer.Option(min=64, help="Of the frame, pixels.")] = 1920,
     height: Annotated[int, typer.Option(min=64, help="Of the frame, pixels.")] = 1080,
 ) -> None:
-    """Time every stage of a tracked frame, and print it beside the least the arithmetic could take."""
+    """Time every stage of a tracked frame, on a GPU every node of its CUDA graph, beside the least it could take."""
     import numpy as np
     import torch
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ..benchmark.profile import profile as measure
+    from ..bench.profiling import profile as measure
     from ..config import PRESETS
     from ..engine import Engine
     from ..model import OSTrack
@@ -42,18 +45,39 @@ def profile(
     where = f"{engine.device}" if engine.device.type != "cpu" else f"cpu, {torch.get_num_threads()} thread(s)"
     kind = str(engine.dtype).removeprefix("torch.")
     table = Table(title=f"{weights} on {where}, {kind}", title_justify="left", box=SIMPLE_HEAD)
-    for title in ("stage", "calls", "ms", "share", "GFLOP/s"):
-        table.add_column(title, justify="left" if title == "stage" else "right")
+    if found.nodes:
+        _add_nodes(table, found)
+    else:
+        _add_stages(table, found)
+    table.add_section()
+    table.add_row("frame", "", f"{1e3 * found.seconds:.3f}", f"{1 / found.seconds:.1f} frames/s", "")
+    Console().print(table)
+    print(f"roofline: {1e3 * found.roofline:.3f} ms ({found.bound}), {found.roofline / found.seconds:.0%} of the frame")
+
+
+def _columns(table: Table, *titles: str) -> None:
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("stage", "node") else "right")
+
+
+def _add_stages(table: Table, found) -> None:
+    _columns(table, "stage", "calls", "ms", "share", "GFLOP/s")
     for stage in sorted(found.stages, key=lambda one: -one.seconds):
         rate = f"{stage.flops / stage.seconds / 1e9:.0f}" if stage.flops else ""
         share = f"{stage.seconds / found.seconds:.1%}"
         table.add_row(stage.name, str(stage.calls), f"{1e3 * stage.seconds:.3f}", share, rate)
     rest = found.seconds - sum(stage.seconds for stage in found.stages)
-    if engine.device.type == "cpu":
-        table.add_row("between stages", "", f"{1e3 * rest:.3f}", f"{rest / found.seconds:.1%}", "")
-    table.add_section()
-    table.add_row("frame", "", f"{1e3 * found.seconds:.3f}", f"{1 / found.seconds:.1f} frames/s", "")
-    Console().print(table)
-    print(f"floor: {1e3 * found.floor:.3f} ms ({found.bound}), {found.floor / found.seconds:.0%} of the frame's time")
-    if found.kernels is not None:
-        print(f"{found.kernels} kernels, copies and fills a frame; stages are timed eagerly, the frame as a graph")
+    table.add_row("between stages", "", f"{1e3 * rest:.3f}", f"{rest / found.seconds:.1%}", "")
+
+
+def _add_nodes(table: Table, found) -> None:
+    """The nodes by name, and the gaps between them."""
+    _columns(table, "node", "calls", "ms", "share", "")
+    by_name: dict[str, list[float]] = {}
+    for node in found.nodes:
+        by_name.setdefault(node.name, []).append(node.seconds)
+    gaps = [node.gap for node in found.nodes[1:]]
+    rows = [*by_name.items(), ("gaps between nodes", gaps)]
+    for name, times in sorted(rows, key=lambda one: -sum(one[1])):
+        share = f"{sum(times) / found.seconds:.1%}"
+        table.add_row(name[:60], str(len(times)), f"{1e3 * sum(times):.3f}", share, "")

@@ -1,7 +1,8 @@
-"""`ostrack-fast tune`: measure the tiles of the Triton products on this GPU."""
+"""`ostrack-fast tune`: measure the tiles of the Triton GEMMs on this GPU."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +18,16 @@ def tune(
     batch: Annotated[str, typer.Option(help="Numbers of targets, such as 1,8.")] = "1",
     device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
-    seconds: Annotated[float, typer.Option(help="For each product, about.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="For each GEMM, about.")] = 2.0,
+    processes: Annotated[
+        int | None, typer.Option(min=0, help="That many compile all tiles first; 0: compile one by one.")
+    ] = None,
 ) -> None:
-    """Time every tile a product can run with, once for all, and write the fastest to a file.
+    """Time every tile a GEMM can run with, once for all, and write the fastest to a file.
 
     Tracking itself never measures: it uses this file if OSTRACK_FAST_TUNING names it, then the table that ships, and
     for what neither holds a model of the GPU.
-    What the file held before stays for products that are not measured again.
+    The file is written after every GEMM; what it held before stays for GEMMs that are not measured again.
     """
     if output.is_dir():
         raise ValueError(f"{output} is a folder: give the name of a file to write")
@@ -37,29 +41,32 @@ def tune(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ..benchmark.model import make_model
-    from ..benchmark.tune import tune as measure
-    from ..config import PRESETS
-    from ..engine import Engine
+    from ..bench import tuning
     from ..files import write_atomically
     from ..kernels import tiles
-    from ..model import OSTrack
 
     if output.exists():
         tiles.load_configs(output)
-    model = make_model(weights) if weights in PRESETS else OSTrack.from_pretrained(weights)
-    engine = Engine(model, device, dtype)
-    console = Console(stderr=True)
-    with console.status("measuring") as status:
-        found = measure(engine, batches, seconds, lambda one: status.update(f"measured {one.name}"))
-    write_atomically(output, tiles.save_configs)
+    engine = tuning.load_engine(weights, device, dtype)
     table = Table(title=f"{weights} on {engine.device}", title_justify="left", box=SIMPLE_HEAD)
-    for title in ("product", "rows", "tile", "split", "warps", "stages", "µs", "before"):
-        table.add_column(title, justify="left" if title == "product" else "right")
-    for one in found:
-        tile = f"{one.config.block_m} x {one.config.block_n} x {one.config.block_k}"
-        shape = [str(value) for value in (one.config.split, one.config.num_warps, one.config.num_stages)]
-        times = f"{1e6 * one.seconds:.1f}", f"{1e6 * one.before:.1f}"
-        table.add_row(one.name, str(one.problem.m), tile, *shape, *times)
+    for title in ("GEMM", "rows", "tile", "split", "warps", "stages", "µs", "before"):
+        table.add_column(title, justify="left" if title == "GEMM" else "right")
+    console = Console(stderr=True)
+    with console.status("compiling") as status:
+
+        def done(one: tuning.Tuned) -> None:
+            status.update(f"measured {one.name}")
+            write_atomically(output, tiles.save_configs)
+            tile = f"{one.config.block_m} x {one.config.block_n} x {one.config.block_k}"
+            shape = [str(value) for value in (one.config.split, one.config.num_warps, one.config.num_stages)]
+            table.add_row(
+                one.name, str(one.problem.m), tile, *shape, f"{1e6 * one.seconds:.1f}", f"{1e6 * one.before:.1f}"
+            )
+
+        if processes is None:
+            processes = max(1, (os.cpu_count() or 1) - 2) if engine.device.type == "cuda" else 0
+        if processes:
+            tuning.compile_in_parallel(weights, str(engine.device), dtype, batches, processes)
+        tuning.tune(engine, batches, seconds, done)
     Console().print(table)
     print(f"written to {output}; OSTRACK_FAST_TUNING={output} makes trackers use it")

@@ -64,7 +64,7 @@ def test_every_candidate_tile_computes_the_same(dtype, monkeypatch):
     layer, _, exact = layer_and_reference(72, 108, 3, "relu", dtype)
     x = random(1, 5, 5, 72)
     expected = exact(x.double())
-    candidates = tiles.candidate_configs(layer.problem(25))
+    candidates = tiles.candidate_configs(layer.problem(25), 0)
     assert {config.split for config in candidates} >= {1, 3, 9}
     for config in candidates:
         monkeypatch.setattr(conv3x3, "config_for", lambda problem, device, config=config: config)
@@ -95,3 +95,10 @@ def test_a_float32_map_is_rounded_and_one_that_is_not_dense_is_copied():
 def test_no_maps():
     layer, _, _ = layer_and_reference(32, 16, 1, "relu", torch.float16)
     assert layer(torch.empty(0, 4, 4, 32, dtype=torch.float16)).shape == (0, 4, 4, 16)
+
+
+def test_a_map_of_another_width_is_refused():
+    layer, _, _ = layer_and_reference(32, 16, 1, "relu", torch.float16)
+    for wrong in (torch.zeros(1, 4, 4, 64), torch.zeros(1, 4, 5, 32), torch.zeros(1, 4, 4, 16)):
+        with pytest.raises(ValueError, match=r"x must be \(B,F,F,32\), is"):
+            layer(wrong.half())

@@ -8,7 +8,7 @@ import torch
 from race_guard import guard
 
 from ostrack_fast import Engine, build_ostrack, ops
-from ostrack_fast.benchmark import tune
+from ostrack_fast.bench import tuning
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.kernels import tiles
 
@@ -62,17 +62,19 @@ def test_frames(model):
 
 @pytest.mark.usefixtures("clean_table")
 def test_tuning(model, tmp_path, monkeypatch):
-    """Every product is measured once, what was chosen is written, read again and used."""
+    """Every GEMM is measured once, what was chosen is written, read again and used."""
     # All tiles would take minutes in the interpreter.
     candidates = tiles.candidate_configs
-    monkeypatch.setattr(tiles, "candidate_configs", lambda problem: candidates(problem)[:2])
+    monkeypatch.setattr(tiles, "candidate_configs", lambda *asked: candidates(*asked)[:2])
     seen = []
     with ops.use("triton"):
         engine = Engine(model, "cpu", torch.float16)
-        tuned = tune.tune(engine, [1], 0.0, seen.append)
+        tuned = tuning.tune(engine, [1], 0.0, seen.append)
     assert tuned == seen
     problems = [one.problem for one in tuned]
     assert len(set(problems)) == len(problems) >= 6
+    first = next(one.problem for one in tuned if one.name == "conv1")
+    assert (first.taps, first.k, first.groups) == (9, TINY.embed_dim, 1), "the head's first convolution is the largest"
     for one in tuned:
         assert tiles.config_for(one.problem, torch.device("cpu")) == one.config
         assert one.seconds > 0 and one.before > 0
@@ -82,6 +84,50 @@ def test_tuning(model, tmp_path, monkeypatch):
     tiles._measured.clear()
     tiles.load_configs(path)
     assert all(tiles.config_for(one.problem, torch.device("cpu")) == one.config for one in tuned)
+
+
+@pytest.mark.usefixtures("clean_table")
+def test_processes_share_the_compiling(model, monkeypatch):
+    """Every tile is compiled in exactly one share, each layer with inputs of its own width."""
+    monkeypatch.setattr(tuning, "load_engine", lambda *_: Engine(model, "cpu", torch.float16))
+    candidates, tried = tiles.candidate_configs, []
+    monkeypatch.setattr(tiles, "candidate_configs", lambda *asked: candidates(*asked)[:3])
+    monkeypatch.setattr(tuning, "_try", lambda layer, arguments, problem, config, _: tried.append((problem, config)))
+    with ops.use("triton"):
+        engine = Engine(model, "cpu", torch.float16)
+        counts = [tuning.compile_share("", "", "", [1, 2], share, 4) for share in range(4)]
+        expected = set()
+        for batch in (1, 2):
+            for name, layer, rows in tuning.gemms(engine, batch):
+                assert tuning.inputs(engine, name, layer, rows)[0].shape[-1] == layer.inputs
+                problem = layer.problem(rows).bucket()
+                expected |= {(problem, config) for config in tiles.candidate_configs(problem, 0)}
+    assert sum(counts) == len(tried) == len(set(tried)) and set(tried) == expected
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.usefixtures("clean_table")
+def test_a_tile_that_the_gpu_cannot_hold_is_left_out(model, monkeypatch):
+    """The others are measured, and the GEMM gets one of them."""
+    from triton.runtime.errors import OutOfResources
+
+    candidates = tiles.candidate_configs
+    monkeypatch.setattr(tiles, "candidate_configs", lambda *asked: candidates(*asked)[:2])
+    with ops.use("triton"):
+        engine = Engine(model, "cpu", torch.float16)
+        name, layer, rows = next(tuning.gemms(engine, 1))
+        used = tiles.config_for(layer.problem(rows), torch.device("cpu"))
+        right = type(layer).__call__
+
+        def refuse_others(self, *arguments):
+            if tiles.config_for(self.problem(arguments[0].shape[-2]), torch.device("cpu")) != used:
+                raise OutOfResources(300000, 232448, "shared memory")
+            return right(self, *arguments)
+
+        monkeypatch.setattr(type(layer), "__call__", refuse_others)
+        monkeypatch.setattr(tuning, "gemms", lambda *_: [(name, layer, rows)])
+        (tuned,) = tuning.tune(engine, [1], 0.0, lambda _: None)
+    assert tuned.config == used
 
 
 @pytest.mark.usefixtures("clean_table")
@@ -97,12 +143,12 @@ def test_a_wrong_candidate_is_refused(model, monkeypatch):
             return right(self, *arguments, **options) * (1 if len(calls) == 1 else 2)
 
         monkeypatch.setattr(type(layer), "__call__", wrong_later)
-        with pytest.raises(tune.WrongResult, match="patch embedding"):
-            tune.tune(engine, [1], 0.0, print)
+        with pytest.raises(tuning.WrongResult, match="patch embedding"):
+            tuning.tune(engine, [1], 0.0, print)
 
 
 def test_only_triton_is_tuned(model):
     with ops.use("reference"):
         engine = Engine(model, "cpu", torch.float32)
-        with pytest.raises(ValueError, match="only Triton's products"):
-            tune.tune(engine, [1], 0.0, print)
+        with pytest.raises(ValueError, match="only Triton's GEMMs"):
+            tuning.tune(engine, [1], 0.0, print)

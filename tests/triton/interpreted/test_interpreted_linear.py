@@ -88,7 +88,7 @@ def test_every_candidate_tile_computes_the_same(dtype, monkeypatch):
     for eps in (None, 1e-6):
         layer = linear.Linear(weight, bias, eps, "none", dtype)
         exact = reference.Linear(weight.double(), bias.double(), eps, "none", torch.float64)(x.double())
-        candidates = tiles.candidate_configs(layer.problem(35))
+        candidates = tiles.candidate_configs(layer.problem(35), 0)
         assert len(candidates) >= 2
         for config in candidates:
             monkeypatch.setattr(linear, "config_for", lambda problem, device, config=config: config)

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, get_config
-from ..model import OSTrack
-from ..ops.reference import IMAGE_MEAN, IMAGE_STD
-from ..training.config import OptimConfig, TrainConfig
-from ..training.losses import LossConfig, ostrack_loss
-from ..training.trainer import Trainer
-from . import published
-from .case import Case, Contender, Contest, Options, WrongResult
-from .profile import stage_flops
-from .published_network import PublishedNetwork
+from ostrack_fast.config import ModelConfig, get_config
+from ostrack_fast.model import OSTrack
+from ostrack_fast.ops.reference import IMAGE_MEAN, IMAGE_STD
+from ostrack_fast.training.config import OptimConfig, TrainConfig
+from ostrack_fast.training.losses import LossConfig, ostrack_loss
+from ostrack_fast.training.trainer import Trainer
+
+from . import bench_decode
+from .case import Case, Comparison, Implementation, Options, WrongResult
+from .networks import parameter_count, stage_flops
+from .upstream import UpstreamNetwork
 
 NAMES = ("small", "ostrack_256_ce", "ostrack_384_ce")
 
@@ -31,20 +32,13 @@ _LOSS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 _TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.7}
 # Bytes of a float32 parameter that a step must move: AdamW reads it, its gradient and two moments, and writes three.
 _BYTES_A_PARAMETER = 28.0
-# At the arg-max of the predicted map, as published, the box terms of an untrained network would depend on rounding.
+# At the arg-max of the predicted map, as upstream, the box terms of an untrained network would depend on rounding.
 _LOSS = LossConfig(box_cells="target")
-# The published optimizer, but for its rate: at 0 it does the same work, and every step is the same step.
+# The upstream optimizer, but for its rate: at 0 it does the same work, and every step is the same step.
 _OPTIM = OptimConfig(lr=0.0)
 
 Batch = dict[str, Tensor]
 Run = Callable[[], tuple[Tensor, ...]]
-
-
-class _Step(Case):
-    @property
-    def too_long(self) -> bool:
-        """Never: the batch is not one of several, and on a CPU it is small already."""
-        return False
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -54,21 +48,18 @@ def cases(options: Options) -> Iterator[Case]:
         # Without the random skipping of blocks, so that results can be compared.
         cfg = replace(get_config(name), drop_path=0.0)
         for batch in options.batches or ((2,) if cpu else (32,)):
-            with torch.device("meta"):
-                parameters = sum(each.numel() for each in OSTrack(cfg).parameters())
-            # The backward pass multiplies twice for each product of the forward pass.
+            # The backward pass multiplies twice for each multiplication of the forward pass.
             flops = 3.0 * batch * sum(stage_flops(cfg).values())
             peaks: dict[str, int] = {}
-            yield _Step(
-                "training", f"{name}: {cfg.template_size} and {cfg.search_size} px", batch, torch.float32,
-                options.device, flops, _BYTES_A_PARAMETER * parameters,
-                partial(_contest, cfg, batch, options.device, peaks), peaks.get,
-            )  # fmt: skip
+            shape = f"{name}: {cfg.template_size} and {cfg.search_size} px"
+            moved = _BYTES_A_PARAMETER * parameter_count(cfg)
+            build = partial(compare, cfg, batch, options.device, peaks)
+            yield Case("training", shape, batch, torch.float32, options.device, flops, moved, build, peaks.get)
 
 
 @dataclass
-class _Published:
-    """The published step: dense network, AdamW as PyTorch makes it, under autocast or not."""
+class UpstreamStep:
+    """The upstream step: dense network, AdamW as PyTorch makes it, under autocast or not."""
 
     model: OSTrack
     batch: Batch
@@ -80,7 +71,7 @@ class _Published:
         self._parameters = head + backbone
         groups = [{"params": head}, {"params": backbone}]
         self._optimizer = torch.optim.AdamW(groups, lr=_OPTIM.lr, weight_decay=_OPTIM.weight_decay)
-        self._network = PublishedNetwork(self.model)
+        self._network = UpstreamNetwork(self.model)
         like = head[0]
         self._mean, self._std = (like.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._flat = like.new_ones(self.model.cfg.search_grid, self.model.cfg.search_grid)
@@ -90,7 +81,7 @@ class _Published:
         template, search = ((image - self._mean) / self._std for image in images)
         with torch.autocast(search.device.type, torch.bfloat16, enabled=self.half):
             score, size, offset = self._network(template, search)
-            boxes, _ = published.decode(score, size, offset, self._flat)
+            boxes, _ = bench_decode.upstream(score, size, offset, self._flat)
         out = {"score_map": score, "size_map": size, "offset_map": offset, "pred_boxes": boxes[:, None]}
         loss, _ = ostrack_loss(out, self.batch["search_box"].to(self._mean.dtype), _LOSS)
         self._optimizer.zero_grad()
@@ -98,10 +89,10 @@ class _Published:
         nn.utils.clip_grad_norm_(self._parameters, _OPTIM.grad_clip)
         value = torch.tensor(loss.item())  # for the log
         self._optimizer.step()
-        return value, *_gradients(self.model)
+        return value, *gradients(self.model)
 
 
-class _Ours:
+class TrainerStep:
     """`Trainer.step`, with the model compiled or not."""
 
     def __init__(self, model: OSTrack, batch: Batch, precision: str = "bfloat16", compiled: bool = False):
@@ -112,23 +103,23 @@ class _Ours:
         )  # fmt: skip
         self._trainer, self._batch = Trainer(cfg, device), batch
         self._trainer.model.load_state_dict(model.state_dict())
-        self._model = self._trainer.model
+        self.model = self._trainer.model
         if compiled:
-            self._trainer.model = torch.compile(self._model)  # type: ignore[assignment]
+            self._trainer.model = torch.compile(self.model)  # type: ignore[assignment]
 
     def __call__(self) -> tuple[Tensor, ...]:
         loss = self._trainer.step(self._batch)["loss"]
-        return torch.tensor(loss), *_gradients(self._model)
+        return torch.tensor(loss), *gradients(self.model)
 
 
-def _gradients(model: OSTrack) -> tuple[Tensor, ...]:
+def gradients(model: OSTrack) -> tuple[Tensor, ...]:
     """Of the first layer, which all gradients reach last, and of the score tower's first and last one."""
     names = ("backbone.patch_embed.proj.weight", "box_head.conv1_ctr.0.weight", "box_head.conv5_ctr.weight")
     found = [model.get_parameter(name).grad for name in names]
     return tuple(grad.detach() for grad in found if grad is not None)
 
 
-def _with_gradients(step: Callable[[], Any]) -> Any:
+def _enable_gradients(step: Callable[[], Any]) -> Any:
     """The suites run without gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         return step()
@@ -148,32 +139,33 @@ def _model(cfg: ModelConfig, device: torch.device) -> OSTrack:
     return model.to(device).train()
 
 
-def _contest(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Contest:
-    return _with_gradients(partial(_build, cfg, count, device, peaks))
+def compare(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Comparison:
+    """All implementations of a step on `count` pairs; on a GPU `peaks` gets the peak bytes of each."""
+    return _enable_gradients(partial(_build, cfg, count, device, peaks))
 
 
-def _build(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Contest:
+def _build(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Comparison:
     model = _model(cfg, device)
     batch = _pairs(cfg, count, device)
-    expected = tuple(each.cpu() for each in _Published(deepcopy(model).double(), batch)())
+    expected = tuple(each.cpu() for each in UpstreamStep(deepcopy(model).double(), batch)())
     single, half = torch.float32, torch.bfloat16
     makers: dict[str, tuple[Callable[[], Run], torch.dtype]] = {
-        "published": (lambda: _Published(deepcopy(model), batch), single),
-        "published bfloat16": (lambda: _Published(deepcopy(model), batch, half=True), half),
-        "ours float32": (lambda: _Ours(model, batch, "float32"), single),
-        "ours bfloat16": (lambda: _Ours(model, batch), half),
+        "upstream": (lambda: UpstreamStep(deepcopy(model), batch), single),
+        "upstream bfloat16": (lambda: UpstreamStep(deepcopy(model), batch, half=True), half),
+        "trainer float32": (lambda: TrainerStep(model, batch, "float32"), single),
+        "trainer bfloat16": (lambda: TrainerStep(model, batch), half),
     }
-    contest = Contest(tuple(each.to(device) for each in expected), {}, typical=True)
+    comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
     if device.type == "cuda":
-        makers["ours bfloat16, torch.compile"] = (lambda: _Ours(model, batch, compiled=True), half)
+        makers["trainer bfloat16, torch.compile"] = (lambda: TrainerStep(model, batch, compiled=True), half)
     else:
-        contest.skipped["ours bfloat16, torch.compile"] = "on a CPU its compiling takes minutes"
+        comparison.skipped["trainer bfloat16, torch.compile"] = "on a CPU its compiling takes minutes"
     for label, (make, dtype) in makers.items():
         step, loss = _measured(make, device, label, peaks)
         if not abs(loss - expected[0]) <= _LOSS_TOLERANCE[dtype] * abs(expected[0]):
             raise WrongResult(f"{label}: the loss is {loss:.5g}, expected is {expected[0]:.5g}")
-        contest.contenders[label] = Contender(partial(_with_gradients, step), _TOLERANCE[dtype], dtype)
-    return contest
+        comparison.implementations[label] = Implementation(partial(_enable_gradients, step), _TOLERANCE[dtype], dtype)
+    return comparison
 
 
 def _measured(make: Callable[[], Run], device: torch.device, label: str, peaks: dict[str, int]) -> tuple[Run, float]:

@@ -1,4 +1,4 @@
-"""The published network and tracker, written from their description: the first bar of the waterfall.
+"""The upstream network and tracker, written from their description: the first bar of the waterfall.
 
 Dense attention whose N x N maps are kept until the frame is done, template embedded anew for every frame, LayerNorm and
 BatchNorm unfolded, the head's towers one after the other. Parameters are those of an `OSTrack`, and any of the ops can
@@ -13,19 +13,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..boxes import clip_xywh, crop_to_image
-from ..engine import CLIP_MARGIN
-from ..model import OSTrack, template_mask
-from ..model.vit import Block
-from . import published
+from ostrack_fast.boxes import clip_xywh, crop_to_image
+from ostrack_fast.engine import CLIP_MARGIN
+from ostrack_fast.model import OSTrack, template_mask
+from ostrack_fast.model.vit import Block
+
+from . import bench_attention, bench_crop, bench_decode, bench_eliminate, bench_restore
 
 
-class PublishedNetwork:
+class UpstreamNetwork:
     """Template and search images (B,3,Z,Z), (B,3,X,X) -> score, size and offset maps.
 
     Args:
         attention: (qkv, mask) -> (out, score) in place of the dense one.
-        eliminate, restore: with the arguments of `ostrack_fast.ops`, in place of the published ones; both or neither.
+        eliminate, restore: with the arguments of `ostrack_fast.ops`, in place of the upstream ones; both or neither.
     """
 
     def __init__(
@@ -40,9 +41,13 @@ class PublishedNetwork:
         self._mask = template_mask(model.cfg, device=model.backbone.norm.weight.device)
 
     def __call__(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        backbone = self.model.backbone
+        return self.locate(backbone.embed_template(template.to(backbone.norm.weight.dtype)), search)
+
+    def locate(self, z: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the template's embedded tokens z (B,T,C)."""
         cfg, backbone = self.model.cfg, self.model.backbone
-        dtype = backbone.norm.weight.dtype
-        z, x = backbone.embed_template(template.to(dtype)), backbone.embed_search(search.to(dtype))
+        x = backbone.embed_search(search.to(backbone.norm.weight.dtype))
         ids = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         if self._eliminate is None:
             ids = torch.linspace(0, x.shape[1] - 1, x.shape[1], device=x.device).expand(len(x), -1)
@@ -51,13 +56,13 @@ class PublishedNetwork:
             mask = self._mask if index in cfg.ce_layers else None
             qkv = block.attn.packed(block.norm1(tokens))
             if self._attention is None:
-                out, score, probability = published.dense_attention(qkv, mask)
+                out, score, probability = bench_attention.dense_attention(qkv, mask)
                 maps.append(probability)
             else:
                 out, score = self._attention(qkv, mask)
             tokens = tokens + block.attn.proj(out)
             if index in cfg.ce_layers:
-                step: Callable[..., Any] = self._eliminate or published.eliminate
+                step: Callable[..., Any] = self._eliminate or bench_eliminate.upstream
                 tokens, ids, gone = step(tokens, score, ids, self._keep[index])
                 removed.append(gone)
             tokens = tokens + block.mlp(block.norm2(tokens))
@@ -66,28 +71,28 @@ class PublishedNetwork:
             feature_map = self._restore(found, ids, cfg.search_grid)
         else:
             none = ids[:, :0]
-            feature_map = published.restore(found, ids, torch.cat([none, *removed], dim=1), cfg.search_grid)
+            feature_map = bench_restore.upstream(found, ids, torch.cat([none, *removed], dim=1), cfg.search_grid)
         return self.model.box_head(feature_map)
 
 
-class PublishedTracker:
-    """The published `initialize` and `track` on a network: float boxes, as the corrected published code keeps them."""
+class UpstreamTracker:
+    """The upstream `initialize` and `track` on a network: float boxes, as the corrected upstream code keeps them."""
 
-    def __init__(self, network: PublishedNetwork):
+    def __init__(self, network: UpstreamNetwork):
         self.network, self.cfg = network, network.model.cfg
         self._like = network.model.backbone.norm.weight
-        self._window = published.hann(self.cfg.search_grid).to(self._like.device)
+        self._window = bench_decode.hann(self.cfg.search_grid).to(self._like.device)
 
     def initialize(self, frame: Tensor, box: tuple[float, float, float, float]) -> None:
         cfg = self.cfg
-        self._template, _ = published.crop(frame, [list(box)], cfg.template_factor, cfg.template_size, self._like)
+        self._template, _ = bench_crop.upstream(frame, [list(box)], cfg.template_factor, cfg.template_size, self._like)
         self.box = box
 
     def track(self, frame: Tensor) -> tuple[float, float, float, float]:
         cfg = self.cfg
-        search, scale = published.crop(frame, [list(self.box)], cfg.search_factor, cfg.search_size, self._like)
+        search, scale = bench_crop.upstream(frame, [list(self.box)], cfg.search_factor, cfg.search_size, self._like)
         score_map, size_map, offset_map = (each.float() for each in self.network(self._template, search))
-        found, _ = published.decode(score_map, size_map, offset_map, self._window)
+        found, _ = bench_decode.upstream(score_map, size_map, offset_map, self._window)
         moved = crop_to_image(found[0].tolist(), self.box, scale.item(), cfg.search_size)
         self.box = clip_xywh(moved, frame.shape[0], frame.shape[1], CLIP_MARGIN)
         return self.box

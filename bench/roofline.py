@@ -1,27 +1,30 @@
-"""What the machine can do at most, measured in the same run: bytes copied and products summed in a second."""
+"""The roofline of the machine, measured in the same run: bytes copied and matmul operations done in a second."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..ops import dispatch
-from .measure import Clock
+from ostrack_fast import ops
+from ostrack_fast.ops import dispatch, layers
 
-# Sides of square products, the fastest of which counts.
+from .timing import Clock
+
+# Sides of square matmuls, the fastest of which counts.
 _CPU_SIDES, _CUDA_SIDES = (512, 1024, 2048), (4096, 8192)
 _QUICK_SIDES = (256,)
 
 
-class Ceilings:
+class Roofline:
     """Measured when first asked for and remembered; the fastest sample counts, as nothing can be faster.
 
     Args:
-        timer: the clock of the contenders: on a GPU it keeps the copied bytes out of the cache as well.
+        timer: the clock of the implementations: on a GPU it keeps the copied bytes out of the cache as well.
     """
 
     def __init__(self, device: torch.device, timer: Clock, quick: bool = False):
@@ -29,7 +32,7 @@ class Ceilings:
         self.bytes_per_second: dict[int, float] = {}
         self.flops_per_second: dict[torch.dtype, float] = {}
 
-    def copy(self, moved: float) -> float:
+    def memory_rate(self, moved: float) -> float:
         """Bytes a second, read plus written, of a copy that moves about as much: what fits a cache is faster there."""
         half = 1 << max(12, round(moved / 2).bit_length() - 1)
         if half not in self.bytes_per_second:
@@ -37,18 +40,18 @@ class Ceilings:
             self.bytes_per_second[half] = 2 * half / self._fastest(lambda: target.copy_(source))
         return self.bytes_per_second[half]
 
-    def product(self, dtype: torch.dtype) -> float:
-        """Floating-point operations a second of the fastest large matrix product or convolution, PyTorch's or ours.
+    def compute_rate(self, dtype: torch.dtype) -> float:
+        """Floating-point operations a second of the fastest large matmul or convolution, PyTorch's or ours.
 
-        PyTorch's libraries differ by as much as half on one processor, so that one of them alone would be no ceiling.
+        PyTorch's libraries differ by as much as half on one processor, so that one of them alone would be no roofline.
         """
         if dtype not in self.flops_per_second:
             sides = _QUICK_SIDES if self._quick else _CUDA_SIDES if self._device.type == "cuda" else _CPU_SIDES
-            rates = [self._product(side, dtype) for side in sides] + [self._convolution(min(sides) // 2, dtype)]
+            rates = [self._matmul(side, dtype) for side in sides] + [self._convolution(min(sides) // 2, dtype)]
             self.flops_per_second[dtype] = max(rates)
         return self.flops_per_second[dtype]
 
-    def _product(self, side: int, dtype: torch.dtype) -> float:
+    def _matmul(self, side: int, dtype: torch.dtype) -> float:
         x, weight = (torch.randn(side, side, device=self._device) for _ in range(2))
         runs = self._ours("linear", x, weight, dtype)
         if dtype.is_floating_point:
@@ -66,13 +69,11 @@ class Ceilings:
         return 2 * 48 * 48 * 9 * channels**2 / min(map(self._fastest, runs))
 
     def _ours(self, op: str, x: Tensor, weight: Tensor, dtype: torch.dtype) -> list[Callable[[], Any]]:
-        asked = {"weight": weight, "dtype": dtype} | ({"groups": 1} if op == "conv3x3" else {})
-        if dispatch.problem("native", op, asked) is not None:
+        if dispatch.problem("native", op, {"weight": weight, "dtype": dtype}) is not None:
             return []
-        with dispatch.use("native"):
-            layer = dispatch.select(op, asked)(weight, torch.zeros(len(weight), device=self._device), dtype=dtype)
-        x = x.to(dtype if dtype.is_floating_point else torch.bfloat16)
-        return [lambda: layer(x)]
+        with ops.use("native"):
+            layer = getattr(layers, op)(weight, torch.zeros(len(weight), device=self._device), dtype=dtype)
+        return [partial(layer, x.to(dtype if dtype.is_floating_point else torch.bfloat16))]
 
     def _fastest(self, run: Callable[[], Any]) -> float:
         amount, _ = self.timer.prepare(run)
@@ -80,6 +81,6 @@ class Ceilings:
 
     def seconds(self, flops: float, moved: float, dtype: torch.dtype) -> tuple[float, str]:
         """The least time this work can take, and what bounds it: "compute" or "memory"."""
-        memory = moved / self.copy(moved)
-        compute = flops / self.product(dtype) if flops else 0.0
+        memory = moved / self.memory_rate(moved)
+        compute = flops / self.compute_rate(dtype) if flops else 0.0
         return max((compute, "compute"), (memory, "memory"))

@@ -20,34 +20,49 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .. import __version__
-from ..files import write_atomically
-from ..ops import native
-from .case import Case
-from .ceilings import Ceilings
-from .measure import clock, race, speedup
+from ostrack_fast import __version__
+from ostrack_fast.files import write_atomically
+from ostrack_fast.ops import native
 
-_RIVALS = ("published", "torch")
+from .case import Case, short_name
+from .roofline import Roofline
+from .timing import clock, interleave, speedup
+
+BASELINES = ("upstream", "torch")
+
+# Files written before these names changed stay readable.
+_RENAMED = {
+    "contenders": "implementations",
+    "ceiling": "roofline",
+    "share_of_ceiling": "roofline_fraction",
+    "speed_over": "speedup_over",
+    "products": "compute_dtype",
+    "published": "upstream",
+    "published bfloat16": "upstream bfloat16",
+    "ours float32": "engine float32",
+    "ours bfloat16": "engine bfloat16",
+    "ours int8": "engine int8",
+}
 
 
 def run(cases: Iterable[Case], threads: int, seconds: float, quick: bool, done: Callable[[], None]) -> list[dict]:
-    """Check and time every case with so many CPU threads, about `seconds` a case; one plain dictionary for each.
+    """Check and time every case, about `seconds` each, with that many CPU threads; one plain dictionary for each.
 
     Raises:
-        WrongResult: a contender's result is wrong.
+        WrongResult: an implementation's result is wrong.
     """
     before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    tools: dict[torch.device, Ceilings] = {}
+    rooflines: dict[torch.device, Roofline] = {}
     results = []
     try:
-        # Float32 means float32 for every contender, and cuDNN may try its algorithms first.
+        # Float32 means float32 for every implementation, and cuDNN may try its algorithms first.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             for case in cases:
-                if case.device not in tools:
-                    tools[case.device] = Ceilings(case.device, clock(case.device), quick)
-                results.append({**_run(case, tools[case.device], seconds), "threads": threads})
+                if case.device not in rooflines:
+                    rooflines[case.device] = Roofline(case.device, clock(case.device), quick)
+                results.append({**_run(case, rooflines[case.device], seconds), "threads": threads})
                 done()
     finally:
         torch.set_num_threads(before[0])
@@ -55,40 +70,45 @@ def run(cases: Iterable[Case], threads: int, seconds: float, quick: bool, done: 
     return results
 
 
-def _run(case: Case, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
+def _run(case: Case, roofline: Roofline, seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
-    contest = case.build()
-    for name in contest.contenders:
-        contest.check(name)
-    least, bound = ceilings.seconds(case.flops, case.bytes, case.dtype)
-    times = race({name: one.run for name, one in contest.contenders.items()}, ceilings.timer, seconds)
+    comparison = case.build()
+    for name in comparison.implementations:
+        comparison.check(name)
+    least, bound = roofline.seconds(case.flops, case.bytes, case.dtype)
+    runs = {name: one.run for name, one in comparison.implementations.items()}
+    times = interleave(runs, roofline.timer, seconds)
     if case.device.type == "cuda":
         torch.cuda.empty_cache()  # memory may be measured in another process, which needs room
-    memory = {name: case.memory(name) if case.memory else None for name in contest.contenders}
+    numbers = {}
+    for name, one in comparison.implementations.items():
+        dtype = one.compute_dtype or case.dtype
+        fraction = roofline.seconds(case.flops, case.bytes, dtype)[0] / median(times[name])
+        numbers[name] = _numbers(case, name, times) | {
+            "roofline_fraction": fraction,
+            "compute_dtype": short_name(dtype),
+            "peak_bytes": case.memory(name) if case.memory else None,
+        }
     return {
         "op": case.op,
         "shape": case.shape,
         "batch": case.batch,
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": short_name(case.dtype),
         "device": str(case.device),
         "flops": case.flops,
         "bytes": case.bytes,
-        "ceiling": {
+        "roofline": {
             "seconds": least,
             "bound": bound,
-            "bytes_per_second": ceilings.copy(case.bytes),
-            "flops_per_second": ceilings.product(case.dtype) if case.flops else None,
+            "bytes_per_second": roofline.memory_rate(case.bytes),
+            "flops_per_second": roofline.compute_rate(case.dtype) if case.flops else None,
         },
-        "contenders": {
-            name: _numbers(case, name, times, ceilings.seconds(case.flops, case.bytes, one.products or case.dtype)[0])
-            | {"products": str(one.products or case.dtype).removeprefix("torch."), "peak_bytes": memory[name]}
-            for name, one in contest.contenders.items()
-        },
-        "skipped": contest.skipped,
+        "implementations": numbers,
+        "skipped": comparison.skipped,
     }
 
 
-def _numbers(case: Case, name: str, times: dict[str, list[float]], least: float) -> dict[str, Any]:
+def _numbers(case: Case, name: str, times: dict[str, list[float]]) -> dict[str, Any]:
     middle = median(times[name])
     low, _, high = quantiles(times[name], n=4)
     return {
@@ -97,19 +117,18 @@ def _numbers(case: Case, name: str, times: dict[str, list[float]], least: float)
         "rounds": len(times[name]),
         "bytes_per_second": case.bytes / middle,
         "flops_per_second": case.flops / middle,
-        "share_of_ceiling": least / middle,
-        "speed_over": {rival: speedup(times[rival], times[name]) for rival in _RIVALS if rival in times},
+        "speedup_over": {other: speedup(times[other], times[name]) for other in BASELINES if other in times},
     }
 
 
 def tables(results: list[dict[str, Any]]) -> Iterator[Table]:
-    """A table for each op and number of threads, a row for each contender."""
+    """A table for each op and number of threads, a row for each implementation."""
     for (op, device, threads), group in groupby(results, lambda r: (r["op"], r["device"], r["threads"])):
         where = device if device != "cpu" else f"cpu, {threads} thread{'s' * (threads > 1)}"
         made = Table(title=f"{op} on {where}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for title in ("shape", "batch", "dtype", "contender"):
+        for title in ("shape", "batch", "dtype", "implementation"):
             made.add_column(title, no_wrap=title != "shape")
-        for title in ("µs", "±", "GB/s", "GFLOP/s", "of ceiling", *(f"x {rival}" for rival in _RIVALS)):
+        for title in ("µs", "±", "GB/s", "GFLOP/s", "roofline", *(f"x {name}" for name in BASELINES)):
             made.add_column(title, justify="right", no_wrap=True)
         for result in group:
             _add_rows(made, result)
@@ -118,7 +137,7 @@ def tables(results: list[dict[str, Any]]) -> Iterator[Table]:
 
 def _add_rows(made: Table, result: dict[str, Any]) -> None:
     case = [escape(result["shape"]), str(result["batch"]), result["dtype"]]
-    for name, one in result["contenders"].items():
+    for name, one in result["implementations"].items():
         low, high = one["quartiles"]
         made.add_row(
             *case,
@@ -127,18 +146,26 @@ def _add_rows(made: Table, result: dict[str, Any]) -> None:
             f"{(high - low) / 2 * 1e6:.1f}",
             f"{one['bytes_per_second'] / 1e9:.1f}",
             f"{one['flops_per_second'] / 1e9:.0f}" if result["flops"] else "",
-            f"{one['share_of_ceiling']:.0%} {result['ceiling']['bound']}",
-            *(f"{one['speed_over'][rival]:.2f}" if rival in one["speed_over"] else "" for rival in _RIVALS),
+            f"{one['roofline_fraction']:.0%} {result['roofline']['bound']}",
+            *(f"{one['speedup_over'][other]:.2f}" if other in one["speedup_over"] else "" for other in BASELINES),
         )
         case = [""] * len(case)
     made.add_section()
 
 
-def save(path: Path, results: list[dict[str, Any]], left_out: list[str]) -> None:
-    """Everything measured, with the machine it was measured on. Seconds, bytes, floating-point operations."""
-    document = {"machine": machine(), "left_out": left_out, "results": results}
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write numbers atomically, with the machine they were measured on. Seconds, bytes, floating-point operations."""
+    text = json.dumps({"machine": machine(), **document}, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that `write` made, by this version or an earlier one, in today's names."""
+
+    def renamed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {_RENAMED.get(name, name): value for name, value in pairs}
+
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=renamed)
 
 
 def machine() -> dict[str, Any]:
@@ -177,7 +204,7 @@ def _build_info() -> dict[str, Any] | None:
     try:
         return native.build_info()
     except RuntimeError:
-        return None  # not built: the contenders say so
+        return None  # not built: the implementations say so
 
 
 def _version(package: str) -> str | None:
@@ -189,7 +216,7 @@ def _version(package: str) -> str | None:
 
 def _revision() -> str | None:
     """The git commit, where the package lies in a checkout of its own repository, with `+changes` if not committed."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:

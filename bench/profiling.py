@@ -1,0 +1,132 @@
+"""Where the time of a frame goes, beside the least the arithmetic could take.
+
+On a CPU stage by stage, from the ranges that the engine names in a trace; on a GPU node by node of the frame's graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from ostrack_fast.engine import Engine
+
+from .networks import stage_flops
+from .roofline import Roofline
+from .timing import clock
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Median seconds of a frame in one stage, how often a frame enters it, and its multiply-adds times two."""
+
+    name: str
+    seconds: float
+    calls: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """A kernel, copy or fill on the device: median seconds, and the median idle seconds before it."""
+
+    name: str
+    seconds: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A frame: seconds as a user sees them, its stages (empty on a GPU), its nodes in order (empty on a CPU), and the
+    roofline: weights read or matmuls computed, whichever takes longer.
+    """
+
+    seconds: float
+    stages: list[Stage]
+    nodes: list[Node]
+    roofline: float
+    bound: str
+
+
+def profile(engine: Engine, frame: np.ndarray, box: Box, frames: int = 50) -> Profile:
+    """Follow a target through the same frame again and again. The engine's targets are forgotten.
+
+    Args:
+        frame: (h,w,3) uint8 RGB. box: xywh in its pixels.
+    """
+    engine.clear()
+    engine.add(frame, box)
+
+    def step() -> None:
+        engine.place([box])
+        engine.step(frame)
+
+    for _ in range(3):
+        step()
+    seconds = median(_seconds(step) for _ in range(frames))
+    work = stage_flops(engine.cfg, engine.network.eliminates)
+    on_gpu = engine.device.type == "cuda"
+    roofline = Roofline(engine.device, clock(engine.device))
+    weights = float(engine.network.parameters * engine.dtype.itemsize)
+    least, bound = roofline.seconds(sum(work.values()), weights, engine.dtype)
+    stages = [] if on_gpu else _stages(step, frames, work)
+    return Profile(seconds, stages, nodes(step, frames) if on_gpu else [], least, bound)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = perf_counter()
+    run()
+    return perf_counter() - begin
+
+
+def _recorded(run: Callable[[], Any], times: int, activity: ProfilerActivity) -> list[Any]:
+    with torch.profiler.profile(activities=[activity]) as recorded:
+        for _ in range(times):
+            run()
+        if activity == ProfilerActivity.CUDA:
+            torch.cuda.synchronize()
+    return sorted(recorded.events(), key=lambda event: event.time_range.start)
+
+
+def _stages(step: Callable[[], Any], frames: int, work: dict[str, float]) -> list[Stage]:
+    by_name: dict[str, list[float]] = {}
+    for event in _recorded(step, frames, ProfilerActivity.CPU):
+        if event.is_user_annotation:
+            by_name.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
+    stages = []
+    for name, times in by_name.items():
+        calls = len(times) // frames
+        each = [sum(times[frame * calls : (frame + 1) * calls]) for frame in range(frames)]
+        stages.append(Stage(name, median(each), calls, work.get(name, 0.0)))
+    return stages
+
+
+def nodes(run: Callable[[], Any], times: int = 20, device: DeviceType = DeviceType.CUDA) -> list[Node]:
+    """Every node that a run launches on the device, in order.
+
+    Raises:
+        RuntimeError: the runs do not launch the same nodes, so they cannot be laid one over the other.
+    """
+    for _ in range(3):
+        run()
+    activity = ProfilerActivity.CUDA if device == DeviceType.CUDA else ProfilerActivity.CPU
+    events = [event for event in _recorded(run, times, activity) if event.device_type == device]
+    count, rest = divmod(len(events), times)
+    runs = [events[index * count : (index + 1) * count] for index in range(times)]
+    if rest or count == 0 or any([e.name for e in one] != [e.name for e in runs[0]] for one in runs):
+        raise RuntimeError(f"{len(events)} nodes in {times} runs: every run must launch the same ones")
+    found = []
+    for index, first in enumerate(runs[0]):
+        seconds = median(one[index].time_range.elapsed_us() for one in runs) / 1e6
+        gaps = [one[index].time_range.start - one[index - 1].time_range.end for one in runs] if index else [0.0]
+        found.append(Node(first.name, seconds, median(gaps) / 1e6))
+    return found
