@@ -238,6 +238,12 @@ def test_a_full_or_lost_gpu_is_told(monkeypatch, capsys):
             cli.main()
         assert exit_.value.code == 2
         assert words in capsys.readouterr().err
+    # A fault of our own, or of a file that nobody thought of: told in a line too, and shown when asked for.
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(RuntimeError("a fault of our own")))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    told = capsys.readouterr().err
+    assert exit_.value.code == 2 and "RuntimeError: a fault of our own" in told and "--debug" in told
+    monkeypatch.setenv("OSTRACK_FAST_DEBUG", "1")
     with pytest.raises(RuntimeError, match="our own"):
         cli.main()

@@ -1,12 +1,15 @@
 """The command line, `ostrack-fast`: one file per command, holding the function of the same name.
 
-Commands import torch inside their functions, so that `--help` answers at once.
+Commands import torch inside their functions, so that `--help` answers at once. They check every path before they work,
+and write their files before they print.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated
 
 import typer
@@ -14,6 +17,7 @@ from rich.console import Console
 
 from .. import __version__
 from . import bench, demo, evaluate, info, profile, track, train, tune
+from ._streams import flush_output, make_patient
 
 _DEBUG = "OSTRACK_FAST_DEBUG"
 
@@ -25,8 +29,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _telling(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with its errors told in a line; the command line's library would make some of them "Aborted."."""
+
+    @wraps(command)
+    def run(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            _tell(error)
+
+    return run
+
+
 for _module in (demo, track, evaluate, train, bench, profile, tune, info):
-    app.command()(getattr(_module, _module.__name__.rpartition(".")[2]))
+    app.command()(_telling(getattr(_module, _module.__name__.rpartition(".")[2])))
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,29 +68,44 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Mistakes of the user: one line on stderr, exit code 2. Interrupts: exit code 130."""
+    """Run the command line. Errors: one line on stderr, exit code 2. Interrupts: exit code 130."""
+    make_patient()
     try:
-        app()
-    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
-        advice = _advice(error)
-        if advice is None or os.environ.get(_DEBUG):
-            raise
-        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", end=" ")
-        print(error, advice, file=sys.stderr, sep="")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        try:
+            app()
+        except Exception as error:
+            _tell(error)
+        finally:
+            # Here, where a full disk can still be told.
+            flush_output()
+    except OSError as error:
+        _tell(error)
 
 
-def _advice(error: Exception) -> str | None:
-    """What to add to the words of an error that is no fault of the program; None where it may be one."""
+def _tell(error: Exception) -> None:
+    """Print what is wrong in a line and exit with code 2; with --debug, raise it instead."""
+    if os.environ.get(_DEBUG):
+        raise error
+    Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", end=" ")
+    # Names of files may hold what moves a terminal's cursor.
+    print("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in _words(error)), file=sys.stderr)
+    sys.exit(2)
+
+
+def _words(error: Exception) -> str:
+    """What to say of an error: its own words, where they are for users, and what to do."""
     if isinstance(error, MemoryError):
         return "not enough memory: close other programs, or choose a smaller model"
-    if not isinstance(error, RuntimeError):
-        return ""
     torch = sys.modules.get("torch")  # commands import it themselves
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return "\nThe GPU's memory is full: end other programs on it, choose a smaller model or batch, or --device cpu."
+        return f"{error} The GPU's memory is full: end other programs on it, choose a smaller model or --device cpu."
     if torch is not None and isinstance(error, torch.AcceleratorError):
-        return "\nThe GPU failed, and this process cannot use it any more: look at nvidia-smi, then run again."
-    return None
+        return f"{error} The GPU failed, and this process cannot use it any more: look at nvidia-smi, then run again."
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else f"{error.strerror}"
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return str(error)
+    return (
+        f"{type(error).__name__}: {error}. If no file or option here is wrong, ostrack-fast is: please report what "
+        f"--debug before the command shows."
+    )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..files import write_atomically
+from ..files import write_text
+from ..interrupts import Interrupts
+from ..progress import progress_bar
 from ..video import FrameSource, VideoWriter
+from ._outputs import Outputs, raise_all
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,38 +27,25 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Outputs:
-    """Files to write; None for not wanted."""
-
-    video: Path | None = None
-    boxes: Path | None = None
-    plot: Path | None = None
-
-    def check(self, source: str) -> None:
-        """Find out now, not after minutes of tracking, what cannot be written. Raises ValueError."""
-        from ..video import check_video_path
-        from ..visualization.sheet import check_image_path
-
-        if self.video:
-            check_video_path(self.video)
-        if self.plot:
-            check_image_path(self.plot)
-        paths = [path for path in (self.video, self.boxes, self.plot) if path]
-        for path in paths:
-            if path.is_dir():
-                raise ValueError(f"{path} is a folder: give the name of a file to write")
-            if path.exists() and Path(source).exists() and path.samefile(source):
-                raise ValueError(f"{path} is the source itself: give the output another name")
-        if len({path.absolute() for path in paths}) < len(paths):
-            raise ValueError("two outputs have the same name")
-
-
-@dataclass
 class Run:
-    """What came of a run; `results[0]` is the given box, its score NaN. `tracking` and `total` in seconds."""
+    """What came of a run.
+
+    Args:
+        source: where the frames came from.
+        results: one for every frame. The first box is the one given; of it, and of frames that could not be decoded,
+            which repeat the box before, the score is NaN.
+        tracked: frames that the tracker was given after the first.
+        skipped: frames that could not be decoded.
+        resized: frames whose size is not the video's.
+        tracking, total: seconds.
+        interrupted: by the user, before the end.
+    """
 
     source: FrameSource
     results: list[TrackResult] = field(default_factory=list)
+    tracked: int = 0
+    skipped: int = 0
+    resized: int = 0
     tracking: float = 0.0
     total: float = 0.0
     interrupted: bool = False
@@ -65,11 +53,11 @@ class Run:
     @property
     def fps(self) -> float:
         """Frames a second of the tracker alone, without reading, drawing and writing."""
-        return (len(self.results) - 1) / self.tracking if self.tracking else 0.0
+        return self.tracked / self.tracking if self.tracking else 0.0
 
     @property
     def mean_score(self) -> float:
-        scores = [result.score for result in self.results[1:]]
+        scores = [result.score for result in self.results if not isnan(result.score)]
         return sum(scores) / len(scores) if scores else nan
 
     @property
@@ -77,27 +65,40 @@ class Run:
         """Frames marked as lost."""
         return sum(result.lost for result in self.results)
 
+    def skip_broken(self, box: Box) -> None:
+        """Take the frames that come next and could not be decoded; `box` if there is none before."""
+        from ..tracker import TrackResult
+
+        while len(self.results) in self.source.broken[self.skipped :]:
+            last = self.results[-1].box if self.results else box
+            self.results.append(TrackResult(last, nan, False))
+            self.skipped += 1
+
 
 def follow(tracker: Tracker, source: FrameSource, frames: Iterator[np.ndarray], box: Box, outputs: Outputs) -> Run:
     """Track through `frames` with a progress bar, and write the outputs; Ctrl-C or SIGTERM ends the run early.
 
-    However the run ends, files hold the frames tracked so far.
+    However the run ends, files hold the frames tracked so far, and one that cannot be written costs no other.
+
+    Raises:
+        What ended the run, or kept a file from being written; if several things did, an OSError that names them.
     """
     from ..visualization import Thumbnails
 
     run = Run(source)
     thumbnails = Thumbnails() if outputs.plot else None
     begin = perf_counter()
-    try:
-        with VideoWriter(outputs.video, source.fps) if outputs.video else nullcontext() as video, _interruptible():
-            try:
-                _loop(tracker, run, frames, box, video, thumbnails)
-            except KeyboardInterrupt:
-                run.interrupted = True
-    finally:
+    failures: list[Exception] = []
+    with Interrupts() as stop:
+        try:
+            with VideoWriter(outputs.video, source.fps) if outputs.video else nullcontext() as video:
+                _loop(tracker, run, frames, box, video, thumbnails, stop)
+        except Exception as error:
+            failures.append(error)
         run.total = perf_counter() - begin
         if run.results:
-            _write_results(run, outputs, thumbnails, tracker.lost_below)
+            failures += _write_results(run, outputs, thumbnails, tracker.lost_below)
+    raise_all(failures)
     return run
 
 
@@ -108,67 +109,62 @@ def _loop(
     box: Box,
     video: VideoWriter | None,
     thumbnails: Thumbnails | None,
+    stop: Interrupts,
 ) -> None:
     from ..tracker import TrackResult
-    from ..visualization import annotate
+    from ..visualization import annotate, fit
 
-    length = run.source.length
-    with _progress() as bar:
-        task = bar.add_task("tracking", total=length, status="")
-        for index, frame in enumerate(frames):
+    started = False
+    with progress_bar() as bar:
+        task = bar.add_task("tracking", total=run.source.length, status="")
+        for frame in frames:
+            run.skip_broken(box)
+            number = len(run.results)
             begin = perf_counter()
-            if index:
+            if started:
                 result = tracker.track(frame)
                 run.tracking += perf_counter() - begin
-                status = f"{run.tracking and index / run.tracking:.1f} frames/s  score {result.score:.2f}"
-                bar.update(task, status=status)
+                run.tracked += 1
+                bar.update(task, status=f"{run.fps:.1f} frames/s  score {result.score:.2f}")
             else:
                 tracker.initialize(frame, box)
-                result = TrackResult(box, nan, False)
+                result, started = TrackResult(box, nan, False), True
             if thumbnails:
-                thumbnails.add(index, frame, result)
+                thumbnails.add(number, frame, result)
             if video:
-                video.write(annotate(frame, result, f"frame {index}"))
+                picture = annotate(frame, result, f"frame {number}")
+                run.resized += video.size is not None and picture.shape[1::-1] != video.size
+                video.write(fit(picture, video.size) if video.size else picture)
             run.results.append(result)
-            bar.update(task, advance=1)
+            bar.update(task, completed=len(run.results))
+            if stop.requested:
+                run.interrupted = True
+                return
+        run.skip_broken(box)
         # A file's header may have promised another number of frames.
-        bar.update(task, total=len(run.results))
+        bar.update(task, total=len(run.results), completed=len(run.results))
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+def _write_results(run: Run, outputs: Outputs, thumbnails: Thumbnails | None, lost_below: float) -> list[Exception]:
+    def write_boxes() -> None:
+        if outputs.boxes:
+            lines = (",".join(f"{value:.3f}" for value in result.box) + "\n" for result in run.results)
+            write_text(outputs.boxes, "".join(lines))
 
+    def write_plot() -> None:
+        if outputs.plot and thumbnails:
+            from ..visualization import plot_run
 
-def _write_results(run: Run, outputs: Outputs, thumbnails: Thumbnails | None, lost_below: float) -> None:
-    if outputs.boxes:
-        lines = "".join(",".join(f"{value:.3f}" for value in result.box) + "\n" for result in run.results)
-        write_atomically(outputs.boxes, lambda temporary: Path(temporary).write_text(lines, encoding="utf-8"))
-    if outputs.plot and thumbnails:
-        from ..visualization import plot_run
+            scores = [result.score for result in run.results]
+            plot_run(outputs.plot, thumbnails.chosen(), scores, run.source.fps, Path(run.source.name).name, lost_below)
 
-        scores = [result.score for result in run.results]
-        plot_run(outputs.plot, thumbnails.chosen(), scores, run.source.fps, Path(run.source.name).name, lost_below)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that files are finished."""
-
-    def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    failures: list[Exception] = []
+    for write in (write_boxes, write_plot):
+        try:
+            write()
+        except Exception as error:
+            failures.append(error)
+    return failures
 
 
 def print_summary(run: Run, outputs: Outputs) -> None:
@@ -181,11 +177,24 @@ def print_summary(run: Run, outputs: Outputs) -> None:
         f"with reading, drawing and writing {whole:.1f}",
         highlight=False,
     )
-    if len(run.results) > 1:
+    if run.tracked:
         console.print(f"mean score {run.mean_score:.2f}, target perhaps lost in {run.lost} frames", highlight=False)
+    for note in _notes(run):
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    for title, path in (("video", outputs.video), ("boxes", outputs.boxes), ("picture", outputs.plot)):
+        if path:
+            console.print(f"{title:>8}  {escape(str(path))}", highlight=False)
+
+
+def _notes(run: Run) -> Iterator[str]:
+    if run.skipped:
+        which = ", ".join(map(str, run.source.broken[: min(run.skipped, 5)])) + (", ..." if run.skipped > 5 else "")
+        yield (
+            f"{run.skipped} frames could not be decoded and were skipped (counted from 0: {which}); "
+            "their boxes repeat the one before"
+        )
+    if run.resized:
+        yield f"{run.resized} frames of another size were scaled to fit the video"
     claimed = run.source.length
     if claimed and not run.interrupted and len(run.results) < claimed:
-        console.print(f"[yellow]note:[/] the header claims {claimed} frames; the others could not be read")
-    for title, path in (("video", outputs.video), ("boxes", outputs.boxes), ("picture", outputs.plot)):
-        if path and run.results:
-            console.print(f"{title:>8}  {escape(str(path))}", highlight=False)
+        yield f"the header claims {claimed} frames; the others could not be read"

@@ -17,9 +17,11 @@ def demo(
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:
     """Track Big Buck Bunny through the video that comes with the package. Needs no network."""
-    from ._run import Outputs, follow, print_summary
+    from ._outputs import Outputs
+    from ._run import follow, print_summary
 
     outputs = Outputs(output / "demo.mp4", output / "boxes.txt", output / "demo.png")
+    outputs.check(None, weights)
 
     from ..tracker import Tracker
     from ..video import open_source

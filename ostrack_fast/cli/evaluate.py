@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from ..files import check_folder
+from ._outputs import check_outputs, check_outside, raise_all
 
 if TYPE_CHECKING:
     from ..evaluation import EvaluationResult, Scores
@@ -49,35 +53,34 @@ def evaluate(
     from ..evaluation import evaluate_folder
     from ..tracker import Tracker
 
-    _check_outputs(json, plot)
+    files = [path for path in (json, plot) if path is not None]
+    check_outputs(files, plot)
+    for path in files:
+        check_outside(path, data)
+    if results is not None:
+        check_folder(results)
     tracker = Tracker(weights, device, dtype)
     patterns = one_based or []
     result = evaluate_folder(data, tracker, one_based=patterns, results=results, progress=True)
-    Console().print(_table(result))
-    if json is not None:
-        settings = {
-            "weights": weights,
-            "device": str(tracker.device),
-            "dtype": str(tracker.dtype).removeprefix("torch."),
-        }
-        result.save(json, data=str(data), one_based=patterns, tracker=settings)
-    if plot is not None:
-        from ..evaluation.plots import save_plot
+    settings = {"weights": weights, "device": str(tracker.device), "dtype": str(tracker.dtype).removeprefix("torch.")}
+    # Written before anything is printed, and one that cannot be written costs no other.
+    failures: list[Exception] = []
+    try:
+        if json is not None:
+            result.save(json, data=str(data), one_based=patterns, tracker=settings)
+    except OSError as error:
+        failures.append(error)
+    try:
+        if plot is not None:
+            from ..evaluation.plots import save_plot
 
-        save_plot(result, plot, Path(weights).stem)
+            save_plot(result, plot, Path(weights).stem)
+    except Exception as error:
+        failures.append(error)
+    Console().print(_table(result))
     for name, reason in result.skipped.items():
         print(f"skipped, and left out of all numbers: {name}: {reason}", file=sys.stderr)
-
-
-def _check_outputs(json: Path | None, plot: Path | None) -> None:
-    """Find out now, not after hours of tracking, what cannot be written. Raises ValueError."""
-    for path in (json, plot):
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path} is a folder: give the name of a file to write")
-    if plot is not None:
-        from ..evaluation.plots import check_suffix
-
-        check_suffix(plot)
+    raise_all(failures)
 
 
 def _table(result: EvaluationResult) -> Table:
@@ -92,7 +95,7 @@ def _table(result: EvaluationResult) -> Table:
         table.add_column(column, mean, justify="right", no_wrap=True)
     table.add_column("fps", f"{result.fps:.1f}", justify="right", no_wrap=True)
     for video in result.videos:
-        table.add_row(video.name, str(len(video.boxes)), *_cells(video.scores), f"{video.fps:.1f}")
+        table.add_row(escape(video.name), str(len(video.boxes)), *_cells(video.scores), f"{video.fps:.1f}")
     return table
 
 

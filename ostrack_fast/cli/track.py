@@ -10,7 +10,13 @@ import typer
 
 
 def track(
-    source: Annotated[str, typer.Argument(help="A video file, a folder of images, or the number of a camera.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A video file, a folder of images, the number of a camera, an address (rtsp://...), a pipe, or - for "
+            "standard input."
+        ),
+    ],
     box: Annotated[
         str | None, typer.Option(help="The target in the first frame, x,y,w,h in pixels. Without it, draw it.")
     ] = None,
@@ -28,10 +34,11 @@ def track(
     target = None if box is None else _parse_box(box)
 
     from ._draw_box import draw_box
-    from ._run import Outputs, follow, print_summary
+    from ._outputs import Outputs
+    from ._run import follow, print_summary
 
     outputs = Outputs(output, boxes, plot)
-    outputs.check(source)
+    outputs.check(source, weights)
 
     from ..tracker import Tracker, checked_box
     from ..video import open_source

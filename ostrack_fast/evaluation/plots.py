@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..files import write_atomically
+from ..visualization.sheet import check_image_path, save_figure
 from .metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS
 from .runner import EvaluationResult
 
@@ -44,14 +43,6 @@ def plot_curves(result: EvaluationResult, label: str = "tracker") -> Figure:
 
 
 def save_plot(result: EvaluationResult, path: str | Path, label: str = "tracker") -> None:
-    """Write `plot_curves` as a picture, of the kind the suffix of `path` says. Raises as `check_suffix`."""
-    check_suffix(path)
-    figure = plot_curves(result, label)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
-
-
-def check_suffix(path: str | Path) -> None:
-    """Raise ValueError unless matplotlib can write a file of this name."""
-    kinds = FigureCanvasAgg.get_supported_filetypes()
-    if Path(path).suffix.lower().lstrip(".") not in kinds:
-        raise ValueError(f"{path}: a picture's name must end in one of {', '.join('.' + kind for kind in kinds)}")
+    """Write `plot_curves` as a picture, of the kind the suffix of `path` says. Raises as `save_figure`."""
+    check_image_path(path)
+    save_figure(plot_curves(result, label), path, dpi=150)

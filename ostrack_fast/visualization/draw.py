@@ -41,6 +41,19 @@ def annotate(frame: np.ndarray, result: TrackResult, caption: str = "") -> np.nd
     return canvas
 
 
+def fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The frame (h,w,3) scaled to fit into `size`, width and height, in the middle of black; itself if it has it."""
+    height, width = frame.shape[:2]
+    if (width, height) == size:
+        return frame
+    scale = min(size[0] / width, size[1] / height)
+    inner_w, inner_h = max(1, round(scale * width)), max(1, round(scale * height))
+    canvas = np.zeros((size[1], size[0], 3), np.uint8)
+    left, top = (size[0] - inner_w) // 2, (size[1] - inner_h) // 2
+    canvas[top : top + inner_h, left : left + inner_w] = cv2.resize(frame, (inner_w, inner_h))
+    return canvas
+
+
 def _line_width(frame: np.ndarray) -> int:
     return max(2, round(min(frame.shape[:2]) / 240))
 

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..files import write_atomically
-from ..tracker import TrackResult
-from .draw import LOST_COLOUR, TARGET_COLOUR, draw_box
-
-_COLUMNS = 4
-_WIDTH = 480
-
-
-class Thumbnails:
-    """Evenly spaced frames of a run of unknown length, reduced: never more than `2 * count - 1` in memory."""
-
-    def __init__(self, count: int = 2 * _COLUMNS):
-        self.count = count
-        self._every = 1
-        self._kept: list[tuple[int, np.ndarray]] = []
-
-    def add(self, index: int, frame: np.ndarray, result: TrackResult) -> None:
-        """Take note of frame number `index`, counted from 0 without gaps."""
-        if index % self._every:
-            return
-        reduce = min(1.0, _WIDTH / frame.shape[1])
-        size = (round(frame.shape[1] * reduce), max(1, round(frame.shape[0] * reduce)))
-        small = cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA)
-        box = [value * reduce for value in result.box]
-        self._kept.append((index, draw_box(small, box, LOST_COLOUR if result.lost else TARGET_COLOUR)))
-        if len(self._kept) == 2 * self.count:
-            self._every *= 2
-            self._kept = self._kept[::2]
-
-    def chosen(self) -> list[tuple[int, np.ndarray]]:
-        """At most `count` (index, frame with box), evenly spread, the first among them."""
-        places = np.linspace(0, len(self._kept) - 1, min(self.count, len(self._kept)))
-        return [self._kept[round(place)] for place in places]
+from ..files import is_special, write_atomically
+from .draw import LOST_COLOUR, TARGET_COLOUR
+from .thumbnails import COLUMNS
 
 
 def plot_run(
@@ -66,20 +36,23 @@ def plot_run(
         ValueError: a suffix matplotlib cannot write.
     """
     check_image_path(path)
-    rows = -(-len(thumbnails) // _COLUMNS)
-    aspect = thumbnails[0][1].shape[0] / thumbnails[0][1].shape[1]
+    rows = -(-len(thumbnails) // COLUMNS)
+    aspect = min(3.0, thumbnails[0][1].shape[0] / thumbnails[0][1].shape[1])
     cell = 3.2
     heights = [cell * aspect + 0.25] * rows + [1.9]
-    figure = Figure(figsize=(_COLUMNS * cell + 0.4, sum(heights) + 1.0), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(rows + 1, _COLUMNS, height_ratios=heights)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure = Figure(figsize=(COLUMNS * cell + 0.4, sum(heights) + 1.0), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(rows + 1, COLUMNS, height_ratios=heights)
+    # A file's name, which may hold dollar signs and what is no text.
+    title = "".join(letter if letter.isprintable() else "?" for letter in title)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", parse_math=False)
     for place, (index, image) in enumerate(thumbnails):
-        axes = figure.add_subplot(grid[divmod(place, _COLUMNS)])
+        axes = figure.add_subplot(grid[divmod(place, COLUMNS)])
         axes.imshow(image)
         axes.set_title(f"frame {index}  ({index / fps:.1f} s)", fontsize=9, loc="left", color="#444444")
         axes.axis("off")
     _plot_score(figure.add_subplot(grid[rows, :]), thumbnails, np.asarray(scores, float), fps, lost_below)
-    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_figure(temporary, dpi=110))
+    FigureCanvasAgg(figure)
+    save_figure(figure, path, dpi=110)
 
 
 def _plot_score(
@@ -106,8 +79,21 @@ def _plot_score(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def check_image_path(path: str | Path) -> None:
-    """Raise ValueError unless `plot_run` can write a file of this name."""
+def save_figure(figure: Figure, path: str | Path, dpi: float) -> None:
+    """Write a figure atomically, of the kind that the suffix says. Raises as `check_image_path`, and OSError."""
+    kind = check_image_path(path)
+    with warnings.catch_warnings():
+        # The font draws a box for what it lacks, such as the letters of a video's Chinese name.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format=kind))
+
+
+def check_image_path(path: str | Path) -> str:
+    """The kind of picture that a file of this name is: "png" for devices and pipes. Raises ValueError if it is none."""
     kinds = FigureCanvasAgg.get_supported_filetypes()
-    if Path(path).suffix.lower().removeprefix(".") not in kinds:
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in kinds:
+        if is_special(path):
+            return "png"
         raise ValueError(f"{path}: a picture's name must end in one of {', '.join('.' + kind for kind in kinds)}")
+    return kind

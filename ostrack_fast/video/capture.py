@@ -1,0 +1,154 @@
+"""OpenCV's VideoCapture, with what it does not tell: which frames could not be decoded, and where the end is.
+
+A failed read of OpenCV's may be the end, or a frame that cannot be decoded with good ones behind it; some decoders drop
+such a frame, or its neighbour, without a word. What a file holds is seen in its packets, one a frame, which can be
+listed without decoding; which of them a decoded frame comes from is seen in its time.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..files import is_utf8
+from .pipe import Pipe
+
+# Cameras and streams: failed reads in a row that mean the end.
+_MAX_FAILURES = 5
+# Milliseconds; far less than a frame lasts, far more than the rounding of times.
+_SLACK = 0.01
+
+
+class Capture:
+    """An opened video; `frames` reads it once.
+
+    Args:
+        target: what cv2.VideoCapture opens.
+        resources: closed at the end of `frames`.
+        seekable: a file, whose packets can be listed.
+
+    Attributes:
+        broken: numbers of the frames that could not be decoded, as far as `frames` has come.
+    """
+
+    def __init__(self, target: str | int, resources: ExitStack | None = None, seekable: bool = False):
+        self.broken: list[int] = []
+        self._target = target if seekable else None
+        self._resources = resources or ExitStack()
+        self._capture = cv2.VideoCapture(target)
+        self._resources.callback(self._capture.release)
+        self._step = 1000 / self.fps if self.fps > 0 else float("inf")
+        self._count = 0  # number of the next frame
+        self._first: float | None = None  # time of the first frame, if no failure preceded it
+        self._last = 0.0  # time of the last frame
+        self._times: list[float] | None = None  # of all frames; None is not yet listed, empty is of no use
+        self._total = 0  # frames the file holds
+        self._whole_avi = False
+
+    @classmethod
+    def of_file(cls, path: Path) -> Capture:
+        """A regular file of any name."""
+        name, resources = str(path.absolute()), ExitStack()
+        if "%" in name or not is_utf8(name):
+            # FFmpeg takes a percent sign for a pattern of image names, and OpenCV crashes on what is not UTF-8.
+            descriptor = os.open(path, os.O_RDONLY)
+            resources.callback(os.close, descriptor)
+            name = f"/dev/fd/{descriptor}"
+        capture = cls(name, resources, seekable=True)
+        with open(path, "rb") as file:
+            head = file.read(8)
+            capture._whole_avi = head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") + 8 <= path.stat().st_size
+        return capture
+
+    @classmethod
+    def of_pipe(cls, pipe: Pipe) -> Capture:
+        """What comes out of a pipe."""
+        resources = ExitStack()
+        resources.callback(pipe.close)
+        return cls(pipe.name, resources, pipe.seekable)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, as the header claims."""
+        return self._capture.get(cv2.CAP_PROP_FPS)
+
+    @property
+    def length(self) -> int:
+        """Number of frames, as the header claims; 0 or less where it says nothing."""
+        return int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """The frames that can be decoded, (h,w,3) uint8 RGB."""
+        with self._resources:
+            reads = failures = 0
+            while self._capture.isOpened():
+                good, frame = self._capture.read()
+                reads += 1
+                if good:
+                    self._place(failures)
+                    failures = 0
+                    yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                else:
+                    failures += 1
+                    if self._ended(reads, failures):
+                        break
+            if self._times and self._last < self._times[-1] - _SLACK:
+                self.broken.extend(range(self._count, len(self._times)))
+
+    def _place(self, failures: int) -> None:
+        """Find the number of the frame just read; those left out before it are broken."""
+        now = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+        if self._first is None:
+            self._first = now if not failures else float("-inf")
+        elif now > self._last + 1.5 * self._step:
+            self._list_packets()
+        number = bisect_left(self._times, now - _SLACK) if self._times else self._count + failures
+        self.broken.extend(range(self._count, number))
+        self._count = max(self._count, number) + 1
+        self._last = now
+
+    def _ended(self, reads: int, failures: int) -> bool:
+        """Whether a failed read is the end, and not a broken frame."""
+        if self._target is None:
+            return failures >= _MAX_FAILURES
+        if self._count == self.length:
+            return True
+        self._list_packets()
+        return reads >= self._total
+
+    def _list_packets(self) -> None:
+        """List when all frames of the file are to be shown, as far as that agrees with those read until now."""
+        if self._times is not None or self._target is None:
+            return
+        packets = cv2.VideoCapture(self._target, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+        times = []
+        while packets.grab():
+            times.append(packets.get(cv2.CAP_PROP_POS_MSEC))
+        packets.release()
+        times.sort()
+        if times and self._first is not None and self._first > float("-inf"):
+            # Frames that are there for decoding alone precede the first; its own packet may tell another time.
+            start = bisect_left(times, self._first - _SLACK)
+            start -= start == len(times) or times[start] > self._first + _SLACK
+            times[: start + 1] = [self._first]
+        if self._whole_avi:
+            times = _on_grid(times, self._step, self.length)
+        # Else packets and frames do not correspond, as in interlaced video with a packet for each field.
+        agree = self._first is None or bisect_left(times, self._last - _SLACK) == self._count - 1
+        self._times = times if agree else []
+        self._total = len(self._times) or self.length
+
+
+def _on_grid(times: list[float], step: float, count: int) -> list[float]:
+    """The times of the frames of an AVI file that was not cut off.
+
+    It has a frame for each step, and `count` is right; FFmpeg joins a damaged packet to the next one.
+    """
+    regular = all(abs((time - times[0]) / step % 1 - 0.5) > 0.4 for time in times)
+    return [times[0] + step * number for number in range(count)] if times and regular else times
