@@ -75,6 +75,12 @@ def _measure(name: str, section: str, seconds: int, call: int, device: str, out:
     return Step(name, seconds, (*command, "--json", str(out / f"{stem(name)}.json")), call, tuned=call == 2)
 
 
+def _bench(suite: str, names: str, seconds: int, out: Path, *options: str, call: int = 0, name: str = "") -> Step:
+    name = name or f"bench {suite} {names}"
+    command = (sys.executable, "-m", "ostrack_fast.cli", "bench", suite, "--op", names, *options)
+    return Step(name, seconds, (*command, "--json", str(out / f"{stem(name)}.json")), call, tuned=call != 1)
+
+
 def _first_call(device: str, out: Path) -> Iterator[Step]:
     gpu = device != "cpu"
     # Without a build Triton's kernels still serve every op: the script goes on in place.
@@ -82,35 +88,37 @@ def _first_call(device: str, out: Path) -> Iterator[Step]:
     link = f"{shlex.quote(sys.executable)} bench/gpu_check.py --in-place"
     environment = {"OSTRACK_FAST_CUDA": "ON", "OSTRACK_FAST_CUDA_ARCHITECTURES": "90-real"}
     skip = None if gpu else "a rehearsal uses the package as it is installed"
-    yield Step("build", 100, ("sh", "-c", f"{install} || {link}"), 1, skip, environment=environment)
+    yield Step("build", 90, ("sh", "-c", f"{install} || {link}"), 1, skip, environment=environment)
     for name, section, seconds in (
-        ("error", "error", 40), ("graph time", "graph_time", 30), ("nodes", "nodes", 25), ("upstream", "upstream", 20),
-        ("frames", "frames", 25), ("GEMMs", "gemms", 45), ("attention", "attention", 25), ("batches", "batches", 30),
+        ("error", "error", 35), ("graph time", "graph_time", 25), ("nodes", "nodes", 25), ("upstream", "upstream", 20),
+        ("frames", "frames", 25), ("GEMMs", "gemms", 45), ("attention", "attention", 20), ("batches", "batches", 30),
     ):  # fmt: skip
         yield _measure(name, section, seconds, 1, device, out)
+    names = ",".join(NETWORKS if gpu else ("small",))
+    yield _bench("model", names, 30, out, "--quick", "--batch", "1", "--device", device, call=1, name="waterfall")
     processes = str(max(1, min(12, (os.cpu_count() or 1) - 2)))
     parallel = ("-n", processes) if importlib.util.find_spec("xdist") else ()
     # Without a GPU: a few of the same tests, as far as the CPU can run them.
     chosen = ("tests", "-m", "gpu", "--deselect", ALONE) if gpu else ("tests/ops/test_decode.py", "-m", "not gpu")
-    yield Step("tests", 80, (*PYTEST, *chosen, *parallel), 1, environment={"OMP_NUM_THREADS": "1"})
+    yield Step("tests", 75, (*PYTEST, *chosen, *parallel), 1, environment={"OMP_NUM_THREADS": "1"})
 
 
 def _second_call(device: str, out: Path) -> Iterator[Step]:
     gpu = device != "cpu"
     no_gpu = None if gpu else "needs a GPU"
     yield Step("library", 5, (sys.executable, "bench/gpu_check.py", "--in-place"), 2, no_gpu)
-    yield _measure("switches", "switches", 30, 2, device, out)
-    for network, seconds in zip(NETWORKS, (45, 40), strict=True):
+    yield _measure("switches", "switches", 25, 2, device, out)
+    for network, seconds in zip(NETWORKS, (55, 35), strict=True):
         options = ("--weights", network, "--batch", "1", "--seconds", "0.5", "--device", device)
         command = (sys.executable, "-m", "ostrack_fast.cli", "tune", str(tiles_file(out)), *options)
         yield Step(f"tune {network}", seconds, command, 2, no_gpu)
     for name, section, seconds in (
-        ("graph time, tuned", "graph_time", 20), ("nodes, tuned", "nodes", 20), ("frames, tuned", "frames", 20),
+        ("graph time, tuned", "graph_time", 15), ("nodes, tuned", "nodes", 15), ("frames, tuned", "frames", 15),
     ):  # fmt: skip
         yield _measure(name, section, seconds, 2, device, out)
-    yield from (_sanitizer("memcheck", backend, 15, 2, no_gpu) for backend in ("native", "triton"))
+    yield from (_sanitizer("memcheck", backend, 25, 2, no_gpu) for backend in ("native", "triton"))
     chosen = ("-m", "gpu") if gpu else ("-m", "not gpu and not slow", "-k", "cpu and step_as")
-    yield Step("training", 30, (*PYTEST, "tests/training/test_on_device.py", *chosen), 2)
+    yield Step("training", 25, (*PYTEST, "tests/training/test_on_device.py", *chosen), 2)
 
 
 def _sanitizer(tool: str, backend: str, seconds: int, call: int, no_gpu: str | None) -> Step:
@@ -137,11 +145,8 @@ def _on_demand(device: str, out: Path) -> Iterator[Step]:
     gpu = device != "cpu"
     no_gpu = None if gpu else "needs a GPU"
 
-    def bench(suite: str, name: str, seconds: int, *options: str) -> Step:
-        path = str(out / f"bench_{suite}_{name}.json")
-        command = (sys.executable, "-m", "ostrack_fast.cli", "bench", suite, "--op", name, "--device", device)
-        command += ("--json", path, *options, *(() if gpu else ("--quick",)))
-        return Step(f"bench {suite} {name}", seconds, command, tuned=True)
+    def bench(suite: str, names: str, seconds: int, *options: str) -> Step:
+        return _bench(suite, names, seconds, out, "--device", device, *options, *(() if gpu else ("--quick",)))
 
     where = ("--device", device)
     yield Step("kernels native", 120, (sys.executable, "-m", "ostrack_fast.bench.check_kernels", *where))
@@ -226,7 +231,18 @@ def _verdict(step: Step, code: int | None, lines: list[str]) -> tuple[str, str]:
         return "failed", f"exit code {code}: " + "; ".join(dict.fromkeys((last, *_complaint(lines))))
     if "pytest" in step.command and " passed" not in last:
         return "failed", f"no test ran: {last}"
+    if "bench" in step.command:
+        return "ok", _times(json.loads(Path(step.command[-1]).read_text(encoding="utf-8"))["results"])
     return "ok", last
+
+
+def _times(results: list[dict[str, Any]]) -> str:
+    """Of a benchmark's results: each implementation's microseconds, shape by shape."""
+    lines = []
+    for result in results:
+        times = (f"{name} {1e6 * one['seconds']:.0f}" for name, one in result["implementations"].items())
+        lines.append(f"{result['shape']}, batch {result['batch']}, {result['dtype']}: {', '.join(times)} us")
+    return "; ".join(lines)
 
 
 def _complaint(lines: list[str]) -> list[str]:

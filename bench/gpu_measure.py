@@ -208,31 +208,33 @@ def gemms(section: Section) -> None:
 
 
 def attention(section: Section) -> None:
-    """Attention with the score, native and Triton, beside SDPA with and without it."""
+    """Attention without and with the score, native and Triton, beside SDPA."""
     copies = 24 if section.on_gpu else 1
+    backends = ("native", "triton", "SDPA") if section.on_gpu else ("native", "SDPA")
 
-    def measure(total: int, template: int, row: int, width: int, heads: int) -> dict[str, Any]:
-        shape = 1, total, 3, heads, width
-        qkv = [torch.randn(shape, device=section.device).to(section.dtype) for _ in range(copies)]
+    def measure(backend: str, qkv: list[Tensor], template: int, row: int | None) -> float:
+        if backend == "SDPA":
+            return section.device_time(
+                lambda: [bench_attention.torch_best(each, row, template) for each in qkv], copies
+            )
         mask = torch.zeros(template, dtype=torch.bool, device=section.device)
-        mask[row] = True
-        found: dict[str, Any] = {}
-        for backend in ("native", "triton") if section.on_gpu else ("native",):
-            for label, chosen in (("", None), (" with score", mask)):
-                with ops.use(backend):
-                    run = partial(lambda m: [ops.attention(each, m) for each in qkv], chosen)
-                    found[backend + label] = section.device_time(run, copies)
-        for label, chosen_row in (("SDPA", None), ("SDPA with score", row)):
-            run = partial(lambda r: [bench_attention.torch_best(each, r, template) for each in qkv], chosen_row)
-            found[label] = section.device_time(run, copies)
-        return found
+        if row is not None:
+            mask[row] = True
+        with ops.use(backend):
+            return section.device_time(
+                lambda: [ops.attention(each, None if row is None else mask) for each in qkv], copies
+            )
 
     for name in section.networks:
         cfg = get_config(name)
-        template, row = cfg.template_grid**2, bench_attention.center_row(cfg)
+        template, center = cfg.template_grid**2, bench_attention.center_row(cfg)
         for kept in dict.fromkeys((cfg.search_tokens()[0], cfg.search_tokens()[-1])):
-            arguments = template + kept, template, row, cfg.embed_dim // cfg.num_heads, cfg.num_heads
-            section.row(f"N {template + kept}, T {template}", partial(measure, *arguments))
+            shape = 1, template + kept, 3, cfg.num_heads, cfg.embed_dim // cfg.num_heads
+            qkv = [torch.randn(shape, device=section.device).to(section.dtype) for _ in range(copies)]
+            for backend in backends:
+                for row in (None, center):
+                    label = f"N {template + kept}, {backend}{'' if row is None else ' with score'}"
+                    section.row(label, partial(measure, backend, qkv, template, row))
 
 
 def batches(section: Section) -> None:

@@ -46,7 +46,7 @@ class Roofline:
         PyTorch's libraries differ by as much as half on one processor, so that one of them alone would be no roofline.
         """
         if dtype not in self.flops_per_second:
-            sides = _QUICK_SIDES if self._quick else _CUDA_SIDES if self._device.type == "cuda" else _CPU_SIDES
+            sides = _CUDA_SIDES if self._device.type == "cuda" else _QUICK_SIDES if self._quick else _CPU_SIDES
             rates = [self._matmul(side, dtype) for side in sides] + [self._convolution(min(sides) // 2, dtype)]
             self.flops_per_second[dtype] = max(rates)
         return self.flops_per_second[dtype]

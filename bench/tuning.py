@@ -84,6 +84,17 @@ def _distinct(engine: Engine, batches: Sequence[int]) -> Iterator[tuple[str, Any
                 yield name, layer, rows, problem
 
 
+def _worth_timing(problem: Any, device: torch.device) -> list[Any]:
+    """Candidates without the splits that leave half the multiprocessors idle or take more than two rounds."""
+    from ostrack_fast.kernels import tiles
+
+    configs = tiles.candidate_configs(problem, _capability(device))
+    if device.type != "cuda":
+        return configs
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return [each for each in configs if each.split == 1 or count / 2 <= each.split * each.tiles(problem) <= 2 * count]
+
+
 def _capability(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0  # 0: Triton's interpreter
 
@@ -103,15 +114,13 @@ def _try(layer: Any, arguments: tuple, problem: Any, config: Any, capability: in
 
 def compile_share(weights: str, device: str, dtype: str, batches: Sequence[int], share: int, shares: int) -> int:
     """Compile every `shares`-th tile of a network, beginning with number `share`, into Triton's cache; how many."""
-    from ostrack_fast.kernels import tiles
-
     torch.set_num_threads(1)
     engine = load_engine(weights, device, dtype)
     capability = _capability(engine.device)
     work = [
         (name, layer, rows, problem, config)
         for name, layer, rows, problem in _distinct(engine, batches)
-        for config in tiles.candidate_configs(problem, capability)
+        for config in _worth_timing(problem, engine.device)
     ][share::shares]
     with torch.no_grad():
         for name, layer, rows, problem, config in work:
@@ -159,7 +168,7 @@ def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, seconds: fl
     expected = layer(*arguments).float()
     bound = _TOLERANCE[layer.weight.dtype] * float(expected.abs().max())
     configs = {}
-    for config in (used, *tiles.candidate_configs(problem, capability)):
+    for config in (used, *_worth_timing(problem, device)):
         found = _try(layer, arguments, problem, config, capability)
         if found is None:
             continue

@@ -90,7 +90,11 @@ def _step_bytes(problem: Problem, block_m: int, block_n: int, block_k: int) -> i
 
 def _config(problem: Problem, block: tuple[int, int, int], depth: int, split: int, pipeline_bytes: int) -> Config:
     block_m, block_n, warps = block
-    stages = min(6, pipeline_bytes // _step_bytes(problem, block_m, block_n, depth)) if problem.half else 3
+    if not problem.half:
+        return Config(block_m, block_n, depth, split, warps, 3)
+    # No more stages than the loop has steps to fill them with.
+    most = min(6, max(3, _steps(problem, depth) // split))
+    stages = min(most, pipeline_bytes // _step_bytes(problem, block_m, block_n, depth))
     return Config(block_m, block_n, depth, split, warps, stages)
 
 

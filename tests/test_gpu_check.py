@@ -50,7 +50,8 @@ def test_the_plan_fits_the_time_and_speed_comes_early():
     assert sum(seconds for _, seconds, _ in first) <= 420 and sum(seconds for _, seconds, _ in second) <= 240
     assert first + second == plan
     assert [name for name, _, _ in first] == [
-        "build", "error", "graph time", "nodes", "upstream", "frames", "GEMMs", "attention", "batches", "tests",
+        "build", "error", "graph time", "nodes", "upstream", "frames", "GEMMs", "attention", "batches",
+        "waterfall", "tests",
     ]  # fmt: skip
     assert [name for name, _, _ in second] == [
         "library", "switches", "tune ostrack_256_ce", "tune ostrack_384_ce", "graph time, tuned", "nodes, tuned",
@@ -93,8 +94,9 @@ def test_a_rehearsal_keeps_everything(tmp_path):
     statuses = {name: one["status"] for name, one in document["steps"].items()}
     assert statuses == {"build": "skipped", "attention": "ok"}
     rows = document["results"]["attention"]["rows"]
-    assert {"N 180, T 36", "N 107, T 36"} == set(rows)
-    assert all(time > 0 for row in rows.values() for time in row.values())
+    kinds = ("native", "native with score", "SDPA", "SDPA with score")
+    assert [*rows] == [f"N {tokens}, {kind}" for tokens in (180, 107) for kind in kinds]
+    assert all(time > 0 for time in rows.values())
     assert document["results"]["attention"]["machine"]["cpu"]
     log = tmp_path / document["steps"]["attention"]["log"]
     assert "ostrack_fast.bench.gpu_measure attention" in log.read_text().splitlines()[0]
@@ -170,3 +172,12 @@ def test_a_section_keeps_the_rows_before_one_that_fails(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert rows["second"] == "failed: ValueError: no such thing" and section.failed == 1
     assert summary(rows) == "first: 1.5; second: failed: ValueError: no such thing; third: {us: 2}"
+
+
+def test_a_benchmark_is_summed_up(tmp_path, gpu_check):
+    """Every implementation's time, from the file that the command writes: here a real one, of the smallest op."""
+    command = (sys.executable, "-m", "ostrack_fast.cli", "bench", "ops", "--op", "decode", "--dtype", "float32")
+    step = gpu_check.Step("bench", 1, (*command, "--quick", "--device", "cpu", "--json", str(tmp_path / "x.json")))
+    status, text, _ = gpu_check.run(step, tmp_path / "log", 600.0, tmp_path / "none")
+    assert status == "ok", (tmp_path / "log").read_text()
+    assert re.fullmatch(r"12 x 12, batch 1, float32: upstream \d+, torch \d+, native \d+ us", text)

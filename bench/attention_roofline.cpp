@@ -1,6 +1,6 @@
 // The least time bfloat16 attention could take on this processor, were nothing but arithmetic left of it.
 //
-//   g++ -O2 -mavx512f -mavx512bf16 bench/checks/attention_ceiling.cpp -o attention_ceiling && ./attention_ceiling
+//   g++ -O2 -mavx512f -mavx512bf16 bench/attention_roofline.cpp -o attention_roofline && ./attention_roofline
 //
 // For 16 logits of head dimension 64 both products need 64 multiply-adds of bf16 pairs. The softmax needs at least
 // three more instructions of the same units (the scale, and two multiply-adds for an exponential whose table lies in
