@@ -18,7 +18,7 @@ LAYERS = [
     {"devices"},
     {"model"},
     {"ops"},
-    {"boxes", "config", "data", "files", "interrupts", "progress", "switches", "video", "kernels", "_C"},
+    {"boxes", "config", "data", "files", "interrupts", "progress", "settings", "switches", "video", "kernels", "_C"},
 ]
 # Read before any layer by whoever needs them, and free of them: the entry points.
 TOP = {"__init__", "__main__"}

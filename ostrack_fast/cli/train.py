@@ -28,5 +28,7 @@ def train(
         cfg = replace(cfg, output=str(output))
     trainer = Trainer(cfg, chosen)
     trainer.run()
-    done = "done" if trainer.seen >= cfg.total_pairs else "stopped; the same command continues"
-    print(f"{done}: {trainer.seen} of {cfg.total_pairs} pairs, weights in {Path(cfg.output) / WEIGHTS}")
+    done = "done" if trainer.finished else "stopped; the same command continues"
+    rest = cfg.total_pairs - cfg.trained_pairs
+    left = f" (the last {rest} fill no batch of {cfg.batch_size})" if trainer.finished and rest else ""
+    print(f"{done}: {trainer.seen} of {cfg.total_pairs} pairs{left}, weights in {Path(cfg.output) / WEIGHTS}")

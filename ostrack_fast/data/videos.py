@@ -75,11 +75,16 @@ def load_videos(folder: str | Path, one_based: Sequence[str] = ()) -> list[Video
             no video. `BadVideos`, which names all of them, for more than one such video.
     """
     videos, problems = scan_videos(folder, one_based, check_first_box)
+    raise_problems(folder, problems)
+    return videos
+
+
+def raise_problems(folder: str | Path, problems: dict[str, Exception]) -> None:
+    """Raise what is wrong with the videos of a folder, if anything is: an only error itself, several as `BadVideos`."""
     if len(problems) > 1:
         raise BadVideos(Path(folder), problems)
     for problem in problems.values():
         raise problem
-    return videos
 
 
 def scan_videos(

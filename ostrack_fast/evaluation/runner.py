@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data.truth import format_boxes, present
-from ..data.videos import BadVideos, Video, check_first_box, scan_videos
-from ..files import write_atomically
+from ..data.videos import Video, check_first_box, raise_problems, scan_videos
+from ..files import write_text
+from ..progress import progress_bar
 from ..tracker import checked_box
 from .metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS, Array, Scores, score_video
 
@@ -116,7 +115,7 @@ class EvaluationResult:
     def save(self, path: str | Path, **notes: Any) -> None:
         """Write `to_dict()` as JSON, with further top-level entries `notes`; the file appears whole or not at all."""
         text = json.dumps({**notes, **self.to_dict()}, indent=1, allow_nan=False) + "\n"
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+        write_text(path, text)
 
 
 def evaluate_folder(
@@ -146,13 +145,9 @@ def evaluate_folder(
         OSError: the boxes cannot be written.
     """
     videos, problems = scan_videos(folder, one_based, check_evaluable)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, disable=not progress,
-    )  # fmt: skip
     outcomes = []
-    with bar:
-        task = bar.add_task("frames", total=sum(map(len, videos)))
+    with progress_bar(progress, transient=True) as bar:
+        task = bar.add_task("frames", total=sum(map(len, videos)), status="")
         for video in videos:
             bar.update(task, description=escape(video.name))
             try:
@@ -164,7 +159,7 @@ def evaluate_folder(
             if results is not None:
                 _save_boxes(outcome, video.origin, Path(results) / f"{video.name}.txt")
     if not outcomes:
-        raise next(iter(problems.values())) if len(problems) == 1 else BadVideos(Path(folder), problems)
+        raise_problems(folder, problems)
     return EvaluationResult(tuple(outcomes), {name: str(error) for name, error in sorted(problems.items())})
 
 
@@ -234,4 +229,4 @@ def _curves(scores: Scores) -> dict[str, list[float]]:
 def _save_boxes(outcome: VideoResult, origin: int, path: Path) -> None:
     boxes = outcome.boxes.copy()
     boxes[:, :2] += origin
-    write_atomically(path, lambda temporary: Path(temporary).write_text(format_boxes(boxes), encoding="utf-8"))
+    write_text(path, format_boxes(boxes))

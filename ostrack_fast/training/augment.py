@@ -14,7 +14,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .images import Image
+from ..data.images import Image
+from ..settings import check_ranges
 
 _LEVELS = np.arange(256, dtype=np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -56,9 +57,7 @@ class AugmentConfig:
     jpeg: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) <= 1:
-                raise ValueError(f"{field.name}={getattr(self, field.name)} must lie in [0, 1]")
+        check_ranges(self, **{field.name: (0, 1) for field in fields(self)})
 
     @classmethod
     def robust(cls) -> AugmentConfig:
@@ -75,6 +74,10 @@ class AugmentConfig:
             noise=0.2,
             jpeg=0.15,
         )
+
+
+AUGMENTS: dict[str, AugmentConfig] = {"published": AugmentConfig(), "robust": AugmentConfig.robust()}
+"""By the names that a training file's `augment` may give."""
 
 
 class Augment:

@@ -17,12 +17,15 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ..data.images import GIB, Image, ImageStore, list_images
+from ..settings import check_ranges
 from .augment import adjust
+from .canvas import Layer, blend, place, pose_at, render, visible_box
+from .choice import Choice
 from .crops import CropConfig, Pair, Window, blacken, draw_window
-from .cutouts import Cutout, CutoutGroup, photo_cutout, random_shapes
+from .cutouts import Cutout, CutoutGroup, CutoutSettings, make_cutouts, photo_cutout, random_shapes
+from .dataset import Sources, SourceSettings
 from .geometry import around, compose, linear_map, transform, warp
-from .images import GIB, Image, ImageStore, list_images
-from .layers import Layer, blend, place, pose_at, render, visible_box
 from .videos import VideoFolder
 
 
@@ -61,6 +64,46 @@ class ComposerConfig:
     camouflage: float = 0.3
     edge: float = 0.12
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, size=(1e-3, 1), min_pixels=(1, 1e4), frame_side=(16, 1e4), photo_targets=(0, 1), motion=(0, 100),
+            rotation=(0, 180), scale=(0, 5), stretch=(0, 2), shear=(0, 2), new_background=(0, 1), distractors=(0, 1e6),
+            occlusion=(0, 1), max_occlusion=(0, 1), camouflage=(0, 1), edge=(0, 1),
+        )  # fmt: skip
+        for name in ("size", "frame_side"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}={getattr(self, name)} must be the smallest and the largest")
+        Choice(self.distractors)
+
+
+@dataclass(frozen=True)
+class BackgroundSettings(SourceSettings):
+    """A folder of photos; counts from `data_root`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class ComposerSettings(SourceSettings):
+    """The section `composer` of a training file.
+
+    Args:
+        cutouts: what is pasted.
+        backgrounds: folders of photos, searched recursively.
+        scene: distributions.
+        memory_gib: decoded photos to keep, GiB; the others are decoded on demand.
+    """
+
+    cutouts: tuple[CutoutSettings, ...]
+    backgrounds: tuple[BackgroundSettings, ...]
+    scene: ComposerConfig = ComposerConfig()
+    memory_gib: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, memory_gib=(0, 1e4))
+
 
 class _Look(NamedTuple):
     """Brightness, gamma and channel gains of one layer."""
@@ -86,6 +129,8 @@ class Composer:
         FileNotFoundError: for a missing or empty folder.
     """
 
+    Settings = ComposerSettings
+
     def __init__(
         self,
         cutouts: Sequence[tuple[Sequence[CutoutGroup], float]],
@@ -99,22 +144,33 @@ class Composer:
             raise ValueError("a Composer needs at least one cut-out and one folder of backgrounds")
         self.config, self.videos = config, videos
         self.sets = [groups for groups, _ in sets]
-        self._set_edges = _edges([ratio for _, ratio in sets])
+        self._choose_set = Choice([ratio for _, ratio in sets])
         self._kinds: dict[str, list[CutoutGroup]] = {}
         for group in (g for groups in self.sets for g in groups):
             self._kinds.setdefault(group.kind, []).append(group)
         share = memory_limit // len(backgrounds)
         self.photos = [ImageStore(list_images(Path(folder), True), share) for folder, _ in backgrounds]
-        self._photo_edges = _edges([ratio for _, ratio in backgrounds])
+        self._choose_photos = Choice([ratio for _, ratio in backgrounds])
         self._shapes = random_shapes(np.random.default_rng(0))
-        self._counts = _edges(config.distractors)
+        self._counts = Choice(config.distractors)
+
+    @classmethod
+    def build(cls, settings: ComposerSettings, root: Path, sources: Sources) -> Composer:
+        """What a training file's section describes; cut-outs and backgrounds may come from the sources built before."""
+        cutouts = [(make_cutouts(one, root, sources), one.share) for one in settings.cutouts]
+        backgrounds = [(root / one.path, one.share) for one in settings.backgrounds]
+        videos = sources.get("videos")
+        return cls(
+            cutouts, backgrounds, videos if isinstance(videos, VideoFolder) else None, settings.scene,
+            round(settings.memory_gib * GIB),
+        )  # fmt: skip
 
     def _group(self, rng: Generator) -> CutoutGroup:
-        groups = self.sets[_choose(self._set_edges, rng)]
+        groups = self.sets[self._choose_set(rng)]
         return groups[rng.integers(len(groups))]
 
     def _photo(self, rng: Generator) -> Image:
-        photos = self.photos[_choose(self._photo_edges, rng)]
+        photos = self.photos[self._choose_photos(rng)]
         return photos[int(rng.integers(len(photos)))]
 
     def _photo_group(self, rng: Generator) -> CutoutGroup | None:
@@ -126,7 +182,7 @@ class Composer:
         """The photos behind the template and the search image, mostly the same or of one video."""
         if self.videos is not None and rng.random() < 0.2:
             video = int(rng.integers(len(self.videos.names)))
-            frames = rng.integers(len(self.videos.boxes[video]), size=2)
+            frames = rng.integers(self.videos.length(video), size=2)
             return self.videos.view(video, frames[0]).image, self.videos.view(video, frames[1]).image
         first = self._photo(rng)
         if rng.random() < self.config.new_background:
@@ -134,6 +190,7 @@ class Composer:
         return first, first
 
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
+        """A random scene."""
         c = self.config
         group = self._photo_group(rng) if rng.random() < c.photo_targets else self._group(rng)
         if group is None:
@@ -219,7 +276,7 @@ class Composer:
         c = self.config
         to_canvas = window.matrix()
         extent = sqrt(box[2] * box[3])
-        count = _choose(self._counts, rng)
+        count = self._counts(rng)
         for _ in range(count if search else min(count, 1)):
             self._distract(canvas, to_canvas, group, cutout, box, extent, rng)
         target = render(cutout, compose(to_canvas, placed), canvas.shape[:2])
@@ -288,19 +345,3 @@ class Composer:
         hidden = float((cover[target.rows, target.columns] * target.alpha).sum())
         if hidden <= self.config.max_occlusion * float(target.alpha.sum()):
             blend(canvas, layer)
-
-
-def _edges(ratios: Sequence[float]) -> NDArray:
-    """Cumulative shares.
-
-    Raises:
-        ValueError: for a negative ratio, or when all are 0.
-    """
-    values = np.array(ratios, dtype=np.float64)
-    if (values < 0).any() or not values.sum() > 0:
-        raise ValueError(f"ratios must not be negative, and one must be positive: got {values.tolist()}")
-    return np.cumsum(values / values.sum())
-
-
-def _choose(edges: NDArray, rng: Generator) -> int:
-    return min(int(np.searchsorted(edges, rng.random(), side="right")), len(edges) - 1)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import yaml
+from typing import Any
 
 from ..config import ModelConfig, get_config
-from .augment import AugmentConfig
+from ..settings import bind, check_ranges, read_yaml
+from .augment import AUGMENTS, AugmentConfig
 from .crops import CropConfig
 from .losses import LossConfig
+from .sources import bind_sources
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class OptimConfig:
     ema: float = 0.0
     freeze_blocks: int = 0
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, lr=(0, 10), backbone_lr=(0, 100), weight_decay=(0, 10), grad_clip=(0, 1e6), warmup_epochs=(0, 1e6),
+            decay_epochs=(0, 1e6), ema=(0, 0.999999), freeze_blocks=(0, 1000),
+        )  # fmt: skip
+        if self.drop_epoch is not None:
+            check_ranges(self, drop_epoch=(0, 1e6))
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -43,7 +51,7 @@ class TrainConfig:
 
     Args:
         model: the network, a preset's name and fields to change.
-        data: sources by kind and their shares, see `mix.build_dataset`.
+        data: sources by kind and their shares, see `sources`.
         data_root: folder that relative paths in `data` count from.
         output: folder of checkpoints, logs and exported weights.
         backbone: pretrained ViT, see `pretrained.load_backbone`; None starts from random weights.
@@ -90,65 +98,73 @@ class TrainConfig:
             raise ValueError("freeze_blocks keeps random blocks unless backbone or weights are given")
         if min(self.epochs, self.pairs_per_epoch, self.batch_size) <= 0:
             raise ValueError("epochs, pairs_per_epoch and batch_size must be positive")
+        check_ranges(
+            self, mark_template=(0, 1000), score_prior=(1e-6, 1 - 1e-6), epochs=(0, 1e6), pairs_per_epoch=(1, 1e12),
+            batch_size=(1, 1e6), ce_start_epoch=(0, 1e6), ce_warmup_epochs=(0, 1e6), workers=(0, 1024),
+            checkpoint_minutes=(0, 1e6), seed=(0, 2**63 - 1),
+        )  # fmt: skip
+        if self.optim.freeze_blocks > self.model.depth:
+            raise ValueError(f"freeze_blocks={self.optim.freeze_blocks}, but the model has {self.model.depth} blocks")
+        if self.total_pairs < self.batch_size:
+            raise ValueError(
+                f"a run of {self.total_pairs} pairs has no batch of {self.batch_size}: raise epochs or "
+                "pairs_per_epoch, or lower batch_size"
+            )
 
     @property
     def total_pairs(self) -> int:
-        """Pairs of the whole run."""
+        """Pairs of the whole run, whole batches or not."""
         return round(self.epochs * self.pairs_per_epoch)
+
+    @property
+    def trained_pairs(self) -> int:
+        """Pairs of the whole run's batches: the last ones that fill no batch are left out."""
+        return self.total_pairs // self.batch_size * self.batch_size
 
 
 def read_train_config(path: str | Path) -> TrainConfig:
     """Read a yaml file whose keys are the fields of `TrainConfig`, sections as mappings.
 
-    `model` is a preset's name or a mapping with `preset` and fields to change. Crop sizes and factors follow the
-    model. Relative paths count from the yaml file's folder; those of `data` from `data_root`.
+    `model` is a preset's name or a mapping with `preset` and fields to change, `augment` a name of `augment.AUGMENTS`
+    or a mapping. Crop sizes and factors follow the model. Relative paths count from the yaml file's folder; those of
+    `data` from `data_root`.
 
     Raises:
-        ValueError: for an unknown or missing key, naming it.
+        OSError: there is no such file, or it may not be read.
+        ValueError: an unknown or missing key, or a value that cannot be; the message names file, key and remedy.
     """
     path = Path(path)
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} is not a mapping of settings")
+    document = read_yaml(path)
     for key in ("model", "data", "output"):
         if key not in document:
             raise ValueError(f"{path} lacks the setting {key!r}")
-    model = document["model"]
-    if isinstance(model, dict):
-        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if k != "preset"}
-        document["model"] = _make(
-            ModelConfig, changes, f"{path}: model", get_config(model.get("preset", "ostrack_256_ce"))
-        )
-    else:
-        document["model"] = get_config(model)
-    cfg = document["model"]
-    geometry = {
-        name: getattr(cfg, name) for name in ("template_size", "search_size", "template_factor", "search_factor")
-    }
-    document["crops"] = geometry | (document.get("crops") or {})
+    model = _read_model(document["model"], f"{path}: model")
+    crops = CropConfig(model.template_size, model.search_size, model.template_factor, model.search_factor)
+    changes = {"model": model, "crops": bind(CropConfig, document.get("crops", {}), f"{path}: crops", crops)}
     augment = document.get("augment")
-    if augment == "robust":
-        document["augment"] = AugmentConfig.robust()
+    if isinstance(augment, str):
+        if augment not in AUGMENTS:
+            raise ValueError(
+                f"{path}: augment={augment!r} is not known: choose {', '.join(AUGMENTS)}, or give settings"
+            )
+        changes["augment"] = AUGMENTS[augment]
+    cfg = bind(TrainConfig, document | changes, str(path))
+    bind_sources(cfg.data, f"{path}: data")
+    given: dict[str, Any] = {name: getattr(cfg, name) for name in ("output", "data_root", "backbone", "weights")}
     folder = path.parent
-    for key in ("output", "backbone", "weights"):
-        if document.get(key) and not str(document[key]).startswith("timm:"):
-            document[key] = str(folder / document[key])
-    document["data_root"] = str(folder / document.get("data_root", "."))
-    return _make(TrainConfig, document, str(path))
+    paths: dict[str, Any] = {
+        k: str(folder / v) for k, v in given.items() if v is not None and not v.startswith("timm:")
+    }
+    return replace(cfg, **paths)
 
 
-def _make(kind: type, values: dict[str, Any], where: str, base: Any = None) -> Any:
-    hints = get_type_hints(kind)
-    unknown = set(values) - {f.name for f in fields(kind)}
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown settings {sorted(unknown)}; known: {', '.join(f.name for f in fields(kind))}"
-        )
-    made = {}
-    for name, value in values.items():
-        if is_dataclass(hints[name]) and isinstance(value, dict):
-            value = _make(hints[name], value, f"{where}: {name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        made[name] = value
-    return replace(base, **made) if base is not None else kind(**made)
+def _read_model(value: object, where: str) -> ModelConfig:
+    changes = dict(value) if isinstance(value, dict) else {"preset": value}
+    preset = changes.pop("preset", "ostrack_256_ce")
+    if not isinstance(preset, str):
+        raise ValueError(f"{where}: expected the name of a preset, or settings with the key preset, got {preset!r:.60}")
+    try:
+        base = get_config(preset)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return bind(ModelConfig, changes, where, base)

@@ -13,8 +13,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ..boxes import crop_window
+from ..data.images import Image
+from ..settings import check_ranges
 from .geometry import around, bounds, compose, corners, linear_map, transform, warp
-from .images import Image
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class CropConfig:
     def __post_init__(self) -> None:
         if min(self.template_size, self.search_size) < 16:
             raise ValueError(f"crops of {self.template_size} and {self.search_size} pixels: both need at least 16")
-        if min(self.template_factor, self.search_factor) <= 0:
-            raise ValueError("template_factor and search_factor must be positive")
-        if min(*self.center_jitter, *self.scale_jitter) < 0:
-            raise ValueError("center_jitter and scale_jitter must not be negative")
+        check_ranges(
+            self, template_size=(16, 4096), search_size=(16, 4096), template_factor=(0.1, 100),
+            search_factor=(0.1, 100), center_jitter=(0, 100), scale_jitter=(0, 10),
+        )  # fmt: skip
 
 
 class Pair(NamedTuple):
@@ -147,6 +148,9 @@ class CameraConfig:
     stretch: float = 0.06
     shear: float = 0.04
 
+    def __post_init__(self) -> None:
+        check_ranges(self, probability=(0, 1), rotation=(0, 180), stretch=(0, 2), shear=(0, 2))
+
 
 DEFAULT_CAMERA = CameraConfig()
 
@@ -155,6 +159,10 @@ def crop_view(
     view: View, crops: CropConfig, search: bool, camera: CameraConfig, rng: Generator
 ) -> tuple[Image, NDArray[np.float32]] | None:
     """Crop and normalized box of a view seen through a random camera; None when the draw is not usable."""
+    height, width = view.image.shape[:2]
+    x, y, w, h = view.box
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return None  # an annotation outside its image: the crop would be black
     if rng.random() >= camera.probability:
         drawn = draw_window(view.box, crops, search, rng)
         return None if drawn is None else (cut(view.image, drawn[0]), drawn[1])

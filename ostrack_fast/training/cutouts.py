@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ..data.images import Image, decode_image, list_images, read_image
+from ..settings import nearest
 from .coco import CocoImages
+from .dataset import Sources, SourceSettings
 from .geometry import mask_outline
-from .images import Image, list_images, read_image
 from .photos import textured_window
 from .videos import VideoFolder
 
@@ -77,9 +80,7 @@ def folder_cutouts(folder: str | Path) -> list[CutoutGroup]:
     """
     groups = []
     for path in list_images(Path(folder), recursive=True):
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if image is None:
-            raise ValueError(f"{path} is not an image OpenCV can read")
+        image = decode_image(path, cv2.IMREAD_UNCHANGED)
         if image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8 or image[..., 3].min() > 127:
             continue
         made = make_cutout(np.ascontiguousarray(image[..., 2::-1]), np.ascontiguousarray(image[..., 3]))
@@ -143,10 +144,10 @@ def whole_cutouts(folder: str | Path) -> list[CutoutGroup]:
 def coco_cutouts(coco: CocoImages, min_side: float = 40) -> list[CutoutGroup]:
     """Objects of at least `min_side` pixels with an outline; the kind is the category."""
     groups = []
-    for image, category, box, polygons in coco.objects:
-        if polygons is None or min(box[2:]) < min_side:
+    for number, (_, category, box, polygons) in enumerate(coco.objects):
+        if not polygons or min(box[2:]) < min_side:
             continue
-        color = coco.store[image]
+        color = coco.image(number)
         mask = np.zeros(color.shape[:2], dtype=np.uint8)
         cv2.fillPoly(mask, [np.round(p).astype(np.int32) for p in polygons], 255)
         made = make_cutout(color, cv2.blur(mask, (3, 3)))
@@ -168,6 +169,54 @@ def video_cutouts(videos: VideoFolder, every: int = 2) -> list[CutoutGroup]:
         if made:
             groups.append(CutoutGroup(made, f"video {name}"))
     return groups
+
+
+@dataclass(frozen=True)
+class CutoutSettings(SourceSettings):
+    """A set of cut-outs in a training file.
+
+    Args:
+        kind: one of `CUTOUTS`, or a source (`coco`, `videos`) that the training file has too.
+        path: the folder of the images; counts from `data_root`. Only for the kinds of `CUTOUTS`.
+    """
+
+    kind: str
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in (*CUTOUTS, *_FROM_SOURCES):
+            raise ValueError(
+                f"kind={self.kind!r} is not known; did you mean {nearest(self.kind, (*CUTOUTS, *_FROM_SOURCES))!r}? "
+                f"Known: {', '.join(CUTOUTS)} (with a path); {', '.join(_FROM_SOURCES)} (the source of that name)"
+            )
+        if (self.path is None) == (self.kind in CUTOUTS):
+            raise ValueError(f"cut-outs of kind {self.kind} need {'a' if self.kind in CUTOUTS else 'no'} path")
+
+
+CUTOUTS: dict[str, Callable[[Path], list[CutoutGroup]]] = {
+    "alpha": folder_cutouts,
+    "plain": plain_background_cutouts,
+    "whole": whole_cutouts,
+}
+"""Kinds of cut-outs that come from a folder of images."""
+_FROM_SOURCES = ("coco", "videos")
+
+
+def make_cutouts(settings: CutoutSettings, root: Path, sources: Sources) -> list[CutoutGroup]:
+    """The cut-outs a training file describes.
+
+    Raises:
+        FileNotFoundError, ValueError: as the function of the kind; also where the source they come from is missing.
+    """
+    if settings.path is not None:
+        return CUTOUTS[settings.kind](root / settings.path)
+    source = sources.get(settings.kind)
+    if isinstance(source, CocoImages):
+        return coco_cutouts(source)
+    if isinstance(source, VideoFolder):
+        return video_cutouts(source)
+    raise ValueError(f"cut-outs of kind {settings.kind!r} need a source {settings.kind!r} in the data section")
 
 
 def random_shapes(rng: Generator) -> list[Shape]:

@@ -7,25 +7,49 @@ Decoded images stay in memory and are shared with the workers by forking.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
-from numpy.random import Generator
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .augment import Augment, AugmentConfig, flip_box
+from .choice import Choice
 from .crops import CropConfig, Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """What the sections of all sources have in a training file.
+
+    Args:
+        share: of the pairs, over the sum of all sources' shares.
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+
+
+def check_share(share: float) -> None:
+    """Raise ValueError unless a share is a positive number."""
+    if not 0 < share < float("inf"):
+        raise ValueError(f"share={share} must be positive: leave out what is not wanted")
 
 
 class Source(Protocol):
     """What `PairDataset` mixes."""
 
-    def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
+    def sample(self, rng: np.random.Generator, crops: CropConfig) -> Pair | None:
         """One pair, or None when this draw has no usable target: the caller draws again."""
+
+
+Sources = Mapping[str, Source]
+"""Sources by their kind."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +81,18 @@ class PairDataset(Dataset):
 
     Raises:
         ValueError: without a source or with a ratio that is not positive.
-        RuntimeError: when 100 draws in a row give no usable pair.
+        ValueError: when 100 draws in a row give no usable pair.
     """
 
     def __init__(self, sources: Sequence[tuple[Source, float]], config: DataConfig = DataConfig()) -> None:
         if not sources:
             raise ValueError("a PairDataset needs at least one (source, ratio)")
-        ratios = np.array([ratio for _, ratio in sources], dtype=np.float64)
-        if not (ratios > 0).all():
-            raise ValueError(f"ratios must be positive, got {ratios.tolist()}: leave unwanted sources out")
+        ratios = [ratio for _, ratio in sources]
+        if not min(ratios) > 0:
+            raise ValueError(f"ratios must be positive, got {ratios}: leave unwanted sources out")
         self.sources = [source for source, _ in sources]
         self.config = config
-        self._edges = np.cumsum(ratios / ratios.sum())
+        self._choose = Choice(ratios)
         self._augment = Augment(config.augment)
 
     def __len__(self) -> int:
@@ -80,12 +104,11 @@ class PairDataset(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence((self.config.seed, index)))
         crops = self.config.crops
         for _ in range(100):
-            which = min(int(np.searchsorted(self._edges, rng.random(), side="right")), len(self.sources) - 1)
-            pair = self.sources[which].sample(rng, crops)
+            pair = self.sources[self._choose(rng)].sample(rng, crops)
             if pair is not None:
                 break
         else:
-            raise RuntimeError("100 draws gave no usable pair: are the boxes in pixels, and the targets large enough?")
+            raise ValueError("100 draws gave no usable pair: are the boxes in pixels, and the targets large enough?")
         images, flips = self._augment((pair.template, pair.search), rng)
         item = {}
         for name, image, box, size, flip in (
@@ -120,7 +143,58 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_loader(dataset: PairDataset, batch_size: int, workers: int = 0, start: int = 0) -> DataLoader:
+class _Guarded(Dataset):
+    """The dataset as workers see it: errors of the data are items, not exceptions.
+
+    A worker's exception would arrive with its traceback for a message.
+    """
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (OSError, ValueError) as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, Exception)), None) or default_collate(items)
+
+
+class PairLoader(DataLoader):
+    """Batches of a `PairDataset`, made by `make_loader`. Iterating raises what the dataset raises, also in a worker.
+
+    Close the iterator where it may not be exhausted, or the workers outlive it.
+
+    Raises:
+        OSError: a worker died.
+    """
+
+    def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:  # type: ignore[override]
+        batches = super().__iter__()
+        try:
+            for batch in batches:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            advice = "out of memory, perhaps, or of space in /dev/shm: lower workers or batch_size"
+            raise OSError(f"a data worker died: {str(error).splitlines()[0]} ({advice})") from None
+        finally:
+            # Left to itself a worker ends when nothing refers to the iterator any more, and the traceback of an error
+            # does; at its end Python would then wait for ever for a process that ignores SIGTERM.
+            if self.num_workers:
+                batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def make_loader(dataset: PairDataset, batch_size: int, workers: int = 0, start: int = 0) -> PairLoader:
     """Batches of samples start, start + 1, ... in order; an incomplete last batch is dropped.
 
     To resume, pass as `start` the number of samples already seen. Workers are forked, so that they share the images
@@ -131,13 +205,13 @@ def make_loader(dataset: PairDataset, batch_size: int, workers: int = 0, start: 
     """
     if not 0 <= start <= len(dataset):
         raise ValueError(f"start={start} lies outside the {len(dataset)} samples")
-    return DataLoader(
-        dataset,
+    return PairLoader(
+        _Guarded(dataset),
         batch_size=batch_size,
         sampler=_From(start, len(dataset)),
         num_workers=workers,
+        collate_fn=_collate,
         worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
         drop_last=True,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .images import Image
+from ..data.images import Image
 
 
 def linear_map(rotation: float = 0.0, stretch: float = 0.0, shear: float = 0.0, scale: float = 1.0) -> NDArray:

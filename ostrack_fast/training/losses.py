@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, paired_iou, xywh_to_xyxy
+from ..settings import check_ranges
 from .targets import gaussian_heatmap
 
 BOX_CELLS = ("predicted", "target")
@@ -34,6 +35,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.box_cells not in BOX_CELLS:
             raise ValueError(f"box_cells={self.box_cells!r} is none of {BOX_CELLS}")
+        check_ranges(self, giou=(0, 1e6), l1=(0, 1e6), focal=(0, 1e6), attention=(0, 1e6))
 
 
 def focal_loss(predicted: Tensor, target: Tensor) -> Tensor:

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import pi
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 
+from ..data.images import GIB, Image, ImageStore, list_images
+from ..settings import check_ranges
 from .crops import CameraConfig, CropConfig, Pair, View, crop_pair
-from .images import GIB, Image, ImageStore, list_images
+from .dataset import Sources, SourceSettings
 
 _PHOTO_CAMERA = CameraConfig(probability=0.9, rotation=8.0, stretch=0.1, shear=0.06)
+
+
+@dataclass(frozen=True)
+class PhotoSettings(SourceSettings):
+    """The section `photos` of a training file.
+
+    Args:
+        folders: of photos, searched recursively; count from `data_root`.
+        camera: random camera of each crop.
+        memory_gib: decoded photos to keep, GiB; the others are decoded on demand.
+    """
+
+    folders: tuple[str, ...]
+    camera: CameraConfig = _PHOTO_CAMERA
+    memory_gib: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, memory_gib=(0, 1e4))
+        if not self.folders:
+            raise ValueError("folders must name at least one folder of photos")
 
 
 class PhotoRegions:
@@ -24,6 +48,8 @@ class PhotoRegions:
         memory_limit: bytes of decoded photos to keep.
     """
 
+    Settings = PhotoSettings
+
     def __init__(
         self,
         folders: Sequence[str | Path],
@@ -33,7 +59,13 @@ class PhotoRegions:
         self.camera = camera
         self.store = ImageStore([path for f in folders for path in list_images(Path(f), True)], memory_limit)
 
+    @classmethod
+    def build(cls, settings: PhotoSettings, root: Path, sources: Sources) -> PhotoRegions:
+        """What a training file's section describes."""
+        return cls([root / folder for folder in settings.folders], settings.camera, round(settings.memory_gib * GIB))
+
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
+        """A random region of a random photo."""
         photo = self.store[int(rng.integers(len(self.store)))]
         side = min(photo.shape[:2]) * np.exp(rng.uniform(np.log(0.1), np.log(0.45)))
         aspect = np.exp(0.4 * rng.standard_normal())

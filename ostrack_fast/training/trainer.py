@@ -6,43 +6,52 @@ import json
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from math import isfinite, log
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ..files import write_atomically
 from ..model import OSTrack
 from ..model.checkpoint import load_pretrained, save_weights
 from ..ops.reference import IMAGE_MEAN, IMAGE_STD
+from ..progress import progress_bar
+from .checkpoint import find_checkpoint, write_checkpoint
 from .config import TrainConfig
-from .dataset import make_loader
+from .dataset import DataConfig, PairDataset, PairLoader, make_loader
+from .log import LOG, trim_log
 from .losses import ostrack_loss
-from .mix import build_dataset
 from .pretrained import load_backbone, mark_template, resize_positions
 from .schedule import keep_rate, rate_factor
+from .sources import bind_sources, build_sources
 
-CHECKPOINT = "last.pt"
 WEIGHTS = "weights.safetensors"
+_STEPS_A_LINE = 50
 
 
 class Trainer:
     """Trains an OSTrack as a `TrainConfig` says, in its `output` folder.
 
     `run()` continues from the folder's checkpoint if there is one: a run that was stopped and resumed gives the same
-    weights as one that was not. The folder holds `last.pt` (everything a resume needs), `weights.safetensors` (what
-    `OSTrack.from_pretrained` reads; the running average where there is one) and `log.jsonl`.
+    weights as one that was not. The folder holds `last.pt` (everything a resume needs) and `previous.pt` (the one
+    before it, should it be damaged), `weights.safetensors` (what `OSTrack.from_pretrained` reads; the running average
+    where there is one) and `log.jsonl`.
+
+    Raises:
+        ValueError: the output is no folder, or the weights do not fit. FileNotFoundError: there are no such weights.
     """
 
     def __init__(self, cfg: TrainConfig, device: str | torch.device = "cpu"):
         self.cfg, self.device = cfg, torch.device(device)
         self.output = Path(cfg.output)
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"{self.output} is a file: output must name the folder of the run")
         self.seen = 0
+        self._saved = -1  # pairs in the checkpoint, if there is one
         torch.manual_seed(cfg.seed)
         self.model = build_model(cfg).to(self.device).train()
         freeze_blocks(self.model, cfg.optim.freeze_blocks)
@@ -53,32 +62,37 @@ class Trainer:
         self._stop = False
 
     def run(self, progress: bool = True) -> None:
-        """Train to the end, or until SIGINT or SIGTERM: either way the last step is in the checkpoint."""
+        """Train to the end, or until SIGINT or SIGTERM: either way the last step is in the checkpoint.
+
+        Raises:
+            FileNotFoundError, ValueError: data that is missing or cannot be used, or another run's checkpoint.
+            OSError: a file cannot be written; the checkpoints before it are still good.
+            FloatingPointError: see `step`.
+        """
         cfg = self.cfg
         self.output.mkdir(parents=True, exist_ok=True)
-        if (self.output / CHECKPOINT).exists():
-            self.load(self.output / CHECKPOINT)
+        self.resume()
+        if self.finished:
+            self._export()
+            return
         loader = make_loader(build_dataset(cfg), cfg.batch_size, cfg.workers, self.seen)
         saved = time.monotonic()
         recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=100)
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(), disable=not progress,
-        )  # fmt: skip
-        with bar, self._interruptible(), open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
-            task = bar.add_task("pairs", total=cfg.total_pairs, completed=self.seen, status="")
-            for batch in loader:
+        with (
+            progress_bar(progress) as bar,
+            self._interruptible(),
+            open(self.output / LOG, "a", encoding="utf-8") as log,
+            closing(self._batches(loader)) as batches,
+        ):
+            task = bar.add_task("pairs", total=cfg.trained_pairs, completed=self.seen, status="")
+            for batch in batches:
                 terms = self.step(batch)
                 recent.append((time.monotonic(), terms))
                 bar.update(task, completed=self.seen, status=_status(recent, cfg.batch_size))
-                if (self.seen // cfg.batch_size) % 50 == 0:
-                    line = {
-                        "pairs": self.seen,
-                        "keep": self.keep,
-                        "rate": self.rate,
-                        **_summary(recent, cfg.batch_size),
-                    }
-                    log.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
+                if (self.seen // cfg.batch_size) % _STEPS_A_LINE == 0:
+                    numbers = {"pairs": self.seen, "keep": self.keep, "rate": self.rate}
+                    numbers |= _summary(recent, cfg.batch_size)
+                    log.write(json.dumps({k: round(v, 5) for k, v in numbers.items()}) + "\n")
                     log.flush()
                 if self._stop or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
                     self.save()
@@ -86,6 +100,20 @@ class Trainer:
                 if self._stop:
                     return
         self.save()
+
+    def _batches(self, loader: PairLoader) -> Generator[dict[str, Tensor], None, None]:
+        """The loader's batches; where the data fails, what was trained until then is saved first."""
+        try:
+            yield from loader
+        except (OSError, ValueError):
+            if self.seen:
+                self.save()
+            raise
+
+    @property
+    def finished(self) -> bool:
+        """Whether every whole batch of the run was trained on."""
+        return self.seen >= self.cfg.trained_pairs
 
     @property
     def epoch(self) -> float:
@@ -135,7 +163,9 @@ class Trainer:
         return values
 
     def save(self) -> None:
-        """Write checkpoint and weights; each file is replaced whole."""
+        """Write checkpoint and weights; each file is replaced whole. Nothing new is nothing to write."""
+        if self._saved == self.seen:
+            return
         state = {
             "model": self.model.state_dict(),
             "average": self.average,
@@ -145,13 +175,36 @@ class Trainer:
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "config": json.dumps(asdict(self.cfg)),
         }
-        write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+        write_checkpoint(self.output, state)
+        self._saved = self.seen
+        self._export()
+
+    def _export(self) -> None:
         weights = self.average or self.model.state_dict()
         save_weights(weights, self.cfg.model, self.output / WEIGHTS, pairs=str(self.seen))
 
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint of `save`. Raises ValueError where it belongs to another model or batch size."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint of the output folder, if there is one.
+
+        Raises:
+            ValueError: all checkpoints there are damaged, or belong to another model, batch size or seed.
+        """
+        found = find_checkpoint(self.output, self.device)
+        if found is not None:
+            path, state = found
+            try:
+                self._load(path, state)
+            except torch.OutOfMemoryError:
+                raise
+            except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+                problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                raise ValueError(
+                    f"{path} does not fit this run ({problem:.200}): choose another output folder"
+                ) from None
+            self._saved = self.seen
+        trim_log(self.output / LOG, self.seen)
+
+    def _load(self, path: Path, state: dict[str, Any]) -> None:
         before = json.loads(state["config"])
         now = json.loads(json.dumps(asdict(self.cfg)))
         changed = [key for key in ("model", "batch_size", "seed") if before[key] != now[key]]
@@ -161,7 +214,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, base in zip(self.optimizer.param_groups, _base_rates(self.cfg), strict=True):
             group["base_lr"] = base
-        self.average, self.seen = state["average"], state["seen"]
+        self.seen = state["seen"]
+        if self.average is not None and state["average"] is not None:
+            self.average = state["average"]
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
@@ -196,6 +251,16 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def build_dataset(cfg: TrainConfig) -> PairDataset:
+    """The pairs of a run, numbered from 0 to `cfg.total_pairs`.
+
+    Raises:
+        ValueError: a data section that cannot be, or files that cannot be used. FileNotFoundError: files are missing.
+    """
+    sources = build_sources(bind_sources(cfg.data, "data"), Path(cfg.data_root))
+    return PairDataset(sources, DataConfig(cfg.crops, cfg.augment, cfg.seed, cfg.total_pairs))
 
 
 def build_model(cfg: TrainConfig) -> OSTrack:

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ..data.images import GIB, Image, ImageStore, list_images, read_image
+from ..data.truth import present
+from ..data.videos import Video, raise_problems, scan_videos
+from ..settings import check_ranges
 from .crops import DEFAULT_CAMERA, CameraConfig, CropConfig, Pair, View, crop_pair
+from .dataset import Sources, SourceSettings
 from .geometry import mask_outline
-from .images import GIB, Image, ImageStore, list_images, read_image
+
+_LEAST_FRAMES, _LEAST_VISIBLE = 20, 5
+
+
+@dataclass(frozen=True)
+class VideoSettings(SourceSettings):
+    """The section `videos` of a training file.
+
+    Args:
+        path: the folder of the videos; counts from `data_root`.
+        one_based: names or patterns of the videos whose ground truth counts pixels from 1.
+        max_gap: largest distance of the two images, frames.
+        camera: random camera of each image.
+        memory_gib: decoded images to keep, GiB; the others are decoded on demand.
+    """
+
+    path: str
+    one_based: tuple[str, ...] = ()
+    max_gap: int = 200
+    camera: CameraConfig = DEFAULT_CAMERA
+    memory_gib: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, max_gap=(1, 1e6), memory_gib=(0, 1e4))
 
 
 class VideoFolder:
-    """Videos: NAME/img/* images and NAME/groundtruth_rect.txt, sampled as published.
+    """A folder of videos as `data.videos.load_videos` reads it, sampled as published.
 
     A video is drawn uniformly among those of at least 20 images with more than 4 visible targets, then a template
     image, then a search image up to `max_gap` later; the interval grows by 5 while it has no visible target.
     With NAME/mask/* (white where the target is) the camera may rotate.
 
     Args:
-        root: the folder of the videos.
-        max_gap: largest distance of the two images.
-        camera: random camera of each image.
+        root, max_gap, camera, one_based: see `VideoSettings`.
         memory_limit: bytes of decoded images to keep; the others are decoded on demand.
 
     Raises:
@@ -31,55 +59,56 @@ class VideoFolder:
         ValueError: for unreadable images, bad lines, and a number of lines other than that of the images.
     """
 
+    Settings = VideoSettings
+
     def __init__(
         self,
         root: str | Path,
         max_gap: int = 200,
         camera: CameraConfig = DEFAULT_CAMERA,
         memory_limit: int = 3 * GIB,
+        one_based: tuple[str, ...] = (),
     ) -> None:
         self.max_gap, self.camera = max_gap, camera
-        root = Path(root)
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder")
-        self.names: list[str] = []
-        self.boxes: list[NDArray] = []
-        self.visible: list[NDArray] = []
-        self.outlines: list[list[NDArray | None]] = []
-        self._masks: list[list[Path]] = []
-        self.starts: list[int] = []
-        paths: list[Path] = []
-        for folder in sorted(p for p in root.iterdir() if (p / "img").is_dir()):
-            images, boxes = list_images(folder / "img"), read_boxes(folder / "groundtruth_rect.txt")
-            if len(images) != len(boxes):
-                raise ValueError(f"{folder} has {len(images)} images but {len(boxes)} boxes")
-            visible = np.flatnonzero(np.isfinite(boxes).all(1) & (boxes[:, 2:] > 1).all(1))
-            if len(images) < 20 or len(visible) <= 4:
-                continue
-            self.names.append(folder.name)
-            self.boxes.append(boxes)
-            self.visible.append(visible)
-            self._masks.append(self._list_masks(folder / "mask", len(images)))
-            masks = (read_image(path)[..., 0] for path in self._masks[-1])
-            self.outlines.append([mask_outline(mask > 127) for mask in masks] or [None] * len(images))
-            self.starts.append(len(paths))
-            paths += images
-        if not paths:
+        videos, problems = scan_videos(root, one_based)
+        raise_problems(root, problems)
+        visible = [np.flatnonzero(present(video.boxes) & (video.boxes[:, 2:] > 1).all(1)) for video in videos]
+        used = [
+            i for i, video in enumerate(videos) if len(video) >= _LEAST_FRAMES and len(visible[i]) >= _LEAST_VISIBLE
+        ]
+        if not used:
             raise FileNotFoundError(
-                f"{root} has no usable video: NAME/img/* and NAME/groundtruth_rect.txt, 20 images, 5 visible targets"
+                f"{root} has no usable video: NAME/img/* and NAME/groundtruth_rect.txt, {_LEAST_FRAMES} images, "
+                f"{_LEAST_VISIBLE} visible targets"
             )
-        self.store = ImageStore(paths, memory_limit)
+        self._videos = [videos[i] for i in used]
+        self.names = [video.name for video in self._videos]
+        self.visible = [visible[i] for i in used]
+        self._masks = [_list_masks(video) for video in self._videos]
+        self._outlines = [_outlines(paths, len(video)) for paths, video in zip(self._masks, self._videos, strict=True)]
+        # Several targets of one folder share its images.
+        self._number: dict[Path, int] = {}
+        for path in (path for video in self._videos for path in video.frames):
+            self._number.setdefault(path, len(self._number))
+        self._store = ImageStore(list(self._number), memory_limit)
 
-    @staticmethod
-    def _list_masks(folder: Path, count: int) -> list[Path]:
-        masks = list_images(folder) if folder.is_dir() else []
-        if len(masks) not in (0, count):
-            raise ValueError(f"{folder} has {len(masks)} masks for {count} images")
-        return masks
+    @classmethod
+    def build(cls, settings: VideoSettings, root: Path, sources: Sources) -> VideoFolder:
+        """What a training file's section describes."""
+        limit = round(settings.memory_gib * GIB)
+        return cls(root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based)
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def length(self, video: int) -> int:
+        """Number of frames of a video."""
+        return len(self._videos[video])
 
     def view(self, video: int, frame: int) -> View:
         """Image, box and outline of one frame."""
-        return View(self.store[self.starts[video] + frame], self.boxes[video][frame], self.outlines[video][frame])
+        one = self._videos[video]
+        return View(self._store[self._number[one.frames[frame]]], one.boxes[frame], self._outlines[video][frame])
 
     def mask(self, video: int, frame: int) -> Image | None:
         """(h, w) uint8 mask of one frame, read from disk; None for a video without masks."""
@@ -87,7 +116,8 @@ class VideoFolder:
         return np.ascontiguousarray(read_image(paths[frame])[..., 0]) if paths else None
 
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
-        video = int(rng.integers(len(self.names)))
+        """A random video, and two of its frames."""
+        video = int(rng.integers(len(self._videos)))
         visible = self.visible[video]
         first = int(visible[rng.integers(len(visible) - 1)])
         gap, later = self.max_gap, visible[:0]
@@ -98,24 +128,14 @@ class VideoFolder:
         return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng)
 
 
-def read_boxes(path: Path) -> NDArray[np.float64]:
-    """(n, 4) xywh boxes of a ground-truth file: comma, tab or space between numbers, `nan` where absent.
+def _list_masks(video: Video) -> list[Path]:
+    folder = video.frames[0].parent
+    folder = (folder.parent if folder.name == "img" else folder) / "mask"
+    masks = list_images(folder) if folder.is_dir() else []
+    if len(masks) not in (0, len(video)):
+        raise ValueError(f"{folder} has {len(masks)} masks for {len(video)} images")
+    return masks
 
-    Raises:
-        FileNotFoundError: when the file is missing.
-        ValueError: for a line that does not hold four numbers, naming it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: one x,y,w,h line for each image")
-    boxes = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            values = [float(part) for part in line.replace(",", " ").split()]
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {line!r} is not four numbers") from error
-        if len(values) != 4:
-            raise ValueError(f"{path}:{number}: {line!r} has {len(values)} numbers, not x,y,w,h")
-        boxes.append(values)
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+def _outlines(masks: list[Path], frames: int) -> list[NDArray | None]:
+    return [mask_outline(read_image(path)[..., 0] > 127) for path in masks] or [None] * frames

@@ -4,7 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
+from ostrack_fast.training.config import OptimConfig, TrainConfig
+from ostrack_fast.training.crops import CropConfig
+from ostrack_fast.training.losses import LossConfig
+
 from .painted import RED, save, texture
+from .tiny_run import MODEL
 
 
 @pytest.fixture
@@ -43,3 +48,39 @@ def composer_parts(tmp_path):
     for i in range(3):
         save(tmp_path / "photos" / f"{i}.png", texture(rng, 240, 320))
     return tmp_path / "cutouts", tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def square(tmp_path_factory):
+    """A folder with one video of a bright square that moves over noise."""
+    root = tmp_path_factory.mktemp("videos")
+    (root / "square" / "img").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(24):
+        frame = rng.integers(0, 90, (96, 128, 3), dtype=np.uint8)
+        x, y = 20 + 2 * i, 30 + i
+        frame[y : y + 20, x : x + 24] = (250, 240, 60)
+        cv2.imwrite(str(root / "square" / "img" / f"{i:04d}.png"), frame)
+        lines.append(f"{x},{y},24,20")
+    (root / "square" / "groundtruth_rect.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def config(square, tmp_path):
+    return TrainConfig(
+        model=MODEL,
+        data={"videos": {"path": "."}},
+        data_root=str(square),
+        output=str(tmp_path / "run"),
+        crops=CropConfig(template_size=32, search_size=64),
+        loss=LossConfig(box_cells="target", attention=0.1),
+        optim=OptimConfig(lr=1e-3, ema=0.9, decay_epochs=1.0),
+        epochs=2,
+        pairs_per_epoch=24,
+        batch_size=4,
+        ce_start_epoch=0.5,
+        ce_warmup_epochs=1.0,
+        workers=0,
+    )

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from ostrack_fast.training.augment import AugmentConfig
+from ostrack_fast.training.canvas import render
 from ostrack_fast.training.composer import Composer, ComposerConfig
 from ostrack_fast.training.cutouts import (
     folder_cutouts,
@@ -15,7 +16,6 @@ from ostrack_fast.training.cutouts import (
 )
 from ostrack_fast.training.dataset import DataConfig, PairDataset
 from ostrack_fast.training.geometry import bounds, linear_map, mask_outline, transform
-from ostrack_fast.training.layers import render
 from ostrack_fast.training.photos import PhotoRegions
 from ostrack_fast.training.videos import VideoFolder
 

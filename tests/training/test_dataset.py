@@ -57,7 +57,7 @@ def test_dataset_errors():
         PairDataset([])
     with pytest.raises(ValueError, match="ratios must be positive"):
         PairDataset([(Numbered(0), 0)])
-    with pytest.raises(RuntimeError, match="no usable pair"):
+    with pytest.raises(ValueError, match="no usable pair"):
         PairDataset([(Never(), 1)])[0]
     dataset = PairDataset([(Numbered(0), 1)], DataConfig(length=8))
     with pytest.raises(IndexError):

@@ -1,6 +1,7 @@
 """Pairs from videos and still images: boxes against painted targets, sampling, files and their mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,8 @@ from ostrack_fast.training.coco import CocoImages
 from ostrack_fast.training.crops import CameraConfig, CropConfig
 from ostrack_fast.training.cutouts import coco_cutouts
 from ostrack_fast.training.dataset import DataConfig, PairDataset
-from ostrack_fast.training.images import ImageStore
 from ostrack_fast.training.photos import PhotoRegions
-from ostrack_fast.training.videos import VideoFolder, read_boxes
+from ostrack_fast.training.videos import VideoFolder
 
 from .painted import PLAIN, RED, STILL, assert_box_marks_red, save, texture
 
@@ -135,45 +135,27 @@ def test_folder_errors(videos, tmp_path):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         VideoFolder(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no usable video"):
+    with pytest.raises(FileNotFoundError, match="holds no videos"):
         VideoFolder(tmp_path / "empty")
+    (tmp_path / "few").mkdir()
+    shutil.copytree(videos / "short", tmp_path / "few" / "short")
+    with pytest.raises(FileNotFoundError, match="no usable video"):
+        VideoFolder(tmp_path / "few")
+    shutil.rmtree(tmp_path / "few")
     with pytest.raises(FileNotFoundError, match="holds no image"):
         PhotoRegions([tmp_path / "empty"])
     truth = videos / "alpha" / "groundtruth_rect.txt"
     lines = truth.read_text().splitlines()
     truth.write_text("\n".join(lines[:-1]))
-    with pytest.raises(ValueError, match="24 images but 23 boxes"):
+    with pytest.raises(ValueError, match="23 lines for 24 frames"):
         VideoFolder(videos)
     truth.write_text("\n".join([*lines[:-1], "1 2 3"]))
-    with pytest.raises(ValueError, match=r"txt:24.*3 numbers"):
+    with pytest.raises(ValueError, match=r"txt, line 24.*four.*'1 2 3'"):
         VideoFolder(videos)
     truth.write_text("\n".join([*lines[:-1], "1 2 3 x"]))
     with pytest.raises(ValueError, match="not four numbers"):
         VideoFolder(videos)
     truth.write_text("\n".join(lines))
     (videos / "alpha" / "img" / "0000.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"0000\.png is not an image"):
+    with pytest.raises(ValueError, match=r"0000\.png cannot be read as an image"):
         VideoFolder(videos)
-
-
-def test_separators_of_ground_truth(tmp_path):
-    path = tmp_path / "gt.txt"
-    path.write_text("1,2,3,4\n1\t2\t3\t4\n1 2  3 4\n1, 2, 3, 4\nNaN,nan,nan,nan\n")
-    boxes = read_boxes(path)
-    np.testing.assert_array_equal(boxes[:4], np.tile([1, 2, 3, 4], (4, 1)))
-    assert np.isnan(boxes[4]).all()
-
-
-def test_images_beyond_the_memory_limit_are_decoded_on_demand(tmp_path):
-    images = [texture(np.random.default_rng(i), 40, 40) for i in range(3)]
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
-    for path, image in zip(paths, images, strict=True):
-        save(path, image)
-    store = ImageStore(paths, memory_limit=5000)
-    for i, image in enumerate(images):
-        np.testing.assert_array_equal(store[i], image)
-    paths[0].unlink()
-    np.testing.assert_array_equal(store[0], images[0])
-    paths[2].unlink()
-    with pytest.raises(ValueError, match="not an image"):
-        store[2]

@@ -1,92 +1,24 @@
 """The loop: exact resume, atomic checkpoints, freezing, and the yaml that describes a run."""
 
 import json
-import signal
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
-from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
-from ostrack_fast.training.config import OptimConfig, TrainConfig, read_train_config
-from ostrack_fast.training.crops import CropConfig
+from ostrack_fast.training.checkpoint import CHECKPOINT
+from ostrack_fast.training.config import OptimConfig, read_train_config
 from ostrack_fast.training.dataset import make_loader
 from ostrack_fast.training.losses import LossConfig
-from ostrack_fast.training.mix import build_dataset
-from ostrack_fast.training.trainer import CHECKPOINT, WEIGHTS, Trainer, build_model
+from ostrack_fast.training.trainer import WEIGHTS, Trainer, build_dataset, build_model
 
-MODEL = ModelConfig(
-    template_size=32, search_size=64, embed_dim=32, depth=3, num_heads=1, head_channels=16,
-    ce_layers=(1,), ce_keep_ratio=(0.7,), drop_path=0.3,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def videos(tmp_path_factory):
-    """A folder with one video of a bright square that moves over noise."""
-    root = tmp_path_factory.mktemp("videos")
-    (root / "square" / "img").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(24):
-        frame = rng.integers(0, 90, (96, 128, 3), dtype=np.uint8)
-        x, y = 20 + 2 * i, 30 + i
-        frame[y : y + 20, x : x + 24] = (250, 240, 60)
-        cv2.imwrite(str(root / "square" / "img" / f"{i:04d}.png"), frame)
-        lines.append(f"{x},{y},24,20")
-    (root / "square" / "groundtruth_rect.txt").write_text("\n".join(lines))
-    return root
-
-
-@pytest.fixture
-def config(videos, tmp_path):
-    return TrainConfig(
-        model=MODEL,
-        data={"videos": {"path": "."}},
-        data_root=str(videos),
-        output=str(tmp_path / "run"),
-        crops=CropConfig(template_size=32, search_size=64),
-        loss=LossConfig(box_cells="target", attention=0.1),
-        optim=OptimConfig(lr=1e-3, ema=0.9, decay_epochs=1.0),
-        epochs=2,
-        pairs_per_epoch=24,
-        batch_size=4,
-        ce_start_epoch=0.5,
-        ce_warmup_epochs=1.0,
-        workers=0,
-    )
-
-
-def run(config, output, stop_after=None):
-    trainer = Trainer(replace(config, output=str(output)))
-    if stop_after is not None:
-        plain = trainer.step
-
-        def step(batch):
-            terms = plain(batch)
-            if trainer.seen >= stop_after:
-                signal.raise_signal(signal.SIGTERM)
-            return terms
-
-        trainer.step = step
-    trainer.run(progress=False)
-    return trainer
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+from .tiny_run import MODEL, run, same
 
 
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(config, tmp_path):
@@ -118,7 +50,7 @@ def test_training_learns_and_exports_weights_that_load(config, tmp_path):
     assert same(dict(loaded.state_dict()), dict(trainer.model.state_dict()))
 
 
-def test_frozen_blocks_stay_and_the_others_move(config, videos, tmp_path):
+def test_frozen_blocks_stay_and_the_others_move(config, square, tmp_path):
     start = build_model(config)
     save_weights(start.state_dict(), MODEL, tmp_path / "start.safetensors")
     config = replace(config, weights=str(tmp_path / "start.safetensors"), optim=replace(config.optim, freeze_blocks=1))
@@ -203,13 +135,13 @@ def test_the_published_recipe_is_the_default():
     assert (loss.giou, loss.l1, loss.focal, loss.box_cells) == (2, 5, 1, "predicted")
 
 
-def test_yaml(tmp_path, videos):
+def test_yaml(tmp_path, square):
     path = tmp_path / "train.yaml"
     path.write_text(
         f"""
 model: {{preset: ostrack_256_ce, depth: 4, ce_layers: [1], ce_keep_ratio: [0.5], search_size: 192}}
 output: out
-data_root: {videos}
+data_root: {square}
 data: {{videos: {{path: ., share: 2}}}}
 augment: robust
 loss: {{attention: 0.5}}
@@ -224,14 +156,14 @@ epochs: 2
     assert len(build_dataset(config)) == 120_000
 
 
-def test_the_command_as_a_user_runs_it(tmp_path, videos):
+def test_the_command_as_a_user_runs_it(tmp_path, square):
     path = tmp_path / "train.yaml"
     path.write_text(
         f"""
 model: {{preset: small, template_size: 32, search_size: 64, embed_dim: 32, depth: 3, num_heads: 1, head_channels: 16,
         ce_layers: [1], ce_keep_ratio: [0.7]}}
 output: run
-data_root: {videos}
+data_root: {square}
 data: {{videos: {{path: .}}}}
 epochs: 2
 pairs_per_epoch: 8
@@ -246,12 +178,6 @@ workers: 1
     assert OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS).cfg.depth == 3
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "done: 16 of 16 pairs" in " ".join(again.stdout.split())
-
-
-def test_the_shipped_recipe_can_be_read():
-    config = read_train_config(str(resources.files("ostrack_fast") / "training" / "recipes" / "small.yaml"))
-    assert config.model == get_config("small") and config.total_pairs == 200_000
-    assert config.crops.search_size == config.model.search_size
 
 
 @pytest.mark.parametrize(

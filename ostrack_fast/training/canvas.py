@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.images import Image
 from .cutouts import Cutout
 from .geometry import bounds, corners, transform, warp
-from .images import Image
 
 
 def pose_at(cutout: Cutout, linear: NDArray, extent: float, center: NDArray) -> NDArray:
