@@ -193,7 +193,18 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_info(run):
     code, out, _ = run("info")
     assert code == 0
-    for word in ("torch", __version__, "crop", "attention", "eliminate", "restore", "decode", "native", "reference"):
+    for word in (
+        "torch",
+        "dtype auto",
+        __version__,
+        "crop",
+        "attention",
+        "eliminate",
+        "restore",
+        "decode",
+        "native",
+        "reference",
+    ):
         assert word in out
 
 

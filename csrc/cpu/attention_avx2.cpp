@@ -69,7 +69,12 @@ struct Avx2 {
       }
       for (; d < D; ++d) to[d] = _cvtsh_ss(half[d]);
     } else {
-      for (int d = 0; d < D; ++d) to[d] = ostf::bf16_to_float(half[d]);
+      int d = 0;
+      for (; d + 8 <= D; d += 8) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + d)));
+        _mm256_storeu_ps(to + d, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+      }
+      for (; d < D; ++d) to[d] = ostf::bf16_to_float(half[d]);
     }
   }
   static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
@@ -81,7 +86,19 @@ struct Avx2 {
     } else if (dtype == OSTF_F16) {
       for (int d = 0; d < D; ++d) half[d] = _cvtss_sh(from[d] * factor, _MM_FROUND_TO_NEAREST_INT);
     } else {
-      for (int d = 0; d < D; ++d) half[d] = ostf::float_to_bf16(from[d] * factor);
+      int d = 0;
+      for (; d + 8 <= D; d += 8) {
+        const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(from + d), _mm256_set1_ps(factor));
+        const __m256i bits = _mm256_castps_si256(x);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));  // cut bits must not make NaN infinite
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+        const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(half + d), halves);
+      }
+      for (; d < D; ++d) half[d] = ostf::float_to_bf16(from[d] * factor);
     }
   }
 

@@ -18,13 +18,17 @@ def info() -> None:
     import torch
 
     from .. import ops
+    from ..devices import automatic_dtype, resolve_device
     from ..model.checkpoint import shipped_weights
 
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    here = resolve_device()
+    dtype, why = automatic_dtype(here)
     rows = [
         *_versions(),
         ("cpu", f"{platform.processor() or platform.machine()}, {threads}"),
         *_gpus(),
+        ("dtype auto", f"{str(dtype).removeprefix('torch.')} on {here}: {why}"),
         ("weights", ", ".join(shipped_weights()) or "none"),
     ]
     console = Console(soft_wrap=True)

@@ -146,3 +146,10 @@ def fast_bfloat16() -> bool:
     except RuntimeError:  # not built
         return False
     return features["avx512_bf16"] or features["amx_bf16"]
+
+
+def why_slow_in_half(dtype: torch.dtype) -> str | None:
+    """Why layers of a half-precision compute dtype are slower than float32 ones on this CPU, or None."""
+    if dtype == torch.bfloat16 and fast_bfloat16():
+        return None
+    return dispatch.problem("native", "linear", {"weight": torch.empty(1, 1), "dtype": dtype})

@@ -1,0 +1,131 @@
+// Calls every CPU kernel that runs without AVX2 on fixed inputs and prints the results, one line a call. Built for two
+// processors, the two must print the same numbers.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "cpu/half.h"
+#include "ostrack_fast.h"
+
+namespace {
+
+uint32_t state = 1;
+
+float uniform() {  // in (-1, 1), the same on every machine
+  state = state * 1664525u + 1013904223u;
+  return static_cast<float>(static_cast<int32_t>(state >> 8) - (1 << 23)) / (1 << 23);
+}
+
+std::vector<float> numbers(size_t count) {
+  std::vector<float> values(count);
+  for (float& value : values) value = 2 * uniform();
+  return values;
+}
+
+std::vector<uint16_t> halves(size_t count) {
+  std::vector<uint16_t> values(count);
+  for (uint16_t& value : values) value = ostf::float_to_bf16(2 * uniform());
+  return values;
+}
+
+std::vector<int64_t> permuted(int count) {
+  std::vector<int64_t> ids(count);
+  for (int i = 0; i < count; ++i) ids[i] = (i * 7 + 3) % count;  // 7 divides none of the counts
+  return ids;
+}
+
+void check(int status, int expected, const char* name) {
+  if (status == expected) return;
+  std::fprintf(stderr, "%s: status %d, not %d\n", name, status, expected);
+  std::exit(1);
+}
+
+template <class T>
+void print(const char* name, const std::vector<T>& values) {
+  std::printf("%s", name);
+  for (const T value : values) std::printf(" %.9g", static_cast<double>(value));
+  std::printf("\n");
+}
+
+void print(const char* name, const std::vector<uint16_t>& values) {
+  std::vector<float> wide;
+  for (const uint16_t value : values) wide.push_back(ostf::bf16_to_float(value));
+  print(name, wide);
+}
+
+template <class T>
+void attention(int dtype, const std::vector<T>& qkv, const char* name, int threads) {
+  constexpr int B = 2, N = 70, T_ = 20, H = 2, D = 33, row = 3 * H * D;
+  std::vector<uint8_t> mask(T_);
+  mask[3] = mask[17] = 1;
+  std::vector<T> out(B * N * H * D);
+  std::vector<float> score(B * (N - T_)), lse(B * H * N);
+  check(ostf_cpu_attention(dtype, qkv.data(), N * row, row, qkv.data() + H * D, N * row, row, mask.data(), 1, out.data(),
+                           N * H * D, score.data(), lse.data(), B, N, N, H, D, T_, threads), OSTF_OK, name);
+  print(name, out);
+  print("score", score);
+  print("lse", lse);
+}
+
+void tokens(int threads) {
+  constexpr int B = 2, T = 4, S = 25, K = 18, C = 37, F = 5;
+  std::vector<int64_t> ids, left(B * K), removed(B * (S - K));
+  for (int b = 0; b < B; ++b) {
+    for (const int64_t id : permuted(S)) ids.push_back(id);
+  }
+  std::vector<float> out(B * (T + K) * C), map(B * C * F * F);
+  const std::vector<float> before = numbers(B * (T + S) * C), score = numbers(B * S);
+  check(ostf_cpu_eliminate(4, before.data(), score.data(), ids.data(), out.data(), left.data(), removed.data(), B, T, S,
+                           K, C, threads), OSTF_OK, "eliminate");
+  print("eliminate", out);
+  print("ids", left);
+  print("removed", removed);
+  const std::vector<float> kept = numbers(B * K * C), weight = numbers(C), bias = numbers(C);
+  const std::vector<float> products = numbers(B * K * 9 * C);
+  check(ostf_cpu_restore(4, kept.data(), left.data(), map.data(), B, K, C, F, threads), OSTF_OK, "restore");
+  print("restore", map);
+  check(ostf_cpu_restore_norm(OSTF_F32, kept.data(), left.data(), weight.data(), bias.data(), 1e-6, OSTF_F32, map.data(),
+                              B, K, C, F, threads), OSTF_OK, "restore_norm");
+  print("restore_norm", map);
+  check(ostf_cpu_restore_conv3x3(products.data(), left.data(), bias.data(), OSTF_F32, map.data(), B, K, C, F, 2,
+                                 threads), OSTF_OK, "restore_conv3x3");
+  print("restore_conv3x3", map);
+}
+
+void frame(int threads) {
+  constexpr int B = 2, Z = 24, F = 5, height = 37, width = 53;
+  std::vector<uint8_t> pixels(height * width * 3);
+  for (uint8_t& pixel : pixels) pixel = static_cast<uint8_t>(127 * uniform() + 128);
+  std::vector<double> boxes = {5, 6, 20, 11, -30.5, -9, 70.25, 60}, scale(B), moved(B * 4);
+  const std::vector<float> mean(3, 0.5f), window = numbers(F * F);
+  const std::vector<float> score = numbers(B * F * F), size = numbers(2 * B * F * F), offset = numbers(2 * B * F * F);
+  std::vector<float> patch(B * 3 * Z * Z), box(B * 4), best(B);
+  check(ostf_cpu_crop(OSTF_F32, pixels.data(), height, width, boxes.data(), 4.0, mean.data(), mean.data(), patch.data(),
+                      scale.data(), B, Z, threads), OSTF_OK, "crop");
+  print("crop", patch);
+  print("scale", scale);
+  check(ostf_cpu_decode(OSTF_F32, score.data(), size.data(), offset.data(), window.data(), box.data(), best.data(), B, F,
+                        threads), OSTF_OK, "decode");
+  print("decode", box);
+  print("best", best);
+  check(ostf_cpu_advance(box.data(), boxes.data(), height, width, 4.0, 10.0, moved.data(), B, threads), OSTF_OK,
+        "advance");
+  print("advance", moved);
+}
+
+}  // namespace
+
+int main() {
+  int64_t bytes;
+  for (const int dtype : {OSTF_F32, OSTF_BF16, OSTF_I8}) {  // PyTorch's run here
+    check(ostf_cpu_linear_packed_bytes(dtype, 4, 4, 1, 1, &bytes), OSTF_EDTYPE, "linear");
+  }
+  for (const int threads : {1, 2}) {
+    constexpr int count = 2 * 70 * 3 * 2 * 33;
+    attention(OSTF_F32, numbers(count), "attention_float32", threads);
+    attention(OSTF_BF16, halves(count), "attention_bfloat16", threads);
+    tokens(threads);
+    frame(threads);
+  }
+}
