@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
+from types import FrameType
+from typing import cast
 
 import torch
 
@@ -60,8 +63,12 @@ def automatic_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 @cache  # so that the warning comes once
 def _warn_if_slow(dtype: torch.dtype) -> None:
     reason = why_slow_in_half(dtype)
-    if reason is not None:
-        warnings.warn(f"dtype {dtype} is slower than float32 on this CPU: {reason}", stacklevel=4)
+    if reason is None:
+        return
+    level, frame = 1, cast("FrameType | None", sys._getframe())
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "ostrack_fast":
+        level, frame = level + 1, frame.f_back  # the warning is about the caller's line, not about the package's
+    warnings.warn(f"dtype {dtype} is slower than float32 on this CPU: {reason}", stacklevel=level)
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

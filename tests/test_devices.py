@@ -33,8 +33,9 @@ def test_auto_has_a_reason():
 
 
 def test_a_slow_dtype_warns_once():
-    with pytest.warns(UserWarning, match=r"float16 is slower than float32 on this CPU: .*float16"):
+    with pytest.warns(UserWarning, match=r"float16 is slower than float32 on this CPU: .*float16") as seen:
         assert devices.resolve_dtype("float16", CPU) == torch.float16
+    assert seen[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         devices.resolve_dtype("float16", CPU)
