@@ -72,7 +72,7 @@ class UpstreamNetwork:
         else:
             none = ids[:, :0]
             feature_map = bench_restore.upstream(found, ids, torch.cat([none, *removed], dim=1), cfg.search_grid)
-        return self.model.box_head(feature_map)
+        return self.model.box_head.get_score_map(feature_map)
 
 
 class UpstreamTracker:

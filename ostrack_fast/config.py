@@ -11,6 +11,32 @@ import yaml
 
 TEMPLATE_RANGES = ("CTR_POINT", "CTR_REC", "ALL", "GT_BOX")
 
+# Type and bounds of the numbers in a configuration, far beyond any network that was ever trained: a configuration from
+# a file must not make the program work without end.
+_BOUNDS: dict[str, tuple[type, float, float]] = {
+    "template_size": (int, 1, 4096),
+    "search_size": (int, 1, 4096),
+    "template_factor": (float, 0.1, 100),
+    "search_factor": (float, 0.1, 100),
+    "patch_size": (int, 1, 256),
+    "embed_dim": (int, 1, 8192),
+    "depth": (int, 1, 128),
+    "num_heads": (int, 1, 256),
+    "mlp_ratio": (float, 0.1, 64),
+    "head_channels": (int, 8, 4096),
+    "drop_path": (float, 0, 0.999),
+}
+_MAX_GRID = 128
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -43,9 +69,20 @@ class ModelConfig:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
+        for name, (kind, low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not _is_number(value, kind) or not low <= value <= high:
+                raise ValueError(f"{name}={_short(value)} must be a number ({kind.__name__}) from {low} to {high}")
+        for name, kind in (("ce_layers", int), ("ce_keep_ratio", float)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(_is_number(value, kind) for value in values):
+                raise ValueError(f"{name}={_short(values)} must be a tuple of numbers, one for each eliminating block")
         for name in ("template_size", "search_size"):
-            if getattr(self, name) % self.patch_size or getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be a positive multiple of {self.patch_size}")
+            size = getattr(self, name)
+            if size % self.patch_size:
+                raise ValueError(f"{name}={size} must be a positive multiple of {self.patch_size}")
+            if size // self.patch_size > _MAX_GRID:
+                raise ValueError(f"{name}={size} makes a grid of more than {_MAX_GRID} patches of {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}")
         if self.head_channels % 8:
@@ -57,7 +94,7 @@ class ModelConfig:
         if not all(0 < ratio <= 1 for ratio in self.ce_keep_ratio):
             raise ValueError(f"ce_keep_ratio={self.ce_keep_ratio} must lie in (0, 1]")
         if self.ce_template_range not in TEMPLATE_RANGES:
-            raise ValueError(f"ce_template_range={self.ce_template_range!r} is none of {TEMPLATE_RANGES}")
+            raise ValueError(f"ce_template_range={_short(self.ce_template_range)} is none of {TEMPLATE_RANGES}")
 
     @property
     def template_grid(self) -> int:
@@ -89,10 +126,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`. Raises ValueError on a key this version does not know."""
+        """The inverse of `to_dict`. Raises ValueError on a key this version does not know, or an impossible value."""
+        if not isinstance(values, dict):
+            raise ValueError(f"the configuration is no mapping of settings, but {_short(values)}")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown model settings {sorted(unknown)}: was this file written by a newer version?")
+            names = ", ".join(sorted(_short(name) for name in unknown)[:5])
+            raise ValueError(f"unknown model settings {names}: was this file written by a newer version?")
         made: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**made)
 
@@ -134,11 +174,22 @@ PUBLISHED_NAMES: dict[str, str] = {
 
 
 def get_config(name: str) -> ModelConfig:
-    """The preset of this name; the names of the published yaml files are accepted too."""
+    """The preset of this name, or of the published yaml file of this name; or what a yaml file (its path) says.
+
+    Raises:
+        ValueError: there is no such preset, or the file cannot be used. FileNotFoundError: there is no such file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_published_yaml(name)
     key = PUBLISHED_NAMES.get(name, name)
     if key not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join([*PRESETS, *PUBLISHED_NAMES])}")
     return PRESETS[key]
+
+
+def preset_of(cfg: ModelConfig) -> str | None:
+    """The name of the first preset that is this configuration."""
+    return next((name for name, preset in PRESETS.items() if preset == cfg), None)
 
 
 _BACKBONES = {
@@ -153,30 +204,51 @@ def read_published_yaml(path: str | Path) -> ModelConfig:
     """Read the model part of a yaml file of the published code (its `experiments/ostrack/*.yaml`).
 
     Raises:
-        ValueError: for a backbone or head this package does not implement, naming it.
+        ValueError: it is no such file, or names something that this package does not implement, saying what.
     """
-    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no yaml file: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(document, dict) or "MODEL" not in document:
         raise ValueError(f"{path} has no MODEL section: not a yaml file of the published code")
-    model, data = document["MODEL"], document.get("DATA", {})
-    backbone, head = model.get("BACKBONE", {}), model.get("HEAD", {})
+    backbone, head = _section(document, "MODEL", "BACKBONE"), _section(document, "MODEL", "HEAD")
     kind = backbone.get("TYPE", "vit_base_patch16_224")
-    if kind not in _BACKBONES:
-        raise ValueError(f"{path}: backbone {kind!r} is not supported; supported: {', '.join(_BACKBONES)}")
-    if head.get("TYPE", "CENTER") != "CENTER":
-        raise ValueError(f"{path}: head {head['TYPE']!r} is not supported, only CENTER")
-    template, search, test = data.get("TEMPLATE", {}), data.get("SEARCH", {}), document.get("TEST", {})
-    ce = kind.endswith("_ce")
-    return ModelConfig(
-        template_size=template.get("SIZE", 128),
-        search_size=search.get("SIZE", 256),
-        template_factor=float(test.get("TEMPLATE_FACTOR", template.get("FACTOR", 2.0))),
-        search_factor=float(test.get("SEARCH_FACTOR", search.get("FACTOR", 4.0))),
-        patch_size=backbone.get("STRIDE", 16),
-        head_channels=head.get("NUM_CHANNELS", 256),
-        ce_layers=tuple(backbone.get("CE_LOC", ())) if ce else (),
-        ce_keep_ratio=tuple(backbone.get("CE_KEEP_RATIO", ())) if ce else (),
-        ce_template_range=backbone.get("CE_TEMPLATE_RANGE", "ALL") if ce else "CTR_POINT",
-        drop_path=float(document.get("TRAIN", {}).get("DROP_PATH_RATE", 0.1)),
-        **_BACKBONES[kind],
-    )
+    ce = isinstance(kind, str) and kind.endswith("_ce")
+    grids = (_section(document, part, "SEARCH") for part in ("DATA", "TEST"))
+    for what, value, supported in (
+        ("backbone", kind, list(_BACKBONES)),
+        ("head", head.get("TYPE", "CENTER"), ["CENTER"]),
+        ("order of tokens", backbone.get("CAT_MODE", "direct") if ce else "direct", ["direct"]),
+        ("warped search region", any("GRID" in each for each in grids), [False]),
+    ):
+        if value not in supported:
+            raise ValueError(f"{path}: {what} {_short(value)} is not supported, only {', '.join(map(str, supported))}")
+    template, search = _section(document, "DATA", "TEMPLATE"), _section(document, "DATA", "SEARCH")
+    test, train = _section(document, "TEST"), _section(document, "TRAIN")
+    try:
+        return ModelConfig(
+            template_size=template.get("SIZE", 128),
+            search_size=search.get("SIZE", 256),
+            template_factor=test.get("TEMPLATE_FACTOR", template.get("FACTOR", 2.0)),
+            search_factor=test.get("SEARCH_FACTOR", search.get("FACTOR", 4.0)),
+            patch_size=backbone.get("STRIDE", 16),
+            head_channels=head.get("NUM_CHANNELS", 256),
+            ce_layers=tuple(backbone.get("CE_LOC") or ()) if ce else (),
+            ce_keep_ratio=tuple(backbone.get("CE_KEEP_RATIO") or ()) if ce else (),
+            ce_template_range=backbone.get("CE_TEMPLATE_RANGE", "ALL") if ce else "CTR_POINT",
+            drop_path=train.get("DROP_PATH_RATE", 0.1),
+            **_BACKBONES[kind],
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _section(document: dict[Any, Any], *keys: str) -> dict[Any, Any]:
+    """A section of a yaml file; an absent one is empty."""
+    for key in keys:
+        inner = document.get(key, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"the section {key} is no mapping, but {_short(inner)}")
+        document = inner
+    return document

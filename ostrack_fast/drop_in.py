@@ -2,60 +2,190 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig, get_config
 from .engine import Engine
 from .model import OSTrack
-from .model.checkpoint import config_of, fitting
+from .model.checkpoint import fitting
+from .read_network import plain_names, read_config, read_layers, unwrapped
+
+_MAPS = ("score_map", "size_map", "offset_map")
+# What `verify` allows: the largest difference of a map, as a share of the map's largest number.
+_TOLERANCE = 1e-3
 
 
 class AcceleratedNetwork(nn.Module):
-    """Takes and returns what the published network does in tracking, and runs on an `Engine`.
+    """Takes and returns what the given network does, and tracks on an `Engine`.
 
-    `box_head` is the original's, for trackers that call its `cal_bbox`.
+    Its submodules, parameters and buffers are the given network's own, and so is every attribute that it lacks:
+    `backbone`, `box_head`, `head_type`, `state_dict()`, hooks. Calls that the engine does not serve go to the given
+    network: in training mode, with `ce_keep_rate` or `return_last_attn`, with images that need a gradient or are of
+    other sizes, with hooks on any module. Weights that were changed are taken over at the next call.
     """
 
-    def __init__(self, engine: Engine, box_head: nn.Module):
-        super().__init__()
-        self.engine = engine
-        self.box_head = box_head
-        self._embedded: tuple[Tensor, int, Tensor | None] | None = None
-        self.eval()
+    engine: Engine
 
-    @torch.no_grad()
-    def forward(
-        self,
-        template: Tensor,
-        search: Tensor,
-        ce_template_mask: Tensor | None = None,
-        ce_keep_rate: float | None = None,
-        return_last_attn: bool = False,
-    ) -> dict[str, Tensor]:
-        """Arguments as `OSTrack.forward`. A template is embedded when it first comes, and kept while the same one does.
+    def __init__(self, network: nn.Module, make_engine: Callable[[], Engine], engine: Engine):
+        super().__init__()
+        inner = unwrapped(network)
+        # Beside the registry of modules: its submodules are registered here, under their own names.
+        self.__dict__.update(original=network, _inner=inner, _make_engine=make_engine, engine=engine)
+        for registry in ("_modules", "_parameters", "_buffers"):
+            getattr(self, registry).update(getattr(inner, registry))
+        self._members = list(inner.modules())
+        self._weights = [*inner.parameters(), *inner.buffers()]
+        self._version = self._current_version()
+        self._embedded: tuple[Tensor, Tensor | None] | None = None
+        self.train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_inner" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["_inner"], name)
+
+    def train(self, mode: bool = True) -> AcceleratedNetwork:
+        self.original.train(mode)
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AcceleratedNetwork:
+        """Moves and conversions (`.to`, `.half`) of the network; the engine stays where it was made."""
+        self.original._apply(fn)
+        self._weights = [*self._inner.parameters(), *self._inner.buffers()]
+        self._version = -1
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._version = -1
+        return self._inner.load_state_dict(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the given network's forward: template, search, ce_template_mask, ce_keep_rate, return_last_attn.
+
+        A template is embedded when it or the mask first comes, and kept until one of them holds other numbers.
 
         Returns:
-            `pred_boxes`, `score_map`, `size_map`, `offset_map`, on the device of `search`, float32.
-
-        Raises:
-            ValueError: a keep rate or the attention map is asked for, which only the original network can give.
+            `pred_boxes`, `score_map`, `size_map`, `offset_map`, on the device of `search`, float32, without a
+            gradient. What else the given network returns (`backbone_feat`, `attn`, `removed_indexes_s`) is computed,
+            by the given network, when it is asked for.
         """
-        if ce_keep_rate is not None or return_last_attn:
-            raise ValueError(
-                "the accelerated network keeps its configured candidates and no attention: for ce_keep_rate or "
-                "return_last_attn call the original network"
-            )
-        # The tensors themselves, not their addresses, which may be given to others when these are gone.
-        given = template, template._version, ce_template_mask
-        if self._embedded is None or not _same(given, self._embedded):
-            self.engine.set_template(template, ce_template_mask)
-            self._embedded = given
+        call = _understood(*args, **kwargs)
+        if call is None or not self._serves(*call):
+            return self.original(*args, **kwargs)
+        # Inside torch.inference_mode the engine would make buffers that no later call may write to.
+        with torch.inference_mode(False), torch.no_grad():
+            found = self._track(*call)
+        return self.original(*args, **kwargs) if found is None else _Outputs(found, self.original, args, kwargs)
+
+    def _serves(self, template: Tensor, search: Tensor, mask: Tensor | None) -> bool:
+        cfg = self.engine.cfg
+        rows = template.shape[0] if template.dim() else 0
+        sizes = ((template, cfg.template_size), (search, cfg.search_size))
+        if any(image.shape != (rows, 3, size, size) for image, size in sizes) or rows == 0:
+            return False
+        tokens = cfg.template_grid**2
+        if mask is not None and (mask.dtype != torch.bool or mask.shape not in ((tokens,), (rows, tokens))):
+            return False
+        if torch.is_grad_enabled() and (template.requires_grad or search.requires_grad):
+            return False
+        return not self.training and not any(
+            each.training or each._forward_hooks or each._forward_pre_hooks for each in self._members
+        )
+
+    def _track(self, template: Tensor, search: Tensor, mask: Tensor | None) -> dict[str, Tensor] | None:
+        version = self._current_version()
+        if version != self._version:
+            self.engine, self._version, self._embedded = self._make_engine(), version, None
+        if self._embedded is None or not _same((template, mask), self._embedded):
+            self._embedded = None
+            chosen = _whole(mask, template, self.engine.cfg)
+            counts = chosen.sum(-1).flatten()
+            if not bool((counts == counts[0]).all()) or not bool(counts[0]):
+                return None  # the published code averages over such masks in its own way, or fails
+            self.engine.set_template(template, chosen)
+            self._embedded = template.clone(), None if mask is None else mask.clone()
         return {name: value.to(search.device) for name, value in self.engine.forward(search).items()}
 
+    def _current_version(self) -> int:
+        """Grows with every change of a weight in place, by an optimizer or by `copy_`."""
+        return sum(0 if each.is_inference() else each._version for each in self._weights)
 
-def _same(a: tuple[Tensor, int, Tensor | None], b: tuple[Tensor, int, Tensor | None]) -> bool:
-    return a[0] is b[0] and a[1] == b[1] and a[2] is b[2]
+
+class _Outputs(dict):
+    """The engine's outputs; the given network's others on demand."""
+
+    def __init__(self, found: dict[str, Tensor], network: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        super().__init__(found)
+        self._call = network, args, kwargs
+
+    def __missing__(self, key: str) -> Any:
+        network, args, kwargs = self._call
+        with torch.no_grad():
+            others = network(*args, **kwargs)
+        if key not in others:
+            raise KeyError(key)
+        for name, value in others.items():
+            self.setdefault(name, value)
+        return self[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+
+def _understood(
+    template: Any = None,
+    search: Any = None,
+    ce_template_mask: Any = None,
+    ce_keep_rate: Any = None,
+    return_last_attn: Any = False,
+    **others: Any,
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Template, search and mask of a call that the engine may serve, or None."""
+    known = not others and ce_keep_rate is None and not return_last_attn
+    images = isinstance(template, Tensor) and isinstance(search, Tensor)
+    mask = ce_template_mask is None or isinstance(ce_template_mask, Tensor)
+    return (template, search, ce_template_mask) if known and images and mask else None
+
+
+def _whole(mask: Tensor | None, template: Tensor, cfg: ModelConfig) -> Tensor:
+    """The mask, or all template tokens, as None means in the published code."""
+    if mask is not None:
+        return mask
+    return torch.ones(len(template), cfg.template_grid**2, dtype=torch.bool, device=template.device)
+
+
+def _same(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> bool:
+    """Whether the numbers are the same. A tensor does not know of changes through NumPy or `.data`."""
+    return all(
+        x is y if x is None or y is None else x.device == y.device and x.dtype == y.dtype and torch.equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _box_difference(out: dict[str, Tensor]) -> float:
+    """Between a network's box and the one that its own maps say, in units of the crop.
+
+    The engine's maps are not asked: they may have their maximum in another cell of almost the same score. Of cells of
+    the same score, any may be the network's.
+    """
+    score, size, offset = (out[name][0].double().cpu().flatten(1) for name in _MAPS)
+    cells, side = torch.arange(score.shape[1]), out["score_map"].shape[-1]
+    centres = (torch.stack((cells % side, cells // side)) + offset) / side
+    best = torch.cat((centres, size))[:, score[0] == score.max()]
+    return float((best - out["pred_boxes"].double().cpu().reshape(4, 1)).abs().amax(0).min())
 
 
 def accelerate(
@@ -63,28 +193,122 @@ def accelerate(
     cfg: ModelConfig | str | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    verify: bool = True,
 ) -> AcceleratedNetwork:
     """A faster stand-in, for tracking, for an `OSTrack` of this package, of the published code or of a fork.
 
+    Everything is read from the network: sizes from its parameters; heads, eliminating blocks and their ratios,
+    activation and epsilons from its modules. It is put into evaluation mode, and otherwise not changed.
+
     Args:
-        network: its parameters must have the published names and shapes; it is read, not changed.
-        cfg: the configuration, or a preset's name. Without it, it is that of an `OSTrack` of this package, else what
-            the shapes say, with the blocks that eliminate from the published backbone's `ce_loc` and `ce_keep_ratio`.
+        network: its parameters must have the published names; DataParallel and torch.compile around it are unwrapped.
+        cfg: a configuration that the network is known to have, or a preset's name. The network is read all the same.
         device, dtype: of the `Engine`.
+        verify: run both networks in float32 on the same random images, with and without a mask, and compare.
 
     Raises:
-        ValueError: the parameters do not fit the configuration, saying which.
+        ValueError: the network has a part that the engine lacks, contradicts `cfg`, or gives other results than the
+            engine: the message says which, where, and by how much.
 
     >>> self.network = ostrack_fast.accelerate(self.network)  # in the published tracker's __init__
     """
-    if isinstance(network, OSTrack):
-        return AcceleratedNetwork(Engine(network, device, dtype), network.box_head)
-    state = {name: value.detach() for name, value in network.state_dict().items()}
-    what = f"the given {type(network).__name__}"
-    if cfg is None:
-        backbone = getattr(network, "backbone", None)
-        layers, ratios = (tuple(getattr(backbone, name, None) or ()) for name in ("ce_loc", "ce_keep_ratio"))
-        cfg = config_of(state, what, ce_layers=layers, ce_keep_ratio=ratios[: len(layers)])
-    model = OSTrack(get_config(cfg) if isinstance(cfg, str) else cfg)
-    model.load_state_dict(fitting(state, model.cfg, what))
-    return AcceleratedNetwork(Engine(model, device, dtype), network.get_submodule("box_head"))
+    if isinstance(network, AcceleratedNetwork):
+        network = network.original
+    expected = get_config(cfg) if isinstance(cfg, str) else cfg
+    network.eval()
+
+    def copied() -> OSTrack:
+        return _copied(network, expected)
+
+    def make_engine(dtype: str | torch.dtype = dtype) -> Engine:
+        return Engine(copied(), device, dtype)
+
+    engine = make_engine()
+    if verify:
+        _verify(network, engine if engine.dtype == torch.float32 else make_engine(torch.float32))
+    return AcceleratedNetwork(network, make_engine, engine)
+
+
+def _copied(network: nn.Module, expected: ModelConfig | None) -> OSTrack:
+    """An OSTrack of this package with the network's configuration and weights."""
+    inner = unwrapped(network)
+    what = f"the given {type(inner).__name__}"
+    cfg = read_config(inner, what, expected)
+    with torch.device("meta"):
+        model = OSTrack(cfg)
+    state = {plain_names(name): value.detach() for name, value in inner.state_dict().items()}
+    model.load_state_dict(fitting(state, model, what), assign=True)
+    read_layers(inner, model, what)
+    return model.eval()
+
+
+def _verify(network: nn.Module, engine: Engine) -> None:
+    """Compare the networks. A tie between candidates may fall either way, so a second try on other images counts."""
+    tokens = engine.cfg.template_grid**2
+    # What torch.compile wraps computes the same, and need not be compiled for it.
+    network = getattr(network, "_orig_mod", network)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters()):
+        network = deepcopy(network).float()
+    for chosen in (None, tokens // 2) if engine.network.eliminates else (None,):
+        mask = None if chosen is None else (torch.arange(tokens) >= chosen)[None]
+        differences = []
+        for seed in (0, 1):
+            differences.append(_difference(network, engine, mask, seed))
+            if differences[-1][0] <= _TOLERANCE:
+                break
+        else:
+            share, name = min(differences)
+            raise ValueError(
+                f"the given {type(unwrapped(network)).__name__} and the engine give different results "
+                f"{'without' if mask is None else 'with'} a template mask: {name} differs by {share:.2g} times its "
+                f"largest number, which may be {_TOLERANCE:g}. The network computes something that its parameters do "
+                "not show, such as a forward of its own or hooks"
+            )
+
+
+@contextmanager
+def _exactly(device: str) -> Iterator[None]:
+    """Float32 is multiplied as float32, whatever the caller has allowed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device, enabled=False),
+            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _difference(network: nn.Module, engine: Engine, mask: Tensor | None, seed: int) -> tuple[float, str]:
+    """The largest difference of an output as a share of its largest number, and that output's name."""
+    cfg = engine.cfg
+    generator = torch.Generator().manual_seed(seed)
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    template, search = (
+        torch.randn(1, 3, size, size, generator=generator) for size in (cfg.template_size, cfg.search_size)
+    )
+    try:
+        with _exactly(like.device.type):
+            theirs = network(template.to(like), search.to(like), None if mask is None else mask.to(like.device))
+    except Exception as error:
+        raise ValueError(
+            f"the given {type(unwrapped(network)).__name__} does not take a template (1,3,{cfg.template_size},"
+            f"{cfg.template_size}), a search image (1,3,{cfg.search_size},{cfg.search_size}) and a mask: {error}"
+        ) from error
+    if not isinstance(theirs, dict) or not all(isinstance(theirs.get(name), Tensor) for name in _MAPS):
+        raise ValueError(f"the given {type(unwrapped(network)).__name__} does not return {', '.join(_MAPS)}")
+    with _exactly(engine.device.type):
+        engine.set_template(template, _whole(mask, template, cfg))
+        ours = engine.forward(search)
+    compared = []
+    for name in _MAPS:
+        a, b = ours[name].double().cpu(), theirs[name].double().cpu()
+        if a.shape != b.shape:
+            raise ValueError(f"{name} has the shape {tuple(b.shape)} in the given network, {tuple(a.shape)} here")
+        compared.append((float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)), name))
+    if isinstance(theirs.get("pred_boxes"), Tensor):
+        compared.append((_box_difference(theirs), "pred_boxes"))
+    return max(compared, key=lambda pair: pair[0] if pair[0] == pair[0] else float("inf"))

@@ -20,8 +20,10 @@ MARGIN = 5e-5
 def margin(model, template, search, mask=None, keep_rate=None, window=None):
     """The narrowest choice that an `OSTrack` makes on these images, for each item: (B,) as a share of the score.
 
-    Arguments as `OSTrack.forward`. The choice of the best cell counts where a `window` (F,F) is given, or torch.ones.
+    Arguments as `OSTrack.forward`, but without a mask it is the configured one. The choice of the best cell counts
+    where a `window` (F,F) is given, or torch.ones.
     """
+    mask = template_mask(model.cfg) if mask is None and model.cfg.ce_layers else mask
     out = model(template, search, mask, ce_keep_rate=keep_rate)
     smallest = torch.full((len(search),), float("inf"))
     for (score, _), removed in zip(out["ce_scores"], out["removed_indexes_s"], strict=True):

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ostrack_fast"
 LAYERS = [
     {"cli"},
     {"training", "evaluation", "visualization", "bench"},
-    {"tracker", "drop_in"},
+    {"tracker", "drop_in", "read_network"},
     {"engine"},
     {"devices"},
     {"model"},

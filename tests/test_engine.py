@@ -62,7 +62,7 @@ def test_as_the_model(batch, elimination, backend):
     keep_rate = None if elimination else 1.0
     z, x = decided_images(model, batch, keep_rate=keep_rate)
     with torch.no_grad():
-        expected = model(z, x, ce_keep_rate=keep_rate)
+        expected = model(z, x, template_mask(model.cfg), ce_keep_rate=keep_rate)
     with ops.use(backend):
         engine = Engine(model, "cpu", "float32", candidate_elimination=elimination)
         engine.set_template(z)
@@ -94,7 +94,7 @@ def test_elimination_in_any_block(blocks, backend):
         engine.set_template(z)
         got = engine.forward(x)["score_map"]
     with torch.no_grad():
-        torch.testing.assert_close(got, model(z, x, ce_keep_rate=None)["score_map"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, model(z, x, template_mask(model.cfg))["score_map"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_for_every_target():
@@ -119,7 +119,7 @@ def test_published_network(name):
     engine = Engine(model, "cpu", "float32")
     engine.set_template(z)
     with torch.no_grad():
-        expected = model(z, x)
+        expected = model(z, x, template_mask(model.cfg))
     for key, value in engine.forward(x).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=5e-5, msg=key)
 
@@ -136,7 +136,7 @@ def test_other_dtypes_come_close(dtype):
     assert engine.dtype == getattr(torch, dtype)
     engine.set_template(z)
     with torch.no_grad():
-        expected = model(z, x, ce_keep_rate=None)
+        expected = model(z, x, template_mask(model.cfg))
     got = engine.forward(x)
     for name in ("score_map", "size_map", "offset_map"):
         assert got[name].dtype == torch.float32

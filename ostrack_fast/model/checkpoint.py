@@ -1,240 +1,249 @@
-"""Weights in and out, without ever executing what a file contains.
+"""Weights from files, without ever executing what a file contains.
 
 Our own files are safetensors with the configuration in their metadata. The published `.pth.tar` checkpoints pickle
-objects of the training code beside the tensors: here the tensors are read, and every foreign object becomes an inert
-placeholder; nothing a file names is imported or called.
+objects of the training code beside the tensors: here the tensors are read, and the rest is looked at as data.
 """
 
 from __future__ import annotations
 
-import collections
 import json
-import pickle
-import zipfile
-from dataclasses import replace
-from importlib import resources
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import PRESETS, ModelConfig, get_config
-from ..files import write_atomically
+from ..config import PRESETS, PUBLISHED_NAMES, ModelConfig, get_config
+from .head import CenterHead
+from .hub import find_weights, shipped_weights
+from .saving import save_published, save_weights
+from .state_dict import find_state, is_ostrack
+from .stored import Described, WeightsFile, damaged, open_weights
+from .unpickle import ALLOWED as _ALLOWED  # noqa: F401 - what pickles may name, for tests that it stays unchanged
+from .unpickle import CheckpointError, Foreign
+from .vit import VisionTransformer
+
+__all__ = [
+    "CheckpointError",
+    "State",
+    "find_weights",
+    "fitting",
+    "load_pretrained",
+    "read_notes",
+    "read_state",
+    "save_published",
+    "save_weights",
+    "shipped_weights",
+]
 
 State = dict[str, Tensor]
 
-
-def shipped_weights() -> list[str]:
-    """Names `OSTrack.from_pretrained` finds inside the package."""
-    folder = resources.files("ostrack_fast") / "weights"
-    return sorted(
-        item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors")
-    )
+_MAX_CONFIG = 1 << 16
+# Constants that forks add to the tokens behind the position tables, and that can as well be added to these.
+_ADDED = {
+    "backbone.temporal_pos_embed_z": "backbone.pos_embed_z",
+    "backbone.temporal_pos_embed_x": "backbone.pos_embed_x",
+    "backbone.template_segment_pos_embed": "backbone.pos_embed_z",
+    "backbone.search_segment_pos_embed": "backbone.pos_embed_x",
+}
 
 
 def load_pretrained(name_or_path: str | Path, cfg: ModelConfig | str | None = None) -> tuple[ModelConfig, State]:
     """Configuration and float32 state dict of shipped weights or of a file; see `OSTrack.from_pretrained`."""
-    path = Path(name_or_path)
-    if str(name_or_path) in shipped_weights():
-        path = Path(str(resources.files("ostrack_fast") / "weights" / f"{name_or_path}.safetensors"))
-    elif not path.is_file():
-        raise FileNotFoundError(
-            f"no weights {str(name_or_path)!r}: neither a file nor a name that ships ({', '.join(shipped_weights())})"
-        )
+    path = find_weights(name_or_path)
     if isinstance(cfg, str):
         cfg = get_config(cfg)
-    state, stored = read_state(path)
-    cfg = cfg or stored or _guess_config(state, path)
-    return cfg, fitting(state, cfg, str(path))
+    file = open_weights(path)
+    with damaged(path):
+        tensors = find_state(file.content)
+        described = {name: file.describe(tensor) for name, tensor in tensors.items()}
+        if not is_ostrack(tensors):
+            names = ", ".join(list(tensors)[:3])
+            raise CheckpointError(
+                f"is not an OSTrack checkpoint: it has no backbone.pos_embed_z, and its {len(tensors)} tensors have "
+                f"names like {names[:200]}"
+            )
+        cfg = cfg or _config_in(file, described)
+        with torch.device("meta"):
+            model = nn.ModuleDict({"backbone": VisionTransformer(cfg), "box_head": CenterHead(cfg)})
+        # Before anything is read, so that a file takes no memory that the network does not need.
+        _check(described, model, str(path))
+        return cfg, fitting(file.read(tensors, torch.float32), model, str(path))
 
 
 def read_state(path: Path) -> tuple[State, ModelConfig | None]:
-    """The tensors of a checkpoint by name, and the configuration if the file carries one.
+    """The tensors of a file of any network by name, and the configuration if the file carries one.
 
     Raises:
-        ValueError: the file is none of the formats named in this module, or holds no state dict.
+        CheckpointError: the file is of none of the formats named in `stored`, is damaged, or holds no state dict.
     """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                # safe_open is no mapping: it has keys() but cannot be iterated.
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); was a download cut off?") from error
-        return state, ModelConfig.from_dict(json.loads(metadata["config"])) if "config" in metadata else None
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is neither safetensors nor a torch checkpoint in zip format (torch 1.6 and later); "
-            "re-save older files with torch.save(torch.load(path), path)"
+    file = open_weights(path)
+    with damaged(path):
+        return file.read(find_state(file.content)), _carried_config(file)
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """What a file says of its weights beside the configuration: preset, recipe, licence and the like.
+
+    Raises:
+        CheckpointError: as `read_state`.
+    """
+    file = open_weights(path)
+    settings = _settings(file.content)
+    found = {**file.metadata, **{key: value for key, value in settings.items() if isinstance(key, str)}}
+    notes = {key: value for key, value in found.items() if key in ("preset", "recipe", "licence", "source")}
+    name = _config_name(settings)
+    if name in PUBLISHED_NAMES:
+        notes = {"preset": PUBLISHED_NAMES[name], "recipe": name, **notes}
+    return {key: value for key, value in notes.items() if isinstance(value, str)}
+
+
+def _carried_config(file: WeightsFile) -> ModelConfig | None:
+    """The configuration that this package wrote into the file."""
+    text = file.metadata.get("config") or _settings(file.content).get("config")
+    if not isinstance(text, str) or not text.startswith("{"):
+        return None
+    try:
+        if len(text) > _MAX_CONFIG:
+            raise ValueError(f"{len(text)} characters are too many")
+        return ModelConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"its configuration cannot be used: {error}") from error
+
+
+def _settings(content: Any) -> dict[Any, Any]:
+    """The published trainer's `settings`, as data."""
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if isinstance(settings, Foreign):
+        return settings.attributes or settings.items
+    return settings if isinstance(settings, dict) else {}
+
+
+def _config_name(settings: Mapping[Any, Any]) -> str | None:
+    """Name of the yaml file that a checkpoint of the published trainer was trained with."""
+    for name in (settings.get("config_name"), settings.get("project_path")):
+        if isinstance(name, str) and name:
+            return name.rpartition("/")[2][:100]
+    return None
+
+
+def _config_in(file: WeightsFile, described: Mapping[str, Described]) -> ModelConfig:
+    """The configuration by what the file itself says: metadata, the trainer's settings, and at last the shapes."""
+    carried = _carried_config(file)
+    if carried is not None:
+        return carried
+    settings = _settings(file.content)
+    name, script = _config_name(settings), settings.get("script_name")
+    advice = "pass cfg= (--config on the command line): a preset, a ModelConfig, or the yaml file it was trained with"
+    known = PRESETS.get(PUBLISHED_NAMES.get(name or "", name or ""))
+    if name is not None and (known is None or script not in (None, "ostrack")):
+        trained = f"{script}/{name}" if isinstance(script, str) else name
+        raise CheckpointError(
+            f"was trained as {trained[:150]!r}, which is no configuration of the published code: which blocks "
+            f"eliminate candidates, and how its crops are made, is not in the file; {advice}"
         )
-    content = _read_torch_zip(path)
-    for key in ("net", "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict (looked for 'net', 'model', 'state_dict' and the top level)")
-    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}, None
+    cfg = known or _config_of_shapes({name: each.shape for name, each in described.items()}, advice)
+    factors = settings.get("search_area_factor")
+    for kind, used in (("template", cfg.template_factor), ("search", cfg.search_factor)):
+        trained_with = factors.get(kind) if isinstance(factors, dict) else None
+        if isinstance(trained_with, (int, float)) and trained_with != used:
+            raise CheckpointError(
+                f"was trained on crops of the {kind} {trained_with} times as large as the target, where this network "
+                f"usually takes {used}; {advice}"
+            )
+    return cfg
 
 
-def save_weights(
-    state: State, cfg: ModelConfig, path: str | Path, dtype: torch.dtype = torch.float32, **notes: str
-) -> None:
-    """Write a safetensors file that `OSTrack.from_pretrained` reads; it appears whole or not at all.
+def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], advice: str) -> ModelConfig:
+    """The first preset of these sizes. Elimination leaves no trace in them: one that eliminates is preferred."""
+
+    def size(name: str, dimension: int) -> int | None:
+        shape = shapes.get(name, ())
+        return shape[dimension] if len(shape) > dimension else None
+
+    numbers = [re.match(r"backbone\.blocks\.(\d{1,4})\.", name) for name in shapes]
+    sizes = {
+        "width": size("backbone.pos_embed_z", 2),
+        "template tokens": size("backbone.pos_embed_z", 1),
+        "search tokens": size("backbone.pos_embed_x", 1),
+        "patch": size("backbone.patch_embed.proj.weight", 3),
+        "blocks": max((int(number[1]) + 1 for number in numbers if number), default=None),
+        "hidden width": size("backbone.blocks.0.mlp.fc1.weight", 0),
+        "head channels": size("box_head.conv1_ctr.0.weight", 0),
+    }
+    for cfg in sorted(PRESETS.values(), key=lambda cfg: not cfg.ce_layers):
+        expected = (
+            *(cfg.embed_dim, cfg.template_grid**2, cfg.search_grid**2, cfg.patch_size, cfg.depth),
+            *(int(cfg.embed_dim * cfg.mlp_ratio), cfg.head_channels),
+        )
+        if all(size in (None, wanted) for size, wanted in zip(sizes.values(), expected, strict=True)):
+            return cfg
+    found = ", ".join(f"{title} {value}" for title, value in sizes.items() if value is not None)
+    raise CheckpointError(f"carries no configuration and its shapes ({found}) fit no preset: {advice}")
+
+
+def fitting(state: Mapping[str, Tensor], model: nn.Module, what: str) -> State:
+    """The state dict in float32, as `model.load_state_dict` takes it.
+
+    What no inference reads may be missing, and becomes zeros: the class token, its position table, and BatchNorm's
+    counters. Constants that forks add to the tokens are added to the position tables.
 
     Args:
-        dtype: floating-point tensors are stored in this type.
-        notes: further metadata, such as `recipe` or `licence`.
-    """
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
-    metadata = {"format": "pt", "config": json.dumps(cfg.to_dict()), **notes}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def _guess_config(state: State, path: Path) -> ModelConfig:
-    """A published checkpoint's configuration from its shapes, and from its name whether it eliminates."""
-    cfg = config_of(state, str(path))
-    plain = "_mae_32x4" in str(path) and cfg != PRESETS["ostrack_large_256_ce"]
-    return replace(cfg, ce_layers=(), ce_keep_ratio=()) if plain else cfg
-
-
-def config_of(state: State, what: str, **changes: Any) -> ModelConfig:
-    """The preset that a state dict's shapes fit. Elimination leaves no trace in them: by default there is some.
+        model: has the names, shapes and types that are wanted; it may be on the meta device. It is not changed.
+        what: names the state dict in errors.
 
     Raises:
-        ValueError: no preset fits; `what` names the state dict.
+        CheckpointError: the state dict does not fit, or holds numbers that are not finite.
     """
-    for name in ("ostrack_256_ce", "ostrack_384_ce", "ostrack_large_256_ce", "small"):
-        cfg = PRESETS[name]
-        z, x = state.get("backbone.pos_embed_z"), state.get("backbone.pos_embed_x")
-        expected = ((1, cfg.template_grid**2, cfg.embed_dim), (1, cfg.search_grid**2, cfg.embed_dim))
-        if z is not None and x is not None and (tuple(z.shape), tuple(x.shape)) == expected:
-            return replace(cfg, **changes)
-    raise ValueError(f"{what} carries no configuration and its shapes fit no preset: pass cfg=")
+    _check({name: Described(tuple(value.shape), value.dtype) for name, value in state.items()}, model, what)
+    fitted = {}
+    for name, expected in model.state_dict().items():
+        value = state.get(name)
+        if value is None:
+            value = torch.zeros(expected.shape, dtype=expected.dtype)
+        elif expected.is_floating_point():
+            value = value.to(torch.float32)
+            if not bool(torch.isfinite(value).all()):
+                count = int((~torch.isfinite(value)).sum())
+                raise CheckpointError(
+                    f"{what}: {name} holds {count} numbers that are not finite: the training failed, or the file is "
+                    "damaged"
+                )
+        fitted[name] = value
+    for extra, table in _ADDED.items():
+        if extra in state:
+            fitted[table] = fitted[table] + state[extra].to(torch.float32)
+    return fitted
 
 
-def fitting(state: State, cfg: ModelConfig, what: str) -> State:
-    """The state dict in float32.
-
-    Raises:
-        ValueError: it does not fit the configuration; `what` names it.
-    """
-    # Imported here: ostrack.py needs this module to define OSTrack.
-    from .ostrack import OSTrack
-
-    with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in OSTrack(cfg).state_dict().items()}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    wrong = [
-        f"{k} {tuple(state[k].shape)} instead of {expected[k]}"
-        for k in expected.keys() & state.keys()
-        if tuple(state[k].shape) != expected[k]
-    ]
+def _check(described: Mapping[str, Described], model: nn.Module, what: str) -> None:
+    expected = model.state_dict()
+    unread = {name for name in expected if name.endswith((".num_batches_tracked", ".cls_token", ".pos_embed"))}
+    missing = sorted(expected.keys() - described.keys() - unread)
+    unexpected = sorted(described.keys() - expected.keys() - _ADDED.keys())
+    wrong, kinds = [], []
+    for name in sorted(expected.keys() & described.keys()):
+        shape, dtype, problem = described[name]
+        if problem:
+            raise CheckpointError(f"{what}: the tensor {name} {problem}")
+        if shape != tuple(expected[name].shape):
+            wrong.append(f"{name} {shape} instead of {tuple(expected[name].shape)}")
+        elif dtype.is_floating_point != expected[name].dtype.is_floating_point or dtype.is_complex:
+            kinds.append(f"{name} {dtype} instead of {expected[name].dtype}")
+    for name in sorted(_ADDED.keys() & described.keys()):
+        shape, dtype, problem = described[name]
+        table = tuple(expected[_ADDED[name]].shape)
+        if problem or not dtype.is_floating_point:
+            raise CheckpointError(f"{what}: the tensor {name} {problem or f'is of the type {dtype}'}")
+        if len(shape) != 3 or any(n not in (1, m) for n, m in zip(shape, table, strict=True)):
+            wrong.append(f"{name} {shape}, which is to be added to {table}")
+    lists = ("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong), ("wrong type", kinds)
     problems = [
-        f"{title} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
+        f"{title} {len(names)} ({', '.join(names[:3])[:300]}{', ...' if len(names) > 3 else ''})"
+        for title, names in lists
         if names
     ]
     if problems:
-        raise ValueError(f"{what} does not fit the configuration: {'; '.join(problems)}")
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-
-
-class _Inert:
-    """Stands in for any object of foreign code: accepts construction and state, keeps and does nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
-        return object.__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object):
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        pass
-
-    def extend(self, items: object) -> None:
-        pass
-
-    def add(self, item: object) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-_STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-def _strided_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> Tensor:
-    """A copy of the described view of a flat storage; what it may reach is checked before anything is read."""
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min([offset, *size, *stride], default=0) < 0 or (0 not in size and last >= storage.numel()):
-        raise ValueError("a tensor of the checkpoint reaches outside its storage: the file is damaged")
-    return storage.as_strided(size, stride, offset).clone()
-
-
-def _parameter(data: Tensor, *_: object) -> Tensor:
-    return data
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _strided_tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-}
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and tensors; everything else becomes `_Inert`."""
-
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, root: str):
-        super().__init__(file, encoding="utf-8")
-        self.archive, self.root = archive, root
-        self.storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGE_DTYPES:
-            return _STORAGE_DTYPES[name]
-        return _ALLOWED.get((module, name), _Inert)
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        kind, dtype, key, _, _ = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise ValueError(f"the checkpoint stores an object of an unknown kind {kind!r}")
-        if key not in self.storages:
-            data = bytearray(self.archive.read(f"{self.root}/data/{key}"))
-            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self.storages[key]
-
-
-def _read_torch_zip(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if not pickles:
-                raise ValueError(f"{path} is a zip file, but no torch checkpoint")
-            with archive.open(pickles[0]) as file:
-                return _TensorUnpickler(file, archive, pickles[0].removesuffix("/data.pkl")).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a torch checkpoint ({error}); was a download cut off?") from error
+        raise CheckpointError(f"{what} does not fit the configuration: {'; '.join(problems)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..config import ModelConfig
 
 
@@ -15,12 +16,15 @@ def _conv(inputs: int, outputs: int) -> nn.Sequential:
 class CenterHead(nn.Module):
     """Feature map (B,C,F,F) -> score (B,1,F,F) and size (B,2,F,F) in (0,1), offset (B,2,F,F) unbounded.
 
-    Offsets are in cells, sizes in units of the crop. Parameter names are those of the published `CenterPredictor`,
-    whose offset has no sigmoid although the paper's figure suggests one.
+    Offsets are in cells, sizes in units of the crop. The names of parameters, methods and attributes are those of the
+    published `CenterPredictor`, whose offset has no sigmoid although the paper's figure suggests one.
     """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
+        self.feat_sz = cfg.search_grid
+        self.stride = cfg.patch_size
+        self.img_sz = cfg.search_size
         widths = [cfg.embed_dim, *(cfg.head_channels // 2**i for i in range(4))]
         for name, outputs in (("ctr", 1), ("offset", 2), ("size", 2)):
             for i in range(4):
@@ -35,9 +39,26 @@ class CenterHead(nn.Module):
             x = self.get_submodule(f"conv{i}_{name}")(x)
         return x
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns score, size, offset."""
+    def forward(self, x: Tensor, gt_score_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns score, boxes (B,4) as `cal_bbox`, size, offset.
+
+        `gt_score_map` (B,F,F): read the boxes at its maximum instead of the score's.
+        """
+        score, size, offset = self.get_score_map(x)
+        peak = score if gt_score_map is None else gt_score_map[:, None]
+        boxes, _ = ops.decode(peak, size, offset.to(size.dtype))
+        return score, boxes, size, offset
+
+    def get_score_map(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, size and offset maps of a feature map."""
         return _probability(self.tower("ctr", x)), _probability(self.tower("size", x)), self.tower("offset", x)
+
+    def cal_bbox(
+        self, score_map_ctr: Tensor, size_map: Tensor, offset_map: Tensor, return_score: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Boxes (B,4) cxcywh in units of the crop, at the maximum of the score map; with it (B,1) if asked."""
+        boxes, score = ops.decode(score_map_ctr, size_map, offset_map.to(size_map.dtype))
+        return (boxes, score[:, None]) if return_score else boxes
 
 
 def _probability(logits: Tensor) -> Tensor:

@@ -15,13 +15,20 @@ from .vit import Features, VisionTransformer
 
 
 class OSTrack(nn.Module):
-    """One-stream tracker: template and search crop in, box of the template's target in the search crop out."""
+    """One-stream tracker: template and search crop in, box of the template's target in the search crop out.
+
+    `head_type`, `aux_loss`, `feat_sz_s` and `feat_len_s` are for trackers and actors of the published code.
+    """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg = cfg
         self.backbone = VisionTransformer(cfg)
         self.box_head = CenterHead(cfg)
+        self.head_type = "CENTER"
+        self.aux_loss = False
+        self.feat_sz_s = cfg.search_grid
+        self.feat_len_s = cfg.search_grid**2
 
     @classmethod
     def from_preset(cls, name: str) -> OSTrack:
@@ -33,16 +40,24 @@ class OSTrack(nn.Module):
         """A trained model in evaluation mode.
 
         Args:
-            name_or_path: weights that ship with the package (`"small"`), or a file: .safetensors written by this
-                package, or a checkpoint of the published code (.pth.tar), whose pickled objects are never executed.
-            cfg: the configuration, for a file that does not carry one and whose shapes leave a choice.
+            name_or_path: weights that ship with the package (`"small"`); a file: .safetensors written by this
+                package, or a checkpoint of the published code (.pth.tar), whose pickled objects are never executed;
+                a folder with one such file; or a model on the Hugging Face Hub, `"user/model"` or
+                `"user/model@revision"` (needs the extra `hub`).
+            cfg: the configuration, a preset's name or the path of a published yaml file, for weights that do not say
+                with which they were trained. By default it is what the file says: in its metadata, by the name of the
+                yaml file in the published trainer's settings, and where there is neither by the shapes of the tensors
+                (then with elimination, which leaves no trace in them).
 
         Raises:
-            FileNotFoundError: no such name or file. ValueError: the file does not fit the configuration.
+            FileNotFoundError: no such name, file or model, or the Hub cannot be reached.
+            CheckpointError: a ValueError; the file is damaged, of another kind, or does not fit the configuration.
         """
         config, state = load_pretrained(name_or_path, cfg)
-        model = cls(config)
-        model.load_state_dict(state)
+        # Without memory first, so that the weights are there once.
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(state, assign=True)
         return model.eval()
 
     def forward(
@@ -52,43 +67,49 @@ class OSTrack(nn.Module):
         ce_template_mask: Tensor | None = None,
         ce_keep_rate: float | None = None,
         return_last_attn: bool = False,
-    ) -> dict[str, Tensor | list]:
+    ) -> dict[str, Tensor | list | None]:
         """Locate the template's target in the search crop.
 
         Args:
             template: (B,3,Z,Z), search: (B,3,X,X); RGB, ImageNet-normalized.
-            ce_template_mask: (T,) or (B,T) bool, the template tokens that rank the candidates; None takes them
-                from the configuration (`template_mask`; GT_BOX has no such default).
+            ce_template_mask: (T,) or (B,T) bool, the template tokens that rank the candidates; None for all of them,
+                as in the published code. `template_mask` makes the configured one.
             ce_keep_rate: share of candidates every eliminating block keeps, instead of the configured ones.
-            return_last_attn: also return `attn`, (B,H,N,N) of the last block.
+            return_last_attn: return `attn` in training too.
 
         Returns:
             `pred_boxes` (B,1,4) cxcywh in units of the search crop, at the arg-max of `score_map` (B,1,F,F);
             `size_map`, `offset_map` (B,2,F,F); `backbone_feat` (B,T+F*F,C), zeros where eliminated;
-            `removed_indexes_s`: per eliminating block (B,n) places in the order of falling score, or None;
-            `ce_scores`: per eliminating block the scores (B,S) and the places (B,S) they belong to.
+            `removed_indexes_s`: per eliminating block (B,n) cells in the order of falling score, or None;
+            `attn` (B,H,N,N), the last block's attention, or None: in training unless asked for, and where the
+            configuration eliminates nothing (as the published plain ViT);
+            `ce_scores`: per eliminating block the scores (B,S) and the cells (B,S) they belong to.
         """
-        cfg = self.cfg
-        if ce_template_mask is None and cfg.ce_layers:
-            ce_template_mask = template_mask(cfg, device=search.device)
+        if ce_template_mask is None and self.cfg.ce_layers:
+            ce_template_mask = torch.ones(self.cfg.template_grid**2, dtype=torch.bool, device=search.device)
         z = self.backbone.embed_template(template)
+        attended = return_last_attn or (bool(self.cfg.ce_layers) and not self.training)
         features, feature_map, (score, size, offset) = self.forward_tokens(
-            z, search, ce_template_mask, ce_keep_rate, return_last_attn
+            z, search, ce_template_mask, ce_keep_rate, attended
         )
         boxes, _ = ops.decode(score, size, offset)
         template_features = features.tokens[:, : z.shape[1]]
-        out: dict[str, Tensor | list] = {
+        return {
             "pred_boxes": boxes[:, None],
             "score_map": score,
             "size_map": size,
             "offset_map": offset,
             "backbone_feat": torch.cat((template_features, feature_map.flatten(2).transpose(1, 2)), dim=1),
             "removed_indexes_s": features.removed,
+            "attn": features.attn,
             "ce_scores": features.scores,
         }
-        if features.attn is not None:
-            out["attn"] = features.attn
-        return out
+
+    def forward_head(self, cat_feature: Tensor, gt_score_map: Tensor | None = None) -> dict[str, Tensor]:
+        """Boxes and maps of the backbone's output (B,T+F*F,C), as `forward` returns them; a published method."""
+        features = cat_feature[:, -self.feat_len_s :].transpose(1, 2).unflatten(2, (self.feat_sz_s, self.feat_sz_s))
+        score, boxes, size, offset = self.box_head(features.contiguous(), gt_score_map)
+        return {"pred_boxes": boxes[:, None], "score_map": score, "size_map": size, "offset_map": offset}
 
     def forward_tokens(
         self,
@@ -105,7 +126,7 @@ class OSTrack(nn.Module):
         x = self.backbone.embed_search(search)
         features = self.backbone.forward_tokens(z, x, ce_template_mask, ce_keep_rate, return_last_attn)
         feature_map = ops.restore(features.tokens[:, z.shape[1] :], features.ids, self.cfg.search_grid)
-        score, size, offset = self.box_head(feature_map)
+        score, size, offset = self.box_head.get_score_map(feature_map)
         # Half precision would resolve a place on the grid to no better than a pixel of the crop.
         return features, feature_map, (score, size, offset.to(score.dtype))
 

@@ -9,7 +9,6 @@ from math import ceil
 from typing import NamedTuple, cast
 
 import torch
-from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from .. import ops
@@ -43,13 +42,13 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.heads = cfg.num_heads
+        self.num_heads = cfg.num_heads
         self.qkv = nn.Linear(cfg.embed_dim, 3 * cfg.embed_dim)
         self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
 
     def packed(self, x: Tensor) -> Tensor:
         """Query, key and value side by side, (B,N,3,H,D)."""
-        return self.qkv(x).unflatten(2, (3, self.heads, -1))
+        return self.qkv(x).unflatten(2, (3, self.num_heads, -1))
 
     def forward(self, x: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         out, score = ops.attention(self.packed(x), template_mask)
@@ -67,16 +66,35 @@ class Mlp(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv:1603.09382): in training a sample's branch is left out with this probability.
+
+    What is kept is divided by the share that is kept, so that its mean stays.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = 1 - self.probability
+        return x * x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(kept).div_(kept)
+
+
 class Block(nn.Module):
     """A pre-norm transformer block; elimination sits after the attention residual, before the MLP."""
 
-    def __init__(self, cfg: ModelConfig, drop_path: float):
+    def __init__(self, cfg: ModelConfig, drop_path: float, keep_ratio: float = 1.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
         self.attn = Attention(cfg)
         self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
         self.mlp = Mlp(cfg)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        # Where the published code keeps the share of candidates that a block leaves.
+        self.keep_ratio_search = keep_ratio
 
     def forward(
         self, x: Tensor, ids: Tensor, template_mask: Tensor | None = None, keep: int | None = None
@@ -102,7 +120,11 @@ class VisionTransformer(nn.Module):
         self.pos_embed_z = nn.Parameter(torch.zeros(1, template, cfg.embed_dim))
         self.pos_embed_x = nn.Parameter(torch.zeros(1, search, cfg.embed_dim))
         rates = [cfg.drop_path * i / max(cfg.depth - 1, 1) for i in range(cfg.depth)]
-        self.blocks = nn.ModuleList(Block(cfg, rate) for rate in rates)
+        ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True))
+        self.blocks = nn.ModuleList(Block(cfg, rate, ratios.get(i, 1.0)) for i, rate in enumerate(rates))
+        # Of the published backbone, for code that reads them.
+        self.embed_dim, self.cat_mode = cfg.embed_dim, "direct"
+        self.ce_loc = list(cfg.ce_layers) or None
         self.norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
         self.apply(_init_weights)
 
@@ -159,5 +181,5 @@ class VisionTransformer(nn.Module):
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

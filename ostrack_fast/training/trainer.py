@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import OSTrack
+from ..model import OSTrack, template_mask
 from ..model.checkpoint import load_pretrained, save_weights
 from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 from ..progress import progress_bar
@@ -59,6 +59,7 @@ class Trainer:
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.optim.ema else None
         mean_std = torch.tensor([IMAGE_MEAN, IMAGE_STD], device=self.device)
         self.mean, self.std = mean_std[:, None, :, None, None].unbind(0)
+        self.template_mask = template_mask(cfg.model, device=self.device) if cfg.model.ce_layers else None
         self._stop = False
 
     def run(self, progress: bool = True) -> None:
@@ -143,7 +144,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-            out = self.model(template, search, ce_keep_rate=self.keep)
+            out = self.model(template, search, self.template_mask, ce_keep_rate=self.keep)
         loss, terms = ostrack_loss(out, batch["search_box"].to(self.device, non_blocking=True), cfg.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ostrack_fast.config import get_config
+from ostrack_fast.model import template_mask
 from ostrack_fast.training.losses import LossConfig, attention_loss, focal_loss, ostrack_loss
 from ostrack_fast.training.schedule import keep_rate, rate_factor
 from ostrack_fast.training.targets import gaussian_heatmap
@@ -51,7 +52,7 @@ def test_training_step():
     expected = np.load(GOLDEN / "training_step.npz")
     model = seeded_model(get_config("ostrack_256_ce"), torch.float64)
     template, search = (seeded.image(name, 2, size, 1).double() for name, size in (("template", 128), ("search", 256)))
-    out = model(template, search, ce_keep_rate=float(expected["keep_rate"]))
+    out = model(template, search, template_mask(model.cfg), ce_keep_rate=float(expected["keep_rate"]))
     loss, terms = ostrack_loss(out, torch.from_numpy(expected["gt_xywh"]))
     loss.backward()
 

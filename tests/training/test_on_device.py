@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ostrack_fast.config import ModelConfig, get_config
+from ostrack_fast.model import template_mask
 from ostrack_fast.training.config import OptimConfig, TrainConfig
 from ostrack_fast.training.losses import LossConfig, ostrack_loss
 from ostrack_fast.training.trainer import Trainer
@@ -33,7 +34,8 @@ def test_published_step_in_float32(where):
     expected = np.load(GOLDEN / "training_step.npz")
     model = seeded_model(get_config("ostrack_256_ce"), torch.float32).to(where)
     template, search = (image.to(where) for image in seeded_images(model.cfg, 2, torch.float32))
-    out = model(template, search, ce_keep_rate=float(expected["keep_rate"]))
+    mask = template_mask(model.cfg, device=where)
+    out = model(template, search, mask, ce_keep_rate=float(expected["keep_rate"]))
     loss, terms = ostrack_loss(out, torch.from_numpy(expected["gt_xywh"]).float().to(where))
     loss.backward()
     for name in ("loss", "giou", "l1", "focal"):

@@ -11,6 +11,7 @@ from ostrack_fast import Engine, build_ostrack, ops
 from ostrack_fast.bench import tuning
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.kernels import tiles
+from ostrack_fast.model import template_mask
 
 TINY = ModelConfig(
     template_size=32, search_size=64, embed_dim=32, depth=2, num_heads=1, head_channels=8,
@@ -36,7 +37,7 @@ def clean_table(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_network(model, dtype, bound, batch):
     z, x = torch.randn(batch, 3, 32, 32), torch.randn(batch, 3, 64, 64)
-    expected = model(z, x)
+    expected = model(z, x, template_mask(model.cfg))
     with ops.use("triton"), guard(0):
         engine = Engine(model, "cpu", dtype)
         engine.set_template(z)
