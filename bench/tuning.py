@@ -37,9 +37,9 @@ class Tuned:
     before: float
 
 
-def load_engine(weights: str, device: str, dtype: str) -> Engine:
-    """The engine to tune: `weights` is a preset, the name of weights that ship, or a file."""
-    model = make_model(weights) if weights in PRESETS else OSTrack.from_pretrained(weights)
+def load_engine(weights: str, device: str, dtype: str, config: str | None = None) -> Engine:
+    """The engine to tune: `weights` is a preset, the name of weights that ship, or a file, then with its `config`."""
+    model = make_model(weights) if weights in PRESETS else OSTrack.from_pretrained(weights, config)
     return Engine(model, device, dtype)
 
 
@@ -112,10 +112,12 @@ def _try(layer: Any, arguments: tuple, problem: Any, config: Any, capability: in
         return None
 
 
-def compile_share(weights: str, device: str, dtype: str, batches: Sequence[int], share: int, shares: int) -> int:
+def compile_share(
+    weights: str, device: str, dtype: str, batches: Sequence[int], share: int, shares: int, config: str | None = None
+) -> int:
     """Compile every `shares`-th tile of a network, beginning with number `share`, into Triton's cache; how many."""
     torch.set_num_threads(1)
-    engine = load_engine(weights, device, dtype)
+    engine = load_engine(weights, device, dtype, config)
     capability = _capability(engine.device)
     work = [
         (name, layer, rows, problem, config)
@@ -128,11 +130,14 @@ def compile_share(weights: str, device: str, dtype: str, batches: Sequence[int],
     return len(work)
 
 
-def compile_in_parallel(weights: str, device: str, dtype: str, batches: Sequence[int], processes: int) -> int:
+def compile_in_parallel(
+    weights: str, device: str, dtype: str, batches: Sequence[int], processes: int, config: str | None = None
+) -> int:
     """Fill Triton's cache with all tiles of a network by that many processes; returns how many tiles there are."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         shares = [
-            pool.submit(compile_share, weights, device, dtype, batches, share, processes) for share in range(processes)
+            pool.submit(compile_share, weights, device, dtype, batches, share, processes, config)
+            for share in range(processes)
         ]
         return sum(each.result() for each in shares)
 

@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
+from ._weights import Config
+
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("ostrack_fast_demo"),
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
+    config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:
@@ -23,12 +26,13 @@ def demo(
     outputs = Outputs(output / "demo.mp4", output / "boxes.txt", output / "demo.png")
     outputs.check(None, weights)
 
+    from ..model import OSTrack
     from ..tracker import Tracker
     from ..video import open_source
 
     assets = resources.files("ostrack_fast") / "assets"
     facts = json.loads((assets / "demo.json").read_text(encoding="utf-8"))
-    tracker = Tracker(weights, device, dtype)
+    tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
     with resources.as_file(assets / "demo.mp4") as path:
         source = open_source(path)
         source.name = facts["title"]

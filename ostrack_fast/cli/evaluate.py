@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..files import check_folder
 from ._outputs import check_outputs, check_outside, raise_all
+from ._weights import Config
 
 if TYPE_CHECKING:
     from ..evaluation import EvaluationResult, Scores
@@ -32,6 +33,7 @@ _CAPTION = "P: centres within 20 pixels; P_norm: within 0.2 of the target's size
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of videos: NAME/img/*.jpg and NAME/groundtruth_rect.txt.")],
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
+    config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
     one_based: Annotated[
@@ -51,6 +53,7 @@ def evaluate(
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
     """
     from ..evaluation import evaluate_folder
+    from ..model import OSTrack
     from ..tracker import Tracker
 
     files = [path for path in (json, plot) if path is not None]
@@ -59,7 +62,7 @@ def evaluate(
         check_outside(path, data)
     if results is not None:
         check_folder(results)
-    tracker = Tracker(weights, device, dtype)
+    tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
     patterns = one_based or []
     result = evaluate_folder(data, tracker, one_based=patterns, results=results, progress=True)
     settings = {"weights": weights, "device": str(tracker.device), "dtype": str(tracker.dtype).removeprefix("torch.")}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ._weights import Config
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -15,6 +17,7 @@ def profile(
     weights: Annotated[
         str, typer.Option(help="Name of weights that ship with the package, a file, or a preset (untrained).")
     ] = "small",
+    config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
@@ -37,7 +40,7 @@ def profile(
     if threads is not None:
         torch.set_num_threads(threads)
     untrained = weights in PRESETS and weights not in shipped_weights()
-    model = OSTrack.from_preset(weights) if untrained else OSTrack.from_pretrained(weights)
+    model = OSTrack.from_preset(weights) if untrained else OSTrack.from_pretrained(weights, config)
     engine = Engine(model, device, dtype)
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = measure(engine, frame, (0.4 * width, 0.4 * height, 0.1 * width, 0.1 * width), frames)

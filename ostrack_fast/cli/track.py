@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ._weights import Config
+
 
 def track(
     source: Annotated[
@@ -21,6 +23,7 @@ def track(
         str | None, typer.Option(help="The target in the first frame, x,y,w,h in pixels. Without it, draw it.")
     ] = None,
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
+    config: Config = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the annotated video (.mp4).")] = None,
     boxes: Annotated[Path | None, typer.Option(help="Write the boxes, a line x,y,w,h a frame.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw frames and score over time (.png, .pdf, ...).")] = None,
@@ -40,11 +43,12 @@ def track(
     outputs = Outputs(output, boxes, plot)
     outputs.check(source, weights)
 
+    from ..model import OSTrack
     from ..tracker import Tracker, checked_box
     from ..video import open_source
 
     opened = open_source(source)
-    tracker = Tracker(weights, device, dtype)
+    tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
     frames = iter(opened)
     if target is None:
         first = next(frames)

@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ._weights import Config
+
 
 def tune(
     output: Annotated[Path, typer.Argument(help="The file to write, for OSTRACK_FAST_TUNING to name.")],
     weights: Annotated[
         str, typer.Option(help="Preset, name of weights that ship with the package, or a file.")
     ] = "ostrack_256_ce",
+    config: Config = None,
     batch: Annotated[str, typer.Option(help="Numbers of targets, such as 1,8.")] = "1",
     device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
@@ -47,7 +50,7 @@ def tune(
 
     if output.exists():
         tiles.load_configs(output)
-    engine = tuning.load_engine(weights, device, dtype)
+    engine = tuning.load_engine(weights, device, dtype, config)
     table = Table(title=f"{weights} on {engine.device}", title_justify="left", box=SIMPLE_HEAD)
     for title in ("GEMM", "rows", "tile", "split", "warps", "stages", "µs", "before"):
         table.add_column(title, justify="left" if title == "GEMM" else "right")
@@ -66,7 +69,7 @@ def tune(
         if processes is None:
             processes = max(1, (os.cpu_count() or 1) - 2) if engine.device.type == "cuda" else 0
         if processes:
-            tuning.compile_in_parallel(weights, str(engine.device), dtype, batches, processes)
+            tuning.compile_in_parallel(weights, str(engine.device), dtype, batches, processes, config)
         tuning.tune(engine, batches, seconds, done)
     Console().print(table)
     print(f"written to {output}; OSTRACK_FAST_TUNING={output} makes trackers use it")
