@@ -14,6 +14,7 @@ struct Float {
   static constexpr bool kQuantized = false;
   static constexpr int kGroupInputs = 1;
   static constexpr int kChain = 192;  // K-groups summed in one chain: shorter ones round less
+  static constexpr int kTileVectors = 3, kTileRows = 4;  // 4% faster in the mean than 2 by 6 (Zen 3)
   static constexpr int kZero = 0;
   static constexpr int kSteps = 1;  // multiply-adds for a K-group
   static constexpr int kRowDtype = OSTF_F32;
@@ -59,6 +60,7 @@ struct Int16Pair {
   static constexpr bool kQuantized = true;
   static constexpr int kGroupInputs = 2;
   static constexpr int kChain = kQuantBlock / kGroupInputs;
+  static constexpr int kTileVectors = 2, kTileRows = 6;  // so that the products have a register
   static constexpr int kZero = 0;
   static constexpr int kSteps = 1;
   static constexpr int kRowDtype = -1;

@@ -14,6 +14,7 @@ struct Float {
   static constexpr bool kQuantized = false;
   static constexpr int kGroupInputs = 1;
   static constexpr int kChain = 192;  // K-groups summed in one chain: shorter ones round less
+  static constexpr int kTileVectors = 3, kTileRows = 9;
   static constexpr int kZero = 0;
   static constexpr int kSteps = 1;  // multiply-adds for a K-group
   static constexpr int kRowDtype = OSTF_F32;

@@ -15,6 +15,7 @@ struct Int8Quad {
   static constexpr bool kQuantized = true;
   static constexpr int kGroupInputs = 4;
   static constexpr int kChain = kQuantBlock / kGroupInputs;
+  static constexpr int kTileVectors = 3, kTileRows = 9;
   static constexpr int kZero = 128;  // the instruction takes unsigned activations
   static constexpr int kSteps = 1;  // multiply-adds for a K-group
   static constexpr int kRowDtype = -1;

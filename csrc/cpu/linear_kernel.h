@@ -276,16 +276,16 @@ constexpr void set_tiles(ostf::LinearKernel& kernel, std::integer_sequence<int, 
 
 template <class S, int... V>
 constexpr void set_panels(ostf::LinearKernel& kernel, std::integer_sequence<int, V...>) {
-  (set_tiles<S, V + 1>(kernel, std::make_integer_sequence<int, kTileRows>{}), ...);
+  (set_tiles<S, V + 1>(kernel, std::make_integer_sequence<int, S::kTileRows>{}), ...);
 }
 
 template <class S>
 constexpr ostf::LinearKernel make_kernel() {
-  static_assert(kTileVectors <= ostf::kMaxTileVectors && kTileRows <= ostf::kMaxTileRows);
-  static_assert(kTileVectors * kWidth <= ostf::kMaxTileColumns);
-  ostf::LinearKernel kernel = {S::kEncoding, kWidth, kTileVectors, kTileRows, S::kZero, 4 * S::kSteps,
+  static_assert(S::kTileVectors <= ostf::kMaxTileVectors && S::kTileRows <= ostf::kMaxTileRows);
+  static_assert(S::kTileVectors * kWidth <= ostf::kMaxTileColumns);
+  ostf::LinearKernel kernel = {S::kEncoding, kWidth, S::kTileVectors, S::kTileRows, S::kZero, 4 * S::kSteps,
                                S::kRowDtype, pack_row<S>, {}, flush<S>};
-  set_panels<S>(kernel, std::make_integer_sequence<int, kTileVectors>{});
+  set_panels<S>(kernel, std::make_integer_sequence<int, S::kTileVectors>{});
   return kernel;
 }
 

@@ -6,8 +6,8 @@ using Ints = __m256i;
 using Halves = __m128i;  // 8 bf16 or int16
 using Lanes = int;       // how many elements of a vector exist: the first ones
 
-constexpr int kWidth = 8, kTileVectors = 2, kTileRows = 6;
-constexpr bool kInterleave = false;  // 12 sums and 3 operands leave 1 of the 16 registers
+constexpr int kWidth = 8;
+constexpr bool kInterleave = false;  // 12 sums and their operands leave no register of the 16
 constexpr int kAhead = 0;            // the hardware prefetcher suffices (measured on Zen 3)
 constexpr Lanes kAllLanes = 8;
 

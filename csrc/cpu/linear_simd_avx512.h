@@ -6,7 +6,7 @@ using Ints = __m512i;
 using Halves = __m256i;   // 16 bf16
 using Lanes = __mmask16;  // which elements of a vector exist
 
-constexpr int kWidth = 16, kTileVectors = 3, kTileRows = 9;
+constexpr int kWidth = 16;
 constexpr bool kInterleave = true;  // 27 sums leave registers for the epilogue of another tile
 constexpr int kAhead = 64;          // K-groups between the weights in use and those on their way to the L1 cache
 constexpr Lanes kAllLanes = 0xffff;
