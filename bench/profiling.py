@@ -116,10 +116,13 @@ def nodes(run: Callable[[], Any], times: int = 20, device: DeviceType = DeviceTy
     Raises:
         RuntimeError: the runs do not launch the same nodes, so they cannot be laid one over the other.
     """
-    for _ in range(3):
-        run()
     activity = ProfilerActivity.CUDA if device == DeviceType.CUDA else ProfilerActivity.CPU
-    events = [event for event in _recorded(run, times, activity) if event.device_type == device]
+    _recorded(run, 3, activity)  # the first trace of a process may miss what runs while the profiler starts
+    events = [
+        event
+        for event in _recorded(run, times, activity)
+        if event.device_type == device and not event.is_user_annotation
+    ]
     count, rest = divmod(len(events), times)
     runs = [events[index * count : (index + 1) * count] for index in range(times)]
     if rest or count == 0 or any([e.name for e in one] != [e.name for e in runs[0]] for one in runs):
