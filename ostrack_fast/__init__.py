@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,26 @@ _HOME = {
     "Tracker": "tracker",
     "build_ostrack": "model",
 }
+
+
+_has_native_threads = False  # whether threads other than Python's ran at the last fork
+
+
+def _note_threads() -> None:
+    global _has_native_threads
+    tasks = "/proc/self/task"
+    _has_native_threads = not os.path.isdir(tasks) or len(os.listdir(tasks)) > threading.active_count()
+
+
+def _keep_to_one_thread() -> None:
+    """In a forked child: PyTorch waits for ever for threads of GNU's OpenMP, which do not survive a fork."""
+    torch = sys.modules.get("torch")
+    if torch is not None and _has_native_threads:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_note_threads, after_in_child=_keep_to_one_thread)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from math import isfinite
+from itertools import islice
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +99,13 @@ class Tracker(_OnEngine):
             box: left, top, width, height of the target in pixels, or the published `{"init_bbox": [x, y, w, h]}`.
 
         Raises:
-            TypeError, ValueError: a frame or box that is none, saying why.
+            TypeError, ValueError: a frame or box that is none, saying why. The target there was before stays.
         """
         check_frame(frame)
-        start = checked_box(box.get("init_bbox") if isinstance(box, Mapping) else box, *frame.shape[:2])
-        self.engine.clear()
-        self.engine.add(frame, start)
+        before = self.engine.count
+        self.engine.add(frame, checked_box(box, *frame.shape[:2]))
+        for _ in range(before):
+            self.engine.drop(0)
 
     def track(self, frame: np.ndarray) -> TrackResult:
         """Find the target in the next frame, (h,w,3) uint8 RGB; its size may differ from earlier frames'.
@@ -134,7 +137,7 @@ class MultiTracker(_OnEngine):
         """The targets now followed, in the order they came."""
         return sorted(self._targets)
 
-    def add(self, frame: np.ndarray, box: Sequence[float]) -> int:
+    def add(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> int:
         """Follow a target from this frame on; arguments and errors as `Tracker.initialize`. Returns its number."""
         check_frame(frame)
         self.engine.add(frame, checked_box(box, *frame.shape[:2]))
@@ -173,15 +176,18 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"the frame is empty: shape {frame.shape}")
 
 
-def checked_box(box: Sequence[float] | None, height: int, width: int) -> Box:
-    """The box as four floats. Raises TypeError or ValueError unless it is a target inside a frame of this size."""
-    try:
-        x, y, w, h = map(float, box)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+def checked_box(box: object, height: int, width: int) -> Box:
+    """The box, a sequence, array or tensor or `{"init_bbox": one}`, as four floats.
+
+    Raises:
+        TypeError: it is not four numbers. ValueError: it is no target inside a frame of this size.
+    """
+    values = _four_numbers(box.get("init_bbox") if isinstance(box, Mapping) else box)
+    if values is None:
         raise TypeError(
-            f"a box must be four numbers x, y, width, height, or {{'init_bbox': them}}, got {box!r}"
-        ) from error
-    values = (x, y, w, h)
+            f"a box must be four numbers x, y, width, height, or {{'init_bbox': them}}, got {reprlib.repr(box)}"
+        )
+    x, y, w, h = values
     if not all(map(isfinite, values)):
         raise ValueError(f"the box {values} is not finite")
     if w <= 0 or h <= 0:
@@ -191,3 +197,21 @@ def checked_box(box: Sequence[float] | None, height: int, width: int) -> Box:
     if w > 10 * width or h > 10 * height:
         raise ValueError(f"the box {values} is more than ten times as large as the frame of {width} x {height} pixels")
     return values
+
+
+def _four_numbers(box: Any) -> Box | None:
+    """The four numbers that a box is, beyond all limits as infinity; None if it is something else."""
+    items = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
+    # Strings are sequences of digits, and sets have no order.
+    if isinstance(items, (str, bytes, bytearray, Set, Mapping)):
+        return None
+    try:
+        numbers = list(islice(items, 5))
+        if any(isinstance(number, (str, bytes, bytearray)) or getattr(number, "ndim", 0) for number in numbers):
+            return None
+        x, y, w, h = map(float, numbers)
+    except OverflowError:
+        return inf, inf, inf, inf
+    except (TypeError, ValueError):
+        return None
+    return x, y, w, h

@@ -7,6 +7,7 @@ and write their files before they print.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -87,8 +88,9 @@ def _tell(error: Exception) -> None:
     if os.environ.get(_DEBUG):
         raise error
     Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", end=" ")
-    # Names of files may hold what moves a terminal's cursor.
-    print("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in _words(error)), file=sys.stderr)
+    # Names of files may hold what moves a terminal's cursor; the lines of a list begin with spaces.
+    text = re.sub(r"\n(?!  )", r"\\n", _words(error).rstrip())
+    print("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), file=sys.stderr)
     sys.exit(2)
 
 

@@ -99,7 +99,6 @@ class Linear:
         dtype: torch.dtype = torch.float32,
     ):
         self._packed = _packed(weight, bias, dtype)
-        self._packed_at = self._packed.data_ptr()
         self._outputs, self.inputs = weight.shape
         self._product, self._dtype = _PRODUCTS[dtype], _result_dtype(dtype)
         self._norm_eps = -1.0 if norm_eps is None else norm_eps
@@ -130,7 +129,7 @@ class Linear:
         item = to.stride(0)
         _C.cpu_linear(
             self._product,
-            self._packed_at,
+            self._packed.data_ptr(),
             _ROWS[rows.dtype],
             rows.data_ptr(),
             rows.stride(0),
