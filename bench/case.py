@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ostrack_fast import ops
-from ostrack_fast.ops import dispatch, reference
+from ostrack_fast.ops import reference
 
 # Largest error allowed, as a share of the largest value: this tells a wrong result from a rounded one. The tests hold
 # how exact a kernel is. int8 rounds both factors of each matmul to 8 bits.
@@ -172,7 +172,7 @@ def compare_op(
         return result[:results] if isinstance(result, tuple) else result
 
     for backend in ("native", "triton"):
-        reason = dispatch.problem(backend, op, arguments)
+        reason = ops.OPS[op].unsupported_reason(backend, **arguments)
         if reason is None:
             comparison.implementations[backend] = Implementation(partial(run, backend), tolerance)
         else:
@@ -189,7 +189,7 @@ def add_layer(
         variants["native int8"] = torch.int8  # takes and gives bfloat16
     for name, compute_dtype in variants.items():
         backend = name.split()[0]
-        reason = dispatch.problem(backend, op, {"weight": weight, "dtype": compute_dtype})
+        reason = ops.LAYERS[op].unsupported_reason(backend, weight=weight, dtype=compute_dtype)
         if reason is not None:
             comparison.skipped[name] = reason
             continue

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ostrack_fast import ops
-from ostrack_fast.ops import dispatch, layers
+from ostrack_fast.ops import layers
 
 from .timing import Clock
 
@@ -69,7 +69,7 @@ class Roofline:
         return 2 * 48 * 48 * 9 * channels**2 / min(map(self._fastest, runs))
 
     def _ours(self, op: str, x: Tensor, weight: Tensor, dtype: torch.dtype) -> list[Callable[[], Any]]:
-        if dispatch.problem("native", op, {"weight": weight, "dtype": dtype}) is not None:
+        if ops.LAYERS[op].unsupported_reason("native", weight=weight, dtype=dtype) is not None:
             return []
         with ops.use("native"):
             layer = getattr(layers, op)(weight, torch.zeros(len(weight), device=self._device), dtype=dtype)

@@ -25,8 +25,8 @@ if(NOT architectures)
 endif()
 message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${architectures}")
 
-target_sources(_C PRIVATE csrc/cuda/advance.cu csrc/cuda/attention.cu csrc/cuda/crop.cu csrc/cuda/decode.cu
-                          csrc/cuda/eliminate.cu csrc/cuda/restore.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
+target_sources(_C PRIVATE ${cuda_sources})
 set_target_properties(_C PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
                                     CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)
 target_link_libraries(_C PRIVATE CUDA::cudart_static)

@@ -1,5 +1,5 @@
-// Python's view of the C ABI: ostrack_fast._C. Pointers come in as integers, and the caller (ostrack_fast/ops/native.py)
-// answers for shapes and dtypes. Every kernel runs with the interpreter lock released.
+// Python's view of the C ABI: ostrack_fast._C. A tensor comes in as (address, dtype, shape, strides), a stream as an
+// address. Every kernel runs with the interpreter lock released.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -12,6 +12,39 @@
 #endif
 
 namespace py = pybind11;
+
+// (address, dtype, shape, strides), or None.
+struct TensorArgument {
+  ostf_tensor view = {};
+  bool present = false;
+};
+
+template <>
+struct pybind11::detail::type_caster<TensorArgument> {
+  PYBIND11_TYPE_CASTER(TensorArgument, const_name("tuple[int, int, Sequence[int], Sequence[int]] | None"));
+
+  bool load(handle source, bool) {
+    if (source.is_none()) return true;
+    PyObject* tuple = source.ptr();
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 4) return false;
+    PyObject* shape = PyTuple_GET_ITEM(tuple, 2);
+    PyObject* stride = PyTuple_GET_ITEM(tuple, 3);
+    if (!PyTuple_Check(shape) || !PyTuple_Check(stride)) return false;
+    const Py_ssize_t ndim = PyTuple_GET_SIZE(shape);
+    if (ndim > 5 || PyTuple_GET_SIZE(stride) != ndim) return false;
+    value.present = true;
+    value.view.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, 0));
+    value.view.dtype = static_cast<int32_t>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 1)));
+    value.view.ndim = static_cast<int32_t>(ndim);
+    for (Py_ssize_t i = 0; i < ndim; ++i) {
+      value.view.shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
+      value.view.stride[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(stride, i));
+    }
+    if (!PyErr_Occurred()) return true;
+    PyErr_Clear();
+    return false;
+  }
+};
 
 namespace {
 
@@ -40,16 +73,21 @@ void check(int status, const char* function) {
   throw std::runtime_error(name + ": unknown status " + std::to_string(status));
 }
 
-// An argument as Python passes it: a pointer is an integer, anything else itself.
+// An argument as Python passes it: a tensor as above, any other pointer as an integer, anything else itself.
 template <class A>
 struct FromPython {
   using Type = A;
-  static A convert(A value) { return value; }
+  static A convert(const A& value) { return value; }
 };
 template <class A>
 struct FromPython<A*> {
   using Type = uintptr_t;
-  static A* convert(uintptr_t value) { return reinterpret_cast<A*>(value); }
+  static A* convert(const uintptr_t& value) { return reinterpret_cast<A*>(value); }
+};
+template <>
+struct FromPython<const ostf_tensor*> {
+  using Type = TensorArgument;
+  static const ostf_tensor* convert(const TensorArgument& value) { return value.present ? &value.view : nullptr; }
 };
 
 template <class... A>
@@ -78,6 +116,21 @@ py::dict cpu_features() {
   out["amx_tile"] = found.amx_tile;
   out["amx_int8"] = found.amx_int8;
   out["amx_bf16"] = found.amx_bf16;
+  return out;
+}
+
+// The numbers of ostf_dtype by PyTorch's names.
+py::dict dtypes() {
+  py::dict out;
+  out["float32"] = static_cast<int>(OSTF_F32);
+  out["float16"] = static_cast<int>(OSTF_F16);
+  out["bfloat16"] = static_cast<int>(OSTF_BF16);
+  out["int8"] = static_cast<int>(OSTF_I8);
+  out["uint8"] = static_cast<int>(OSTF_U8);
+  out["bool"] = static_cast<int>(OSTF_BOOL);
+  out["int32"] = static_cast<int>(OSTF_I32);
+  out["int64"] = static_cast<int>(OSTF_I64);
+  out["float64"] = static_cast<int>(OSTF_F64);
   return out;
 }
 
@@ -118,9 +171,9 @@ py::tuple cuda_device_count() {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of ostrack_fast; csrc/ostrack_fast.h documents each argument.";
+  module.attr("dtypes") = dtypes();
   module.def("build_info", &build_info, "Version, compilers, CUDA architectures and the CPU features found.");
   module.def("cuda_device_count", &cuda_device_count, "(number of CUDA devices, reason why there is none).");
-  define(module, "cpu_advance", ostf_cpu_advance);
   define(module, "cpu_attention", ostf_cpu_attention);
   define(module, "cpu_conv3x3", ostf_cpu_conv3x3);
   define(module, "cpu_crop", ostf_cpu_crop);
@@ -131,13 +184,13 @@ PYBIND11_MODULE(_C, module) {
   define(module, "cpu_linear_packed_bytes", ostf_cpu_linear_packed_bytes);
   define(module, "cpu_restore", ostf_cpu_restore);
   define(module, "cpu_restore_conv3x3", ostf_cpu_restore_conv3x3);
-  define(module, "cpu_restore_norm", ostf_cpu_restore_norm);
+  define(module, "cpu_update_box", ostf_cpu_update_box);
 #if defined(OSTF_WITH_CUDA)
-  define(module, "cuda_advance", ostf_cuda_advance);
   define(module, "cuda_attention", ostf_cuda_attention);
   define(module, "cuda_crop", ostf_cuda_crop);
   define(module, "cuda_decode", ostf_cuda_decode);
   define(module, "cuda_eliminate", ostf_cuda_eliminate);
   define(module, "cuda_restore", ostf_cuda_restore);
+  define(module, "cuda_update_box", ostf_cuda_update_box);
 #endif
 }

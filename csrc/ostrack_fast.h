@@ -1,10 +1,11 @@
-// The C ABI of the compiled kernels: plain pointers and sizes, no torch, no Python.
+// The C ABI of the compiled kernels: tensors as views of memory, no torch, no Python.
 //
 // Letters: B batch, H heads, D head dimension, C = H * D channels, N = T + S tokens (T template tokens first,
 // then S search tokens), K kept, F side of the search token grid, Z side of a crop in pixels.
-// Every array is dense and row-major. cpu_* functions run on at most `threads` threads and return when done;
-// cuda_* functions enqueue on `stream` (a cudaStream_t) and return at once. A pointer marked "or null" is optional.
-// Return value: 0 on success, a positive cudaError_t, or a negative ostf_status.
+// A kernel checks the shape, dtype and layout of every view; unless said otherwise they are dense and row-major. A
+// null pointer stands for a tensor that is not there, where that is said to be possible.
+// cpu_* functions run on at most `threads` threads and return when done; cuda_* functions enqueue on `stream` (a
+// cudaStream_t) and return at once. Return value: 0 on success, a positive cudaError_t, or a negative ostf_status.
 #pragma once
 #include <stdint.h>
 
@@ -18,7 +19,27 @@
 extern "C" {
 #endif
 
-typedef enum { OSTF_F32 = 0, OSTF_F16 = 1, OSTF_BF16 = 2, OSTF_I8 = 3 } ostf_dtype;  // OSTF_I8: linear, conv3x3 only
+// The one place where these numbers stand: Python and the tests read them from here.
+typedef enum {
+  OSTF_F32 = 0,
+  OSTF_F16 = 1,
+  OSTF_BF16 = 2,
+  OSTF_I8 = 3,
+  OSTF_U8 = 4,
+  OSTF_BOOL = 5,
+  OSTF_I32 = 6,
+  OSTF_I64 = 7,
+  OSTF_F64 = 8,
+} ostf_dtype;
+
+// A tensor: where its first element lies, and how far apart elements are along each dimension, in elements.
+typedef struct {
+  void* data;
+  int32_t dtype;  // ostf_dtype
+  int32_t ndim;
+  int64_t shape[5];
+  int64_t stride[5];
+} ostf_tensor;
 
 typedef enum {
   OSTF_OK = 0,
@@ -27,67 +48,65 @@ typedef enum {
   OSTF_ENOMEM = -3,       // host memory for scratch space could not be had
 } ostf_status;
 
-// attention: qkv (B,N,3,H,D) -> out (B,N,H*D), softmax(Q K' / sqrt(D)) V, all in `dtype`.
-// template_mask (mask_batch,T) bytes, mask_batch 1 or B, or null: the query rows whose probabilities score the search
-// tokens. score (B,S) float32: mean over heads and chosen rows (0 where no row is chosen), or null together with the mask.
-// lse (B,H,N) float32: natural log of each softmax denominator (with the running maximum), or null.
-// CPU: queries q (B,M,H,D) and keys with values kv (B,N,2,H,D) apart; items and rows begin so many elements after each
-// other, heads and channels are dense, so that both may lie in one qkv. Then out (B,M,H*D) with items out_item elements
-// apart, lse (B,H,M), and the T template queries come first.
-OSTF_API int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, const void* kv,
-                                int64_t kv_item, int64_t kv_row, const uint8_t* template_mask, int mask_batch,
-                                void* out, int64_t out_item, float* score, float* lse, int B, int M, int N, int H,
-                                int D, int T, int threads);
-// CUDA: D is 32, 64, 96 or 128, qkv and out start at multiples of 16 bytes (else OSTF_EINVAL), and OSTF_BF16 needs code
-// for compute capability 8.0 or later (else OSTF_EDTYPE). The heads' shares of the score
-// meet in `scratch`, B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch item to arrive, by its
-// count in `tickets` (B) uint32, adds them in a fixed order. tickets are zero before the first launch and every launch
-// leaves them zero, so a CUDA graph replays. Launches that may overlap share neither. Both may be null when score is.
-OSTF_API int ostf_cuda_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
-                                 float* score, float* lse, float* scratch, uint32_t* tickets, int B, int N, int H,
-                                 int D, int T, void* stream);
+// attention: softmax(Q K' / sqrt(D)) V of queries q (B,M,H,D) over keys and values kv (B,N,2,H,D) -> out (B,M,H*D), all
+// of one dtype. template_mask bool (T) or (B,T), or null: the queries, the first T of the M, whose probabilities score
+// the search tokens, which are the keys from T on. score (B,S) float32: mean over heads and selected rows, 0 where no row
+// is selected; null together with the mask. lse (B,H,M) float32, or null: natural log of each softmax denominator (with
+// the running maximum). Batch items and rows of q and kv, and batch items of out, may lie at any distance: both may be
+// parts of one qkv.
+OSTF_API int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_tensor* template_mask,
+                                const ostf_tensor* out, const ostf_tensor* score, const ostf_tensor* lse, int threads);
+// CUDA: qkv (B,N,3,H,D) dense, D is 32, 64, 96 or 128, qkv and out start at multiples of 16 bytes (else OSTF_EINVAL), and
+// OSTF_BF16 needs code for compute capability 8.0 or later (else OSTF_EDTYPE). Each head and tile of template rows writes
+// its partial score to `partial`, at least B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch
+// item to arrive, by its count in `arrivals` (B) int32, adds them in a fixed order. Arrival counters are zero before the
+// first launch and every launch leaves them zero, so a CUDA graph replays. Launches that may overlap share neither.
+// Both may be null when score is.
+OSTF_API int ostf_cuda_attention(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out,
+                                 const ostf_tensor* score, const ostf_tensor* lse, const ostf_tensor* partial,
+                                 const ostf_tensor* arrivals, void* stream);
 
-// eliminate: tokens (B,T+S,C), score (B,S), ids (B,S) -> out (B,T+K,C), out_ids (B,K), removed (B,S-K).
-// Stable, by score descending; -0 equals +0; NaN ranks last. `elem_size` is the size of one channel in bytes (2, 4 or 8).
-OSTF_API int ostf_cpu_eliminate(int elem_size, const void* tokens, const float* score, const int64_t* ids, void* out,
-                                int64_t* out_ids, int64_t* removed, int B, int T, int S, int K, int C, int threads);
-OSTF_API int ostf_cuda_eliminate(int elem_size, const void* tokens, const float* score, const int64_t* ids, void* out,
-                                 int64_t* out_ids, int64_t* removed, int B, int T, int S, int K, int C, void* stream);
+// eliminate: tokens (B,T+S,C), score (B,S) float32, ids (B,S) int64 -> out (B,T+K,C), out_ids (B,K), removed (B,S-K).
+// Stable, by score descending; -0 equals +0; NaN ranks last. Elements of tokens have 2, 4 or 8 bytes.
+OSTF_API int ostf_cpu_eliminate(const ostf_tensor* tokens, const ostf_tensor* score, const ostf_tensor* ids,
+                                const ostf_tensor* out, const ostf_tensor* out_ids, const ostf_tensor* removed,
+                                int threads);
+OSTF_API int ostf_cuda_eliminate(const ostf_tensor* tokens, const ostf_tensor* score, const ostf_tensor* ids,
+                                 const ostf_tensor* out, const ostf_tensor* out_ids, const ostf_tensor* removed,
+                                 void* stream);
 
-// restore: tokens (B,K,C), ids (B,K) -> map (B,C,F,F), zeros at the places no id names.
-OSTF_API int ostf_cpu_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C,
-                              int F, int threads);
-// With the final LayerNorm, channels last: tokens (B,K,C) in `dtype`, weight and bias (C) -> map (B,F,F,C) in
-// `map_dtype`, statistics in float32.
-OSTF_API int ostf_cpu_restore_norm(int dtype, const void* tokens, const int64_t* ids, const float* weight,
-                                   const float* bias, double eps, int map_dtype, void* map, int B, int K, int C, int F,
-                                   int threads);
-OSTF_API int ostf_cuda_restore(int elem_size, const void* tokens, const int64_t* ids, void* map, int B, int K, int C,
-                               int F, void* stream);
+// restore: tokens (B,K,C), ids (B,K) int64 -> map (B,C,F,F), zeros in the cells that no id names. Without a LayerNorm
+// (weight and bias are null) map is dense, of the dtype of tokens, whose elements have 2, 4 or 8 bytes. On the CPU with
+// a LayerNorm, weight and bias (C) float32: map lies channels last in memory, statistics are float32, and tokens and map
+// may each be float32, float16 or bfloat16.
+OSTF_API int ostf_cpu_restore(const ostf_tensor* tokens, const ostf_tensor* ids, const ostf_tensor* norm_weight,
+                              const ostf_tensor* norm_bias, const ostf_tensor* map, double eps, int threads);
+OSTF_API int ostf_cuda_restore(const ostf_tensor* tokens, const ostf_tensor* ids, const ostf_tensor* map, void* stream);
 
-// crop: frame (height,width,3) uint8, box (B,4) float64 xywh pixels -> patch (B,3,Z,Z) in `dtype`, scale (B,) float64.
-// mean and inv_std have 3 floats, on the host for both: patch = (pixel / 255 - mean) * inv_std.
-OSTF_API int ostf_cpu_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
-                           const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z,
-                           int threads);
-OSTF_API int ostf_cuda_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
-                            const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z,
-                            void* stream);
+// crop: frame (height,width,3) uint8, box (B,4) float64 xywh pixels -> patch (B,3,Z,Z), scale (B) float64.
+// mean and inv_std (3) float32, on the host for both: patch = (pixel / 255 - mean) * inv_std.
+OSTF_API int ostf_cpu_crop(const ostf_tensor* frame, const ostf_tensor* box, const ostf_tensor* mean,
+                           const ostf_tensor* inv_std, const ostf_tensor* patch, const ostf_tensor* scale,
+                           double factor, int threads);
+OSTF_API int ostf_cuda_crop(const ostf_tensor* frame, const ostf_tensor* box, const ostf_tensor* mean,
+                            const ostf_tensor* inv_std, const ostf_tensor* patch, const ostf_tensor* scale,
+                            double factor, void* stream);
 
-// decode: score (B,F,F), size (B,2,F,F), offset (B,2,F,F) in `dtype`, window (F,F) float32 or null
-// -> box (B,4) float32 cxcywh in units of the crop, best (B,) float32 the score (without window) at the chosen cell.
+// decode: score (B,1,F,F), size (B,2,F,F), offset (B,2,F,F) of one dtype, window (F,F) float32 or null -> box (B,4)
+// float32 cxcywh in units of the crop, best (B) float32 the score (without window) at the chosen cell.
 // The first of equal cells is chosen; NaN is below everything, and of nothing but NaN the first.
-OSTF_API int ostf_cpu_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
-                             float* box, float* best, int B, int F, int threads);
-OSTF_API int ostf_cuda_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
-                              float* box, float* best, int B, int F, void* stream);
+OSTF_API int ostf_cpu_decode(const ostf_tensor* score, const ostf_tensor* size, const ostf_tensor* offset,
+                             const ostf_tensor* window, const ostf_tensor* box, const ostf_tensor* best, int threads);
+OSTF_API int ostf_cuda_decode(const ostf_tensor* score, const ostf_tensor* size, const ostf_tensor* offset,
+                              const ostf_tensor* window, const ostf_tensor* box, const ostf_tensor* best, void* stream);
 
-// advance: found (B,4) float32 cxcywh in units of the crop around box (B,4) float64 xywh pixels -> moved (B,4) float64,
-// that box in pixels of the frame, of which at least `margin` pixels stay inside. moved may be box. NaN stays NaN.
-OSTF_API int ostf_cpu_advance(const float* found, const double* box, int height, int width, double factor,
-                              double margin, double* moved, int B, int threads);
-OSTF_API int ostf_cuda_advance(const float* found, const double* box, int height, int width, double factor,
-                               double margin, double* moved, int B, void* stream);
+// update_box: found (B,4) float32 cxcywh in units of the crop around box (B,4) float64 xywh pixels -> moved (B,4)
+// float64, that box in pixels of the frame, of which at least `margin` pixels stay inside. moved may be box. NaN stays
+// NaN.
+OSTF_API int ostf_cpu_update_box(const ostf_tensor* found, const ostf_tensor* box, const ostf_tensor* moved,
+                                 int64_t height, int64_t width, double factor, double margin, int threads);
+OSTF_API int ostf_cuda_update_box(const ostf_tensor* found, const ostf_tensor* box, const ostf_tensor* moved,
+                                  int64_t height, int64_t width, double factor, double margin, void* stream);
 
 // linear, conv3x3: products with weights that are packed once. dtype is the arithmetic: OSTF_F32, OSTF_BF16, or OSTF_I8
 // (weights quantized symmetrically beforehand, activations as they come, each 64 inputs of a row and a tap by

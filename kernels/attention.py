@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+HEAD_DIMS = (32, 64, 96, 128)
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -210,7 +212,7 @@ def _backward_blocks(qkv: torch.Tensor) -> tuple[int, int]:
     return (64, 64) if qkv.shape[4] <= 64 else (64, 32)
 
 
-def attention_with_lse(
+def attention(
     qkv: torch.Tensor, template_mask: torch.Tensor | None = None, tickets: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """softmax(Q K' / sqrt D) V, the score of every search token, and what the backward pass needs; one launch.
@@ -253,8 +255,7 @@ def attention_with_lse(
 def attention_backward(grad_out: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
     """Gradient of `attention` in qkv, (B,N,3,H,D), from that in out (B,N,H*D) and the saved out and lse.
 
-    Two launches, no atomics: the same numbers on every run. The score carries no gradient: the published code ranks
-    candidates by detached probabilities.
+    Two launches, no atomics: the same numbers on every run. For a score without a gradient of its own.
     """
     batch, tokens, _, heads, dim = qkv.shape
     qkv, grad_out = qkv.contiguous(), grad_out.contiguous()
@@ -277,23 +278,3 @@ def attention_backward(grad_out: torch.Tensor, qkv: torch.Tensor, out: torch.Ten
             grad_out, qkv, lse, delta, grad_qkv, tokens, heads, dim**-0.5, BLOCK_M=other, BLOCK_N=own, **options
         )
     return grad_qkv
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, qkv, template_mask):
-        out, score, lse = attention_with_lse(qkv, template_mask)
-        ctx.save_for_backward(qkv, out, lse)
-        if score is not None:
-            ctx.mark_non_differentiable(score)
-        return out, score
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out, _):
-        return attention_backward(grad_out, *ctx.saved_tensors), None
-
-
-def attention(qkv: torch.Tensor, template_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """out (B,N,H*D), differentiable in qkv, and score (B,N-T) float32 or None; see `attention_with_lse`."""
-    return _Attention.apply(qkv, template_mask)

@@ -1,4 +1,4 @@
-"""Candidate elimination: keep the search tokens with the best scores, in one launch, and its gradient.
+"""Candidate elimination: keep the search tokens with the best scores, in one launch.
 
 No sort: each program owns a few tokens, counts how many candidates beat each of them, and that count is the place the
 token goes to. The counts are a permutation because the order is total: by score descending, ties to the lower position
@@ -51,38 +51,21 @@ def _eliminate(
         tl.store(out + target[:, None] * C + channels[None, :], value, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "S", "K"])
-def _eliminate_backward(
-    grad_out, score, grad_tokens, T, S, K,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    batch = tl.program_id(1)
-    source = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    target = _destinations(score + batch * S, source, S, T, BLOCK_S)
-    grad_tokens += batch.to(tl.int64) * (T + S) * C
-    grad_out += batch.to(tl.int64) * (T + K) * C
-    for start in range(0, C, BLOCK_C):
-        channels = start + tl.arange(0, BLOCK_C)
-        mask = (source < T + S)[:, None] & (channels[None, :] < C)
-        grad = tl.load(
-            grad_out + target[:, None] * C + channels[None, :], mask=mask & (target < T + K)[:, None], other=0.0
-        )
-        tl.store(grad_tokens + source[:, None] * C + channels[None, :], grad, mask=mask)
-
-
-def _launch_options(candidates: int, channels: int) -> dict[str, int]:
-    return {
-        "C": channels,
-        "ROWS": ROWS,
-        "BLOCK_S": triton.next_power_of_2(candidates),
-        "BLOCK_C": min(1024, triton.next_power_of_2(channels)),
-        "enable_fp_fusion": True,
-    }
-
-
-def _eliminate_forward(
+def eliminate(
     tokens: torch.Tensor, score: torch.Tensor, ids: torch.Tensor, keep: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keep the `keep` best search tokens.
+
+    Args:
+        tokens: (B,T+S,C), any floating dtype; template tokens first.
+        score: (B,S) float32.
+        ids: (B,S) int64, the grid cell of each search token.
+        keep: K, 0 to S.
+
+    Returns:
+        tokens (B,T+K,C), ids (B,K) and removed ids (B,S-K), the last two in order of descending score, ties by
+        ascending position, NaN last.
+    """
     batch, total, channels = tokens.shape
     candidates = score.shape[1]
     template = total - candidates
@@ -91,56 +74,7 @@ def _eliminate_forward(
     with torch.cuda.device_of(tokens):
         _eliminate[(triton.cdiv(total, ROWS), batch)](
             tokens.contiguous(), score.contiguous(), ids.contiguous(), out, kept_ids, removed, template, candidates,
-            keep, **_launch_options(candidates, channels),
+            keep, C=channels, ROWS=ROWS, BLOCK_S=triton.next_power_of_2(candidates),
+            BLOCK_C=min(1024, triton.next_power_of_2(channels)), enable_fp_fusion=True,
         )  # fmt: skip
     return out, kept_ids, removed
-
-
-def eliminate_backward(grad_out: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
-    """Gradient of `eliminate` in its tokens, (B,T+S,C), from that in the tokens it kept (B,T+K,C).
-
-    Ranks the same scores (B,S) again instead of keeping an index; removed tokens get zeros. One launch, no atomics.
-    """
-    batch, kept_total, channels = grad_out.shape
-    candidates = score.shape[1]
-    template = kept_total - keep
-    grad_tokens = grad_out.new_empty(batch, template + candidates, channels)
-    with torch.cuda.device_of(grad_out):
-        _eliminate_backward[(triton.cdiv(template + candidates, ROWS), batch)](
-            grad_out.contiguous(), score.contiguous(), grad_tokens, template, candidates, keep,
-            **_launch_options(candidates, channels),
-        )  # fmt: skip
-    return grad_tokens
-
-
-class _Eliminate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tokens, score, ids, keep):
-        out, kept_ids, removed = _eliminate_forward(tokens, score, ids, keep)
-        ctx.save_for_backward(score)
-        ctx.keep = keep
-        ctx.mark_non_differentiable(kept_ids, removed)
-        return out, kept_ids, removed
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out, *_):
-        return eliminate_backward(grad_out, *ctx.saved_tensors, ctx.keep), None, None, None
-
-
-def eliminate(
-    tokens: torch.Tensor, score: torch.Tensor, ids: torch.Tensor, keep: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keep the `keep` best search tokens.
-
-    Args:
-        tokens: (B,T+S,C), any floating dtype; template tokens first. Differentiable.
-        score: (B,S) float32. The ranking carries no gradient.
-        ids: (B,S) int64, the grid place of each search token.
-        keep: K, 0 to S.
-
-    Returns:
-        tokens (B,T+K,C), ids (B,K) and removed ids (B,S-K), the last two in order of descending score, ties by
-        ascending position, NaN last.
-    """
-    return _Eliminate.apply(tokens, score, ids, keep)

@@ -1,4 +1,4 @@
-"""Search tokens back on their grid, with or without the final LayerNorm, and the gradient.
+"""Search tokens back on their grid, with or without the final LayerNorm.
 
 Each program owns a few cells of the map and looks for the token that goes there, so that empty cells are written by
 the same launch and nothing has to be zeroed before.
@@ -33,12 +33,20 @@ def _restore(
         row = tl.arange(0, ROW)
         row_mask = (token >= 0)[:, None] & (row < C)[None, :]
         whole = tl.load(tokens + token[:, None] * C + row[None, :], mask=row_mask, other=0.0).to(tl.float32)
+        # The square of a large float32 is not a float32. Rows that hold one are halved 72 times first, which is exact;
+        # the variance of such a row is zero or much more than the least epsilon.
+        large = tl.max(tl.abs(whole), axis=1) > 1e17
+        shrink = tl.where(large, 2.0**-72, 1.0)
+        whole *= shrink[:, None]
         mean = tl.sum(whole, axis=1) / C
         centred = tl.where(row_mask, whole - mean[:, None], 0.0)
-        scale = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(centred * centred, axis=1) / C + eps))
+        variance = tl.sum(centred * centred, axis=1) / C
+        scale = tl.div_rn(1.0, tl.sqrt_rn(variance + tl.where(large, 1e-37, eps)))
         weight = tl.load(norm_weight + channels, mask=channels < C, other=0.0).to(tl.float32)
         bias = tl.load(norm_bias + channels, mask=channels < C, other=0.0).to(tl.float32)
-        normed = (value.to(tl.float32) - mean[:, None]) * scale[:, None] * weight[None, :] + bias[None, :]
+        normed = (value.to(tl.float32) * shrink[:, None] - mean[:, None]) * scale[:, None] * weight[None, :] + bias[
+            None, :
+        ]
         value = tl.where(mask, normed, 0.0)
     value = value.to(out.dtype.element_ty)
     out += batch.to(tl.int64) * C * F * F
@@ -47,75 +55,6 @@ def _restore(
         tl.store(out + cells[:, None] * C + channels[None, :], value, mask=mask)
     else:
         tl.store(out + channels[:, None] * (F * F) + cells[None, :], tl.trans(value), mask=tl.trans(mask))
-
-
-@triton.jit(do_not_specialize=["K"])
-def _restore_backward(
-    grad_map, ids, grad_tokens, K, F: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    batch = tl.program_id(2)
-    places = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    cells = tl.load(ids + batch * K + places, mask=places < K, other=0)
-    mask = (places < K)[:, None] & (channels < C)[None, :]
-    grad_map += batch.to(tl.int64) * C * F * F
-    grad = tl.load(grad_map + channels[None, :] * (F * F) + cells[:, None], mask=mask)
-    grad_tokens += batch.to(tl.int64) * K * C
-    tl.store(grad_tokens + places[:, None] * C + channels[None, :], grad, mask=mask)
-
-
-def _restore_forward(
-    tokens: torch.Tensor,
-    ids: torch.Tensor,
-    grid: int,
-    norm_weight: torch.Tensor | None = None,
-    norm_bias: torch.Tensor | None = None,
-    eps: float = 1e-6,
-    channels_last: bool = False,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    batch, kept, channels = tokens.shape
-    if tokens.stride()[1:] != (channels, 1):
-        tokens = tokens.contiguous()
-    row = triton.next_power_of_2(channels)
-    if channels_last:
-        cells, block, warps = CELLS_CHANNELS_LAST, min(row, 1024), 4
-        out = tokens.new_empty(batch, grid, grid, channels, dtype=dtype).permute(0, 3, 1, 2)
-    else:
-        cells, block, warps = CELLS, BLOCK_C, 8
-        out = tokens.new_empty(batch, channels, grid, grid, dtype=dtype)
-    with torch.cuda.device_of(tokens):
-        _restore[(triton.cdiv(grid * grid, cells), triton.cdiv(channels, block), batch)](
-            tokens, ids.contiguous(), out, norm_weight, norm_bias, eps, tokens.stride(0), kept,
-            F=grid, C=channels, CELLS=cells, BLOCK_K=triton.next_power_of_2(kept), BLOCK_C=block, ROW=row,
-            NORM=norm_weight is not None, CHANNELS_LAST=channels_last, num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
-    return out
-
-
-def restore_backward(grad_map: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Gradient of `restore` without LayerNorm: (B,C,F,F), ids (B,K) -> (B,K,C). A gather, no atomics."""
-    batch, channels, grid, _ = grad_map.shape
-    kept = ids.shape[1]
-    grad_tokens = grad_map.new_empty(batch, kept, channels)
-    with torch.cuda.device_of(grad_map):
-        _restore_backward[(triton.cdiv(kept, CELLS), triton.cdiv(channels, BLOCK_C), batch)](
-            grad_map.contiguous(), ids.contiguous(), grad_tokens, kept,
-            F=grid, C=channels, CELLS=CELLS, BLOCK_C=BLOCK_C, enable_fp_fusion=True,
-        )  # fmt: skip
-    return grad_tokens
-
-
-class _Restore(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tokens, ids, grid):
-        ctx.save_for_backward(ids)
-        return _restore_forward(tokens, ids, grid)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_map):
-        return restore_backward(grad_map, *ctx.saved_tensors), None, None
 
 
 def restore(
@@ -141,9 +80,23 @@ def restore(
         dtype: of the map, by default that of tokens.
 
     Returns:
-        map (B,C,F,F). Differentiable without LayerNorm, in the default memory layout and dtype.
+        map (B,C,F,F).
     """
-    if norm_weight is None and not channels_last and dtype in (None, tokens.dtype):
-        return _Restore.apply(tokens, ids, grid)
-    norm = (None, None) if norm_weight is None else (norm_weight.contiguous(), norm_bias.contiguous())
-    return _restore_forward(tokens, ids, grid, *norm, eps, channels_last, dtype)
+    batch, kept, channels = tokens.shape
+    if tokens.stride()[1:] != (channels, 1):
+        tokens = tokens.contiguous()
+    norm = [None if each is None else each.contiguous() for each in (norm_weight, norm_bias)]
+    row = triton.next_power_of_2(channels)
+    if channels_last:
+        cells, block, warps = CELLS_CHANNELS_LAST, min(row, 1024), 4
+        out = tokens.new_empty(batch, grid, grid, channels, dtype=dtype).permute(0, 3, 1, 2)
+    else:
+        cells, block, warps = CELLS, BLOCK_C, 8
+        out = tokens.new_empty(batch, channels, grid, grid, dtype=dtype)
+    with torch.cuda.device_of(tokens):
+        _restore[(triton.cdiv(grid * grid, cells), triton.cdiv(channels, block), batch)](
+            tokens, ids.contiguous(), out, *norm, eps, tokens.stride(0), kept,
+            F=grid, C=channels, CELLS=cells, BLOCK_K=triton.next_power_of_2(kept), BLOCK_C=block, ROW=row,
+            NORM=norm_weight is not None, CHANNELS_LAST=channels_last, num_warps=warps, enable_fp_fusion=True,
+        )  # fmt: skip
+    return out

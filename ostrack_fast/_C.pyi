@@ -1,24 +1,107 @@
-"""The compiled module. Pointers are integers; csrc/ostrack_fast.h documents every argument of the kernels."""
+"""The compiled module; csrc/ostrack_fast.h documents the arguments of the kernels.
 
+A tensor is (address, one of `dtypes`, shape, strides in elements), None where it is optional; a stream is an address.
+"""
+
+from collections.abc import Sequence
 from typing import Any
+
+_Tensor = tuple[int, int, Sequence[int], Sequence[int]]
+
+dtypes: dict[str, int]
 
 def build_info() -> dict[str, Any]: ...
 def cuda_device_count() -> tuple[int, str]: ...
-def cpu_advance(*arguments: float) -> None: ...
-def cpu_attention(*arguments: int) -> None: ...
+def cpu_attention(
+    q: _Tensor,
+    kv: _Tensor,
+    template_mask: _Tensor | None,
+    out: _Tensor,
+    score: _Tensor | None,
+    lse: _Tensor | None,
+    threads: int,
+    /,
+) -> None: ...
+def cpu_crop(
+    frame: _Tensor,
+    box: _Tensor,
+    mean: _Tensor,
+    inv_std: _Tensor,
+    patch: _Tensor,
+    scale: _Tensor,
+    factor: float,
+    threads: int,
+    /,
+) -> None: ...
+def cpu_decode(
+    score: _Tensor, size: _Tensor, offset: _Tensor, window: _Tensor | None, box: _Tensor, best: _Tensor, threads: int, /
+) -> None: ...
+def cpu_eliminate(
+    tokens: _Tensor, score: _Tensor, ids: _Tensor, out: _Tensor, out_ids: _Tensor, removed: _Tensor, threads: int, /
+) -> None: ...
+def cpu_restore(
+    tokens: _Tensor,
+    ids: _Tensor,
+    norm_weight: _Tensor | None,
+    norm_bias: _Tensor | None,
+    map: _Tensor,
+    eps: float,
+    threads: int,
+    /,
+) -> None: ...
+def cpu_update_box(
+    found: _Tensor,
+    box: _Tensor,
+    moved: _Tensor,
+    height: int,
+    width: int,
+    factor: float,
+    margin: float,
+    threads: int,
+    /,
+) -> None: ...
 def cpu_conv3x3(*arguments: int) -> None: ...
-def cpu_crop(*arguments: float) -> None: ...
-def cpu_decode(*arguments: int) -> None: ...
-def cpu_eliminate(*arguments: int) -> None: ...
 def cpu_linear(*arguments: float) -> None: ...
 def cpu_linear_pack(*arguments: int) -> None: ...
 def cpu_linear_packed_bytes(*arguments: int) -> None: ...
 def cpu_restore_conv3x3(*arguments: int) -> None: ...
-def cpu_restore_norm(*arguments: float) -> None: ...
-def cpu_restore(*arguments: int) -> None: ...
-def cuda_advance(*arguments: float) -> None: ...
-def cuda_attention(*arguments: int) -> None: ...
-def cuda_crop(*arguments: float) -> None: ...
-def cuda_decode(*arguments: int) -> None: ...
-def cuda_eliminate(*arguments: int) -> None: ...
-def cuda_restore(*arguments: int) -> None: ...
+def cuda_attention(
+    qkv: _Tensor,
+    template_mask: _Tensor | None,
+    out: _Tensor,
+    score: _Tensor | None,
+    lse: _Tensor | None,
+    partial: _Tensor | None,
+    arrivals: _Tensor | None,
+    stream: int,
+    /,
+) -> None: ...
+def cuda_crop(
+    frame: _Tensor,
+    box: _Tensor,
+    mean: _Tensor,
+    inv_std: _Tensor,
+    patch: _Tensor,
+    scale: _Tensor,
+    factor: float,
+    stream: int,
+    /,
+) -> None: ...
+def cuda_decode(
+    score: _Tensor, size: _Tensor, offset: _Tensor, window: _Tensor | None, box: _Tensor, best: _Tensor, stream: int, /
+) -> None: ...
+def cuda_eliminate(
+    tokens: _Tensor, score: _Tensor, ids: _Tensor, out: _Tensor, out_ids: _Tensor, removed: _Tensor, stream: int, /
+) -> None: ...
+def cuda_restore(tokens: _Tensor, ids: _Tensor, map: _Tensor, stream: int, /) -> None: ...
+def cuda_update_box(
+    found: _Tensor,
+    box: _Tensor,
+    moved: _Tensor,
+    height: int,
+    width: int,
+    factor: float,
+    margin: float,
+    stream: int,
+    /,
+) -> None: ...

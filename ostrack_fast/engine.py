@@ -84,6 +84,7 @@ class Engine:
             self.network = FrozenOSTrack(model, self.device, resolve_dtype(dtype, self.device), candidate_elimination)
             self.cfg: ModelConfig = model.cfg
             self.window = hann_window(self.cfg.search_grid).to(self.device)
+            self._bind_ops()
             self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
@@ -94,6 +95,17 @@ class Engine:
     def count(self) -> int:
         """Number of targets."""
         return len(self._boxes)
+
+    def _bind_ops(self) -> None:
+        """Choose the backends of the ops around the network once, for tensors as they will be."""
+        cfg, grid, device = self.cfg, self.cfg.search_grid, self.device
+        box = torch.ones(1, 4, dtype=torch.float64, device=device)
+        frame = torch.zeros(8, 8, 3, dtype=torch.uint8, device=device)
+        maps = [torch.zeros(1, n, grid, grid, dtype=torch.float32, device=device) for n in (1, 2, 2)]
+        self._crop = ops.OPS["crop"].bind(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
+        self._decode = ops.OPS["decode"].bind(*maps, self.window)
+        found = torch.ones(1, 4, dtype=torch.float32, device=device)
+        self._update_box = ops.OPS["update_box"].bind(found, box, (8, 8), cfg.search_factor, CLIP_MARGIN)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -167,7 +179,7 @@ class Engine:
             rows = self.count
             graph = self._graph(search, rows, lambda x: self._maps(rows, x))
             score, size_map, offset = (each.clone() for each in graph(search))
-        boxes, _ = ops.decode(score, size_map, offset)
+        boxes, _ = self._decode(score, size_map, offset, None)
         return {"pred_boxes": boxes[:, None], "score_map": score, "size_map": size_map, "offset_map": offset}
 
     __call__ = forward
@@ -267,12 +279,12 @@ class Engine:
         """Find the first `rows` targets in a frame: (rows,5) float64, box xywh in pixels and score."""
         cfg, box = self.cfg, self._targets.box[:rows]
         with stage("crop"):
-            search, _ = ops.crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
+            search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
         score_map, size_map, offset_map = self._maps(rows, search)
         with stage("decode"):
-            found, score = ops.decode(score_map, size_map, offset_map, self.window)
+            found, score = self._decode(score_map, size_map, offset_map, self.window)
         with stage("box update"):
-            moved = ops.advance(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
+            moved = self._update_box(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
         return torch.cat((moved, score[:, None].double()), dim=1)
 
 

@@ -43,25 +43,32 @@ def test_device_count_never_raises():
 
 
 def test_every_op_is_bound():
-    for op in ostrack_fast.ops.dispatch.OPS:
-        assert hasattr(_C, f"cpu_{op}")
-        assert hasattr(_C, f"cuda_{op}") == (_C.build_info()["cuda"] is not None)
+    for name, op in ostrack_fast.ops.OPS.items():
+        if "native" in op.backends:
+            assert hasattr(_C, f"cpu_{name}")
+            assert hasattr(_C, f"cuda_{name}") == (_C.build_info()["cuda"] is not None)
+
+
+DOUBLES = (64, _C.dtypes["float64"], (1, 1, 1, 1), (1, 1, 1, 1))
 
 
 def test_statuses_become_exceptions():
     with pytest.raises(ValueError, match="cpu_decode: a size or value is outside"):
-        _C.cpu_decode(0, 0, 0, 0, 0, 0, 0, 1, 0, 1)
+        _C.cpu_decode(None, None, None, None, None, None, 1)
     with pytest.raises(TypeError, match="cpu_decode: this kernel has no code for the dtype"):
-        _C.cpu_decode(7, 0, 0, 0, 0, 0, 0, 1, 4, 1)
-    with pytest.raises(TypeError, match="incompatible function arguments"):
-        _C.cpu_decode(0)
+        _C.cpu_decode(DOUBLES, DOUBLES, DOUBLES, None, DOUBLES, DOUBLES, 1)
+    for wrong in ((0,), (7, None, None, None, None, None, 1), ((1, 2, 3), None, None, None, None, None, 1)):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            _C.cpu_decode(*wrong)
 
 
 @pytest.mark.skipif(_C.build_info()["cuda"] is None, reason="built without CUDA")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there, so no launch fails")
 def test_a_cuda_failure_is_an_exception_in_words():
     with pytest.raises(RuntimeError, match="cuda_decode: cudaError"):
-        _C.cuda_decode(0, 0, 0, 0, 0, 0, 0, 1, 4, 0)
+        maps = [(64, _C.dtypes["float32"], (1, n, 1, 1), (n, 1, 1, 1)) for n in (1, 2, 2)]
+        results = [(64, _C.dtypes["float32"], shape, (4, 1)[-len(shape) :]) for shape in ((1, 4), (1,))]
+        _C.cuda_decode(*maps, None, *results, 0)
 
 
 def test_kernels_are_part_of_the_package():
@@ -88,15 +95,19 @@ native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 assert "torch" not in sys.modules and "libgomp" not in open("/proc/self/maps").read()
 grid, channels = 32, 256
-places = grid * grid
-tokens = array.array("f", range(places * channels))
-ids = array.array("q", reversed(range(places)))
+cells = grid * grid
+tokens = array.array("f", range(cells * channels))
+ids = array.array("q", reversed(range(cells)))
 for attempt in range(50):
-    out = array.array("f", bytes(4 * places * channels))
-    pointers = [a.buffer_info()[0] for a in (tokens, ids, out)]
-    native.cpu_restore(4, *pointers, 1, places, channels, grid, 1 + attempt % 6)
+    out = array.array("f", bytes(4 * cells * channels))
+    shapes = (1, cells, channels), (1, cells), (1, channels, grid, grid)
+    strides = (cells * channels, channels, 1), (cells, 1), (cells * channels, cells, grid, 1)
+    kinds = [native.dtypes[name] for name in ("float32", "int64", "float32")]
+    addresses = [a.buffer_info()[0] for a in (tokens, ids, out)]
+    token_view, id_view, map_view = zip(addresses, kinds, shapes, strides)
+    native.cpu_restore(token_view, id_view, None, None, map_view, 1e-6, 1 + attempt % 6)
     for c in (0, 17, channels - 1):
-        assert list(out[c * places : (c + 1) * places]) == [(places - 1 - p) * channels + c for p in range(places)]
+        assert list(out[c * cells : (c + 1) * cells]) == [(cells - 1 - p) * channels + c for p in range(cells)]
 """
 
 

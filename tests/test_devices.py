@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from ostrack_fast import devices
+from ostrack_fast import devices, ops
 from ostrack_fast.ops import native
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def test_auto_has_a_reason():
     assert dtype == (torch.bfloat16 if features["avx512_bf16"] or features["amx_bf16"] else torch.float32)
     assert "bfloat16" in reason or "AVX-512 BF16" in reason
     assert ("int8 cannot run" in reason) == (
-        native.supports("linear", weight=torch.zeros(1, 1), dtype=torch.int8) is not None
+        ops.LAYERS["linear"].unsupported_reason("native", weight=torch.zeros(1, 1), dtype=torch.int8) is not None
     )
 
 

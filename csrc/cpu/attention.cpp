@@ -8,7 +8,7 @@
 #include "cpu/arena.h"
 #include "cpu/capability.h"
 #include "cpu/parallel.h"
-#include "ostrack_fast.h"
+#include "tensor.h"
 
 namespace {
 
@@ -51,15 +51,32 @@ void sum_shares(const AttentionCall& call, int block, float* score) {
 
 }  // namespace
 
-int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, const void* kv, int64_t kv_item,
-                       int64_t kv_row, const uint8_t* template_mask, int mask_batch, void* out, int64_t out_item,
-                       float* score, float* lse, int B, int M, int N, int H, int D, int T, int threads) {
-  if (B < 0 || M < 0 || N < 1 || H < 1 || D < 1 || D > 512 || T < 0 || T > N || threads < 1) return OSTF_EINVAL;
-  if (N == T) template_mask = nullptr;  // no search token to score; an empty tensor's pointer may be null
-  if (N > T && (template_mask == nullptr) != (score == nullptr)) return OSTF_EINVAL;
-  if (template_mask && (T > M || (mask_batch != 1 && mask_batch != B))) return OSTF_EINVAL;
-  if (dtype != OSTF_F32 && dtype != OSTF_F16 && dtype != OSTF_BF16) return OSTF_EDTYPE;
-  if (ostf::level() < 0) return OSTF_EINVAL;
+int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_tensor* template_mask,
+                       const ostf_tensor* out, const ostf_tensor* score, const ostf_tensor* lse, int threads) {
+  if (!ostf::has_rank(q, 4) || !ostf::has_rank(kv, 5) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
+  const int dtype = q->dtype;
+  if (!ostf::is_float(dtype)) return OSTF_EDTYPE;
+  const int B = static_cast<int>(q->shape[0]), M = static_cast<int>(q->shape[1]), N = static_cast<int>(kv->shape[1]);
+  const int H = static_cast<int>(q->shape[2]), D = static_cast<int>(q->shape[3]);
+  const int64_t C = int64_t{H} * D;
+  if (N < 1 || H < 1 || D < 1 || D > 512) return OSTF_EINVAL;
+  if (!ostf::is(q, dtype, {B, M, H, D}, 2) || !ostf::is(kv, dtype, {B, N, 2, H, D}, 2)) return OSTF_EINVAL;
+  if (!ostf::is(out, dtype, {B, M, C}, 1) || (lse && !ostf::is(lse, OSTF_F32, {B, H, M}))) return OSTF_EINVAL;
+  int T = 0;
+  bool mask_of_each = false;
+  if (template_mask) {
+    mask_of_each = template_mask->ndim == 2;
+    if (!ostf::has_rank(template_mask, mask_of_each ? 2 : 1)) return OSTF_EINVAL;
+    T = static_cast<int>(template_mask->shape[mask_of_each]);
+    if (T > M || T > N || !(mask_of_each ? ostf::is(template_mask, OSTF_BOOL, {B, T})
+                                         : ostf::is(template_mask, OSTF_BOOL, {T}))) {
+      return OSTF_EINVAL;
+    }
+    if (!ostf::is(score, OSTF_F32, {B, N - T})) return OSTF_EINVAL;
+  } else if (score) {
+    return OSTF_EINVAL;
+  }
+  const auto* mask = T < N ? ostf::data<const uint8_t>(template_mask) : nullptr;  // else there is no token to score
   if (B == 0 || M == 0) return OSTF_OK;
 
   const AttentionKernel& kernel = choose(ostf::level(), dtype);
@@ -71,9 +88,9 @@ int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, 
   const int workers = std::min(threads, tasks);
 
   const size_t align = 64;
-  const size_t each = (kernel.scratch_bytes(N, D, template_mask != nullptr) + align - 1) / align * align;
+  const size_t each = (kernel.scratch_bytes(N, D, mask != nullptr) + align - 1) / align * align;
   const size_t template_blocks = static_cast<size_t>((T + kernel.block - 1) / kernel.block);
-  const size_t shares = template_mask ? static_cast<size_t>(heads) * template_blocks * (N - T) * sizeof(float) : 0;
+  const size_t shares = mask ? static_cast<size_t>(heads) * template_blocks * (N - T) * sizeof(float) : 0;
   static thread_local ostf::Arena arena;
   char* memory = static_cast<char*>(arena.reserve(each * workers + shares));
   if (!memory) return OSTF_ENOMEM;
@@ -82,18 +99,18 @@ int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, 
   const ptrdiff_t element = dtype == OSTF_F32 ? 4 : 2;
   AttentionCall call = {};
   call.dtype = dtype;
-  call.q = static_cast<const char*>(q);
-  call.q_item = q_item * element;
-  call.q_row = q_row * element;
-  call.kv = static_cast<const char*>(kv);
-  call.kv_item = kv_item * element;
-  call.kv_row = kv_row * element;
-  call.mask = template_mask;
-  call.mask_batch = mask_batch;
-  call.out = static_cast<char*>(out);
-  call.out_item = out_item * element;
+  call.q = ostf::data<const char>(q);
+  call.q_item = q->stride[0] * element;
+  call.q_row = q->stride[1] * element;
+  call.kv = ostf::data<const char>(kv);
+  call.kv_item = kv->stride[0] * element;
+  call.kv_row = kv->stride[1] * element;
+  call.mask = mask;
+  call.mask_batch = mask_of_each ? B : 1;
+  call.out = ostf::data<char>(out);
+  call.out_item = out->stride[0] * element;
   call.shares = block_shares;
-  call.lse = lse;
+  call.lse = ostf::data<float>(lse);
   call.B = B;
   call.M = M;
   call.N = N;
@@ -110,6 +127,6 @@ int ostf_cpu_attention(int dtype, const void* q, int64_t q_item, int64_t q_row, 
       }
     }
   });
-  if (template_mask) sum_shares(call, kernel.block, score);
+  if (mask) sum_shares(call, kernel.block, ostf::data<float>(score));
   return OSTF_OK;
 }

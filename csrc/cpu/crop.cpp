@@ -12,7 +12,7 @@
 
 #include "cpu/half.h"
 #include "cpu/parallel.h"
-#include "ostrack_fast.h"
+#include "tensor.h"
 
 #if defined(__SSE4_1__)
 #include <smmintrin.h>
@@ -243,11 +243,21 @@ int crop(const Frame& frame, const std::vector<Window>& windows, const E* values
 
 }  // namespace
 
-int ostf_cpu_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
-                  const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z, int threads) {
-  if (B < 0 || Z <= 0 || Z > 1 << 14 || height <= 0 || width <= 0 || width > 1 << 20) return OSTF_EINVAL;
-  if (dtype != OSTF_F32 && dtype != OSTF_F16 && dtype != OSTF_BF16) return OSTF_EDTYPE;
-  const Frame image{frame, height, width};
+int ostf_cpu_crop(const ostf_tensor* frame, const ostf_tensor* box, const ostf_tensor* mean,
+                  const ostf_tensor* inv_std, const ostf_tensor* patch, const ostf_tensor* scale, double factor,
+                  int threads) {
+  if (!ostf::has_rank(frame, 3) || !ostf::has_rank(patch, 4) || threads < 1) return OSTF_EINVAL;
+  const int height = static_cast<int>(frame->shape[0]), width = static_cast<int>(frame->shape[1]);
+  const int B = static_cast<int>(patch->shape[0]), Z = static_cast<int>(patch->shape[3]);
+  const int dtype = patch->dtype;
+  if (!ostf::is_float(dtype)) return OSTF_EDTYPE;
+  if (Z < 1 || Z > 1 << 14 || height < 1 || width < 1 || width > 1 << 20 || !(factor > 0.0) ||
+      !ostf::is(frame, OSTF_U8, {height, width, 3}) || !ostf::is(box, OSTF_F64, {B, 4}) ||
+      !ostf::is(mean, OSTF_F32, {3}) || !ostf::is(inv_std, OSTF_F32, {3}) || !ostf::is(patch, dtype, {B, 3, Z, Z}) ||
+      !ostf::is(scale, OSTF_F64, {B})) {
+    return OSTF_EINVAL;
+  }
+  const Frame image{ostf::data<const uint8_t>(frame), height, width};
   std::vector<Window> windows;
   try {
     windows.resize(B);
@@ -261,8 +271,8 @@ int ostf_cpu_crop(int dtype, const uint8_t* frame, int height, int width, const 
     return OSTF_ENOMEM;
   }
   for (int b = 0; b < B; ++b) {
-    if (!place_window(image, box + b * 4, factor, Z, windows[b])) return OSTF_EINVAL;
-    scale[b] = static_cast<double>(Z) / windows[b].side;
+    if (!place_window(image, ostf::data<const double>(box) + b * 4, factor, Z, windows[b])) return OSTF_EINVAL;
+    ostf::data<double>(scale)[b] = static_cast<double>(Z) / windows[b].side;
   }
 
   // 256 values a channel are all there are: a table makes every dtype cost the same and rounds exactly.
@@ -270,10 +280,11 @@ int ostf_cpu_crop(int dtype, const uint8_t* frame, int height, int width, const 
   uint16_t narrow[kPixel * 256];
   for (int i = 0; i < kPixel * 256; ++i) {
     const int c = i / 256;
-    const float value = (static_cast<float>(i % 256) / 255.0f - mean[c]) * inv_std[c];
+    const float pixel = static_cast<float>(i % 256) / 255.0f;
+    const float value = (pixel - ostf::data<const float>(mean)[c]) * ostf::data<const float>(inv_std)[c];
     wide[i] = ostf::float_bits(value);
     narrow[i] = dtype == OSTF_F16 ? ostf::float_to_f16(value) : ostf::float_to_bf16(value);
   }
-  if (dtype == OSTF_F32) return crop(image, windows, wide, static_cast<uint32_t*>(patch), Z, threads);
-  return crop(image, windows, narrow, static_cast<uint16_t*>(patch), Z, threads);
+  if (dtype == OSTF_F32) return crop(image, windows, wide, ostf::data<uint32_t>(patch), Z, threads);
+  return crop(image, windows, narrow, ostf::data<uint16_t>(patch), Z, threads);
 }

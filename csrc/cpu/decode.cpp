@@ -1,6 +1,6 @@
 // Head maps to boxes on the CPU: one pass for the arg-max, then five loads.
 #include "cpu/half.h"
-#include "ostrack_fast.h"
+#include "tensor.h"
 
 namespace {
 
@@ -32,23 +32,24 @@ void decode(const E* score, const E* size, const E* offset, const float* window,
 
 }  // namespace
 
-int ostf_cpu_decode(int dtype, const void* score, const void* size, const void* offset, const float* window, float* box,
-                    float* best, int B, int F, int /*threads: a few hundred cells are done before a thread wakes*/) {
-  if (B < 0 || F <= 0) return OSTF_EINVAL;
-  switch (dtype) {
-    case OSTF_F32:
-      decode(static_cast<const float*>(score), static_cast<const float*>(size), static_cast<const float*>(offset),
-             window, box, best, B, F, [](float v) { return v; });
-      return OSTF_OK;
-    case OSTF_F16:
-      decode(static_cast<const uint16_t*>(score), static_cast<const uint16_t*>(size),
-             static_cast<const uint16_t*>(offset), window, box, best, B, F, ostf::f16_to_float);
-      return OSTF_OK;
-    case OSTF_BF16:
-      decode(static_cast<const uint16_t*>(score), static_cast<const uint16_t*>(size),
-             static_cast<const uint16_t*>(offset), window, box, best, B, F, ostf::bf16_to_float);
-      return OSTF_OK;
-    default:
-      return OSTF_EDTYPE;
+// The threads go unused: a few hundred cells are done before a second thread wakes.
+int ostf_cpu_decode(const ostf_tensor* score, const ostf_tensor* size, const ostf_tensor* offset,
+                    const ostf_tensor* window, const ostf_tensor* box, const ostf_tensor* best, int /*threads*/) {
+  if (!ostf::has_rank(score, 4)) return OSTF_EINVAL;
+  const int dtype = score->dtype;
+  if (!ostf::is_float(dtype)) return OSTF_EDTYPE;
+  const int64_t B = score->shape[0], F = score->shape[3];
+  if (F < 1 || F > 4096 || !ostf::is(score, dtype, {B, 1, F, F}) || !ostf::is(size, dtype, {B, 2, F, F}) ||
+      !ostf::is(offset, dtype, {B, 2, F, F}) || (window && !ostf::is(window, OSTF_F32, {F, F})) ||
+      !ostf::is(box, OSTF_F32, {B, 4}) || !ostf::is(best, OSTF_F32, {B})) {
+    return OSTF_EINVAL;
   }
+  const auto run = [&](auto element, auto load) {
+    using E = const decltype(element);
+    decode(ostf::data<E>(score), ostf::data<E>(size), ostf::data<E>(offset), ostf::data<const float>(window),
+           ostf::data<float>(box), ostf::data<float>(best), static_cast<int>(B), static_cast<int>(F), load);
+    return OSTF_OK;
+  };
+  if (dtype == OSTF_F32) return run(0.0f, [](float value) { return value; });
+  return run(uint16_t{}, dtype == OSTF_F16 ? ostf::f16_to_float : ostf::bf16_to_float);
 }

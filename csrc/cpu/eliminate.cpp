@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
-#include "ostrack_fast.h"
+#include "tensor.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ constexpr int64_t kWorthThreads = 1 << 20;  // bytes: one thread copies less tha
 
 struct Ranked {
   uint32_t key;
-  int32_t place;
+  int32_t index;
 };
 
 // Unsigned numbers that grow as scores fall; -0 maps to +0 and every NaN to the largest.
@@ -46,32 +46,41 @@ Ranked* radix_sort(Ranked* first, Ranked* second, int count) {
 
 }  // namespace
 
-int ostf_cpu_eliminate(int elem_size, const void* tokens, const float* score, const int64_t* ids, void* out,
-                       int64_t* out_ids, int64_t* removed, int B, int T, int S, int K, int C, int threads) {
-  if (elem_size <= 0 || B < 0 || T < 0 || S <= 0 || K < 0 || K > S || C <= 0) return OSTF_EINVAL;
+int ostf_cpu_eliminate(const ostf_tensor* tokens, const ostf_tensor* score, const ostf_tensor* ids,
+                       const ostf_tensor* out, const ostf_tensor* out_ids, const ostf_tensor* removed, int threads) {
+  if (!ostf::has_rank(tokens, 3) || !ostf::has_rank(score, 2) || !ostf::has_rank(out_ids, 2)) return OSTF_EINVAL;
+  const int64_t B = tokens->shape[0], C = tokens->shape[2], S = score->shape[1], K = out_ids->shape[1];
+  const int64_t T = tokens->shape[1] - S;
+  const int dtype = tokens->dtype;
+  if (T < 0 || S < 1 || K > S || C < 1 || threads < 1) return OSTF_EINVAL;
+  if (!ostf::is(tokens, dtype, {B, T + S, C}) || !ostf::is(out, dtype, {B, T + K, C}) ||
+      !ostf::is(score, OSTF_F32, {B, S}) || !ostf::is(ids, OSTF_I64, {B, S}) || !ostf::is(out_ids, OSTF_I64, {B, K}) ||
+      !ostf::is(removed, OSTF_I64, {B, S - K})) {
+    return OSTF_EINVAL;
+  }
   std::vector<int32_t> kept;
   std::vector<Ranked> buffer;
   try {
-    kept.resize(static_cast<size_t>(B) * K);
-    buffer.resize(2 * static_cast<size_t>(S));
+    kept.resize(static_cast<size_t>(B * K));
+    buffer.resize(static_cast<size_t>(2 * S));
   } catch (const std::bad_alloc&) {
     return OSTF_ENOMEM;
   }
-  for (int b = 0; b < B; ++b) {
-    const float* scores = score + static_cast<int64_t>(b) * S;
-    const int64_t* from = ids + static_cast<int64_t>(b) * S;
+  for (int64_t b = 0; b < B; ++b) {
+    const float* scores = ostf::data<const float>(score) + b * S;
+    const int64_t* from = ostf::data<const int64_t>(ids) + b * S;
     for (int s = 0; s < S; ++s) buffer[s] = {falling_key(scores[s]), s};
-    const Ranked* order = radix_sort(buffer.data(), buffer.data() + S, S);
-    for (int k = 0; k < K; ++k) {
-      kept[static_cast<size_t>(b) * K + k] = order[k].place;
-      out_ids[static_cast<int64_t>(b) * K + k] = from[order[k].place];
+    const Ranked* order = radix_sort(buffer.data(), buffer.data() + S, static_cast<int>(S));
+    for (int64_t k = 0; k < K; ++k) {
+      kept[b * K + k] = order[k].index;
+      ostf::data<int64_t>(out_ids)[b * K + k] = from[order[k].index];
     }
-    for (int r = K; r < S; ++r) removed[static_cast<int64_t>(b) * (S - K) + r - K] = from[order[r].place];
+    for (int64_t r = K; r < S; ++r) ostf::data<int64_t>(removed)[b * (S - K) + r - K] = from[order[r].index];
   }
 
-  const int64_t row = static_cast<int64_t>(elem_size) * C;
-  const auto* source = static_cast<const char*>(tokens);
-  auto* target = static_cast<char*>(out);
+  const int64_t row = ostf::element_size(dtype) * C;
+  const auto* source = ostf::data<const char>(tokens);
+  auto* target = ostf::data<char>(out);
   // One work item is a row; the template's rows come first in a batch entry and stand together, so they go in one copy.
   const int64_t rows = T + K;
   const int team = B * rows * row < kWorthThreads ? 1 : threads;

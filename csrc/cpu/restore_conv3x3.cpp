@@ -4,7 +4,7 @@
 
 #include "cpu/half.h"
 #include "cpu/parallel.h"
-#include "cpu/places.h"
+#include "cpu/cells.h"
 #include "ostrack_fast.h"
 
 namespace {
@@ -60,7 +60,7 @@ int ostf_cpu_restore_conv3x3(const float* products, const int64_t* ids, const fl
   if (activation != 0 && activation != 2) return OSTF_EINVAL;
   if (map_dtype != OSTF_F32 && map_dtype != OSTF_BF16) return OSTF_EDTYPE;
   std::vector<int32_t> token_at;
-  if (const int status = ostf::places_of(ids, B, K, F * F, token_at)) return status;
+  if (const int status = ostf::find_tokens_of_cells(ids, B, K, F * F, token_at)) return status;
   const bool relu = activation == 2;
   if (map_dtype == OSTF_F32) {
     add_up(products, token_at, bias, relu, static_cast<float*>(map), B, K, O, F, threads);

@@ -44,28 +44,43 @@ int run(const AttentionArgs& args, int B, int D, void* stream) {
 }  // namespace
 }  // namespace ostf
 
-int ostf_cuda_attention(int dtype, const void* qkv, const uint8_t* template_mask, int mask_batch, void* out,
-                        float* score, float* lse, float* scratch, uint32_t* tickets, int B, int N, int H, int D, int T,
-                        void* stream) {
+int ostf_cuda_attention(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out,
+                        const ostf_tensor* score, const ostf_tensor* lse, const ostf_tensor* partial,
+                        const ostf_tensor* arrivals, void* stream) {
   using namespace ostf;
-  if (B < 0 || B > 65535 || H < 1 || H > 65535 || N < 1 || T < 0 || T > N) return OSTF_EINVAL;
-  if (!aligned(qkv, 16) || !aligned(out, 16)) return OSTF_EINVAL;
-  if (N == T) {  // no search token: the score is empty
-    template_mask = nullptr;
-    score = nullptr;
+  if (!has_rank(qkv, 5)) return OSTF_EINVAL;
+  const int dtype = qkv->dtype;
+  if (!is_float(dtype)) return OSTF_EDTYPE;
+  const int B = static_cast<int>(qkv->shape[0]), N = static_cast<int>(qkv->shape[1]);
+  const int H = static_cast<int>(qkv->shape[3]), D = static_cast<int>(qkv->shape[4]);
+  if (B > 65535 || H < 1 || H > 65535 || N < 1 || D < 1) return OSTF_EINVAL;
+  if (!is(qkv, dtype, {B, N, 3, H, D}) || !is(out, dtype, {B, N, int64_t{H} * D})) return OSTF_EINVAL;
+  if ((lse && !is(lse, OSTF_F32, {B, H, N})) || !aligned(qkv->data, 16) || !aligned(out->data, 16)) return OSTF_EINVAL;
+  if (!template_mask && score) return OSTF_EINVAL;
+  int T = 0;
+  bool mask_of_each = false;
+  if (template_mask) {
+    mask_of_each = template_mask->ndim == 2;
+    if (!has_rank(template_mask, mask_of_each ? 2 : 1)) return OSTF_EINVAL;
+    T = static_cast<int>(template_mask->shape[mask_of_each]);
+    const bool fits =
+        mask_of_each ? is(template_mask, OSTF_BOOL, {B, T}) : is(template_mask, OSTF_BOOL, {T});
+    if (!fits || T < 1 || T > N || !is(score, OSTF_F32, {B, N - T})) return OSTF_EINVAL;
+    const int64_t partials = int64_t{B} * H * ((T + 31) / 32) * (N - T);
+    const bool room = has_rank(partial, 1) && partial->dtype == OSTF_F32 && partial->shape[0] >= partials;
+    if (T < N && (!room || !is(arrivals, OSTF_I32, {B}))) return OSTF_EINVAL;
   }
-  if ((template_mask != nullptr) != (score != nullptr)) return OSTF_EINVAL;
-  if (score && (!scratch || !tickets || T < 1 || (mask_batch != 1 && mask_batch != B))) return OSTF_EINVAL;
+  const bool scored = template_mask && T < N;  // else there is no search token
   if (B == 0) return OSTF_OK;
   AttentionArgs args = {};
-  args.qkv = qkv;
-  args.mask = template_mask;
-  args.mask_stride = mask_batch == 1 ? 0 : T;
-  args.out = out;
-  args.score = score;
-  args.lse = lse;
-  args.scratch = scratch;
-  args.tickets = tickets;
+  args.qkv = qkv->data;
+  args.mask = scored ? data<const uint8_t>(template_mask) : nullptr;
+  args.mask_stride = mask_of_each ? T : 0;
+  args.out = out->data;
+  args.score = scored ? data<float>(score) : nullptr;
+  args.lse = data<float>(lse);
+  args.partial = scored ? data<float>(partial) : nullptr;
+  args.arrivals = scored ? data<uint32_t>(arrivals) : nullptr;
   args.N = N;
   args.H = H;
   args.T = T;

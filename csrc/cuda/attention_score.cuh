@@ -1,7 +1,7 @@
 // What both attention kernels share: arguments, the choice of template rows, and the mean of their probabilities.
 //
 // A thread block owns one (batch item, head, tile of query rows). A block whose tile meets the template adds up, for
-// every search key, the probabilities of its chosen rows and writes the sums to `scratch`. The last such block of a
+// every search key, the probabilities of its chosen rows and writes the sums to `partial`. The last such block of a
 // batch item adds the heads' sums in a fixed order, so the score is the same bits on every run.
 #pragma once
 #include "cuda/common.cuh"
@@ -18,8 +18,8 @@ struct AttentionArgs {
   void* out;
   float* score;
   float* lse;  // or null
-  float* scratch;
-  uint32_t* tickets;
+  float* partial;
+  uint32_t* arrivals;
   int N, H, T;
   float scale, scale_rest;  // log2(e) / sqrt(D), which makes logits exponents of two; and what its rounding left out
 };
@@ -35,7 +35,7 @@ __device__ __forceinline__ float natural_lse(float shift, float sum) {
 
 // The sums of one (batch item, template tile, head); heads are innermost, as the last block reads them.
 __device__ __forceinline__ float* score_sums(const AttentionArgs& a, int b, int tiles, int tile, int head) {
-  return a.scratch + ((static_cast<int64_t>(b) * tiles + tile) * a.H + head) * (a.N - a.T);
+  return a.partial + ((static_cast<int64_t>(b) * tiles + tile) * a.H + head) * (a.N - a.T);
 }
 
 // True in every thread of the last block of batch item b to come here; that block sees what all the others wrote.
@@ -46,9 +46,9 @@ __device__ __forceinline__ bool is_last_block(const AttentionArgs& a, int b, int
   Last& last = block_shared<Last>();
   __syncthreads();  // this block's sums are written, as far as thread 0 can tell
   if (threadIdx.x == 0) {
-    __threadfence();  // ... and, before the ticket is taken, as far as any thread can tell
+    __threadfence();  // ... and, before the arrival is counted, as far as any thread can tell
     // Counts up and, at the last block, back to zero: ready for the next launch, a replayed graph's too.
-    last.value = atomicInc(&a.tickets[b], blocks - 1) == static_cast<uint32_t>(blocks - 1);
+    last.value = atomicInc(&a.arrivals[b], blocks - 1) == static_cast<uint32_t>(blocks - 1);
     __threadfence();
   }
   __syncthreads();

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "ostrack_fast.h"
+#include "tensor.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>

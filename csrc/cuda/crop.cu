@@ -131,15 +131,25 @@ __global__ void __launch_bounds__(kWidth* kHeight) crop(Args a) {
 }  // namespace
 }  // namespace ostf
 
-int ostf_cuda_crop(int dtype, const uint8_t* frame, int height, int width, const double* box, double factor,
-                   const float* mean, const float* inv_std, void* patch, double* scale, int B, int Z, void* stream) {
+int ostf_cuda_crop(const ostf_tensor* frame, const ostf_tensor* box, const ostf_tensor* mean,
+                   const ostf_tensor* inv_std, const ostf_tensor* patch, const ostf_tensor* scale, double factor,
+                   void* stream) {
   using namespace ostf;
-  if (B < 0 || B > 65535 || height < 1 || width < 1 || Z < 1 || Z > 65535 || !(factor > 0.0)) return OSTF_EINVAL;
+  if (!has_rank(frame, 3) || !has_rank(patch, 4)) return OSTF_EINVAL;
+  const int height = static_cast<int>(frame->shape[0]), width = static_cast<int>(frame->shape[1]);
+  const int B = static_cast<int>(patch->shape[0]), Z = static_cast<int>(patch->shape[3]);
+  const int dtype = patch->dtype;
+  if (B > 65535 || height < 1 || width < 1 || Z < 1 || Z > 65535 || !(factor > 0.0)) return OSTF_EINVAL;
+  if (!is(frame, OSTF_U8, {height, width, 3}) || !is(box, OSTF_F64, {B, 4}) || !is(mean, OSTF_F32, {3}) ||
+      !is(inv_std, OSTF_F32, {3}) || !is(patch, dtype, {B, 3, Z, Z}) || !is(scale, OSTF_F64, {B})) {
+    return OSTF_EINVAL;
+  }
   if (B == 0) return OSTF_OK;
-  Args args = {frame, box, patch, scale, height, width, Z, factor, {}, {}};
+  Args args = {data<const uint8_t>(frame), data<const double>(box), patch->data, data<double>(scale), height, width, Z,
+               factor, {}, {}};
   for (int c = 0; c < 3; ++c) {
-    args.mean[c] = mean[c];
-    args.inv_std[c] = inv_std[c];
+    args.mean[c] = data<const float>(mean)[c];
+    args.inv_std[c] = data<const float>(inv_std)[c];
   }
   const dim3 grid(blocks_for(Z, kWidth), blocks_for(Z, kHeight), B), block(kWidth * kHeight);
   switch (dtype) {

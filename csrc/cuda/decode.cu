@@ -56,24 +56,32 @@ __global__ void __launch_bounds__(kThreads) decode(const E* score, const E* size
 }
 
 template <class E>
-int run(const void* score, const void* size, const void* offset, const float* window, float* box, float* best, int B,
-        int F, void* stream) {
-  return launch(decode<E>, dim3(B), dim3(kThreads), 0, stream, static_cast<const E*>(score),
-                static_cast<const E*>(size), static_cast<const E*>(offset), window, box, best, F);
+int run(const ostf_tensor* score, const ostf_tensor* size, const ostf_tensor* offset, const ostf_tensor* window,
+        const ostf_tensor* box, const ostf_tensor* best, void* stream) {
+  return launch(decode<E>, dim3(static_cast<unsigned>(score->shape[0])), dim3(kThreads), 0, stream,
+                data<const E>(score), data<const E>(size), data<const E>(offset), data<const float>(window),
+                data<float>(box), data<float>(best), static_cast<int>(score->shape[3]));
 }
 
 }  // namespace
 }  // namespace ostf
 
-int ostf_cuda_decode(int dtype, const void* score, const void* size, const void* offset, const float* window,
-                     float* box, float* best, int B, int F, void* stream) {
+int ostf_cuda_decode(const ostf_tensor* score, const ostf_tensor* size, const ostf_tensor* offset,
+                     const ostf_tensor* window, const ostf_tensor* box, const ostf_tensor* best, void* stream) {
   using namespace ostf;
-  if (B < 0 || F < 1 || F > 4096) return OSTF_EINVAL;
+  if (!has_rank(score, 4)) return OSTF_EINVAL;
+  const int dtype = score->dtype;
+  const int64_t B = score->shape[0], F = score->shape[3];
+  if (F < 1 || F > 4096 || !is(score, dtype, {B, 1, F, F}) || !is(size, dtype, {B, 2, F, F}) ||
+      !is(offset, dtype, {B, 2, F, F}) || (window && !is(window, OSTF_F32, {F, F})) || !is(box, OSTF_F32, {B, 4}) ||
+      !is(best, OSTF_F32, {B})) {
+    return OSTF_EINVAL;
+  }
   if (B == 0) return OSTF_OK;
   switch (dtype) {
-    case OSTF_F32: return run<float>(score, size, offset, window, box, best, B, F, stream);
-    case OSTF_F16: return run<__half>(score, size, offset, window, box, best, B, F, stream);
-    case OSTF_BF16: return run<__nv_bfloat16>(score, size, offset, window, box, best, B, F, stream);
+    case OSTF_F32: return run<float>(score, size, offset, window, box, best, stream);
+    case OSTF_F16: return run<__half>(score, size, offset, window, box, best, stream);
+    case OSTF_BF16: return run<__nv_bfloat16>(score, size, offset, window, box, best, stream);
     default: return OSTF_EDTYPE;
   }
 }

@@ -1,7 +1,7 @@
 // Early candidate elimination in one launch: one warp moves one token.
 //
 // The warp of search token i counts the tokens ranked before it (a higher score, or the same score at a lower
-// position). The count is its place in the order, so it can write its own row, id, or removal. Every warp works alone:
+// position). The count is its rank, so it can write its own row, id, or removal. Every warp works alone:
 // no sort, no barrier, any number of tokens, and the same result on every run.
 #include "cuda/common.cuh"
 
@@ -22,7 +22,7 @@ struct Args {
   int width;  // of a row, in accesses
 };
 
-__device__ __forceinline__ int place_of(const float* score, int S, int i) {
+__device__ __forceinline__ int rank_of(const float* score, int S, int i) {
   const int lane = threadIdx.x % 32;
   const uint32_t own = order_key(score[i]);
   int before = 0;
@@ -49,10 +49,10 @@ __global__ void __launch_bounds__(kWarps * 32) eliminate(Args a) {
     if (lane + n * 32 < a.width) ahead[n] = row[lane + n * 32];
   }
 
-  int64_t place = token;
+  int64_t row_of_out = token;
   if (token >= a.T) {
     const int i = token - a.T;
-    const int rank = place_of(a.score + b * a.S, a.S, i);
+    const int rank = rank_of(a.score + b * a.S, a.S, i);
     if (lane == 0) {
       const int64_t id = a.ids[b * a.S + i];
       if (rank < a.K) {
@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(kWarps * 32) eliminate(Args a) {
       }
     }
     if (rank >= a.K) return;
-    place = a.T + rank;
+    row_of_out = a.T + rank;
   }
 
-  Access* to = static_cast<Access*>(a.out) + (b * (a.T + a.K) + place) * a.width;
+  Access* to = static_cast<Access*>(a.out) + (b * (a.T + a.K) + row_of_out) * a.width;
 #pragma unroll
   for (int n = 0; n < kAhead; ++n) {
     if (lane + n * 32 < a.width) to[lane + n * 32] = ahead[n];
@@ -83,15 +83,26 @@ int run(Args args, int64_t row_bytes, int B, void* stream) {
 }  // namespace
 }  // namespace ostf
 
-int ostf_cuda_eliminate(int elem_size, const void* tokens, const float* score, const int64_t* ids, void* out,
-                        int64_t* out_ids, int64_t* removed, int B, int T, int S, int K, int C, void* stream) {
+int ostf_cuda_eliminate(const ostf_tensor* tokens, const ostf_tensor* score, const ostf_tensor* ids,
+                        const ostf_tensor* out, const ostf_tensor* out_ids, const ostf_tensor* removed, void* stream) {
   using namespace ostf;
+  if (!has_rank(tokens, 3) || !has_rank(score, 2) || !has_rank(out_ids, 2)) return OSTF_EINVAL;
+  const int B = static_cast<int>(tokens->shape[0]), C = static_cast<int>(tokens->shape[2]);
+  const int S = static_cast<int>(score->shape[1]), K = static_cast<int>(out_ids->shape[1]);
+  const int T = static_cast<int>(tokens->shape[1]) - S;
+  const int dtype = tokens->dtype;
+  const int64_t elem_size = element_size(dtype);
   if (elem_size != 2 && elem_size != 4 && elem_size != 8) return OSTF_EDTYPE;
-  if (B < 0 || B > 65535 || T < 0 || S < 0 || K < 0 || K > S || C < 1) return OSTF_EINVAL;
+  if (B > 65535 || T < 0 || K > S || C < 1) return OSTF_EINVAL;
+  if (!is(tokens, dtype, {B, T + S, C}) || !is(out, dtype, {B, T + K, C}) || !is(score, OSTF_F32, {B, S}) ||
+      !is(ids, OSTF_I64, {B, S}) || !is(out_ids, OSTF_I64, {B, K}) || !is(removed, OSTF_I64, {B, S - K})) {
+    return OSTF_EINVAL;
+  }
   if (B == 0 || T + S == 0) return OSTF_OK;
-  const Args args = {tokens, score, ids, out, out_ids, removed, T, S, K, 0};
-  const int64_t row_bytes = int64_t{C} * elem_size;
-  const auto fits = [&](int bytes) { return row_bytes % bytes == 0 && aligned(tokens, bytes) && aligned(out, bytes); };
+  const Args args = {tokens->data, data<float>(score), data<int64_t>(ids), out->data, data<int64_t>(out_ids),
+                     data<int64_t>(removed), T, S, K, 0};
+  const int64_t row_bytes = C * elem_size;
+  const auto fits = [&](int bytes) { return row_bytes % bytes == 0 && aligned(tokens->data, bytes) && aligned(out->data, bytes); };
   if (fits(16)) return run<uint4>(args, row_bytes, B, stream);
   if (fits(8)) return run<uint2>(args, row_bytes, B, stream);
   if (fits(4)) return run<uint32_t>(args, row_bytes, B, stream);

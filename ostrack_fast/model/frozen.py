@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from .. import ops
+from ..ops import OPS
 from ..ops.layers import Layer, conv3x3, cross_attention, linear, restore_conv3x3
 from .ostrack import OSTrack
 from .vit import Block
@@ -86,8 +86,19 @@ class FrozenOSTrack:
             self._blocks.append(self._frozen_block(block, keep if keep < left else None, apart))
             left = keep
         self.eliminates = any(block.keep is not None for block in self._blocks)
+        self._bind_ops()
         norm = backbone.norm
         self._freeze_head(model.box_head, (_float(norm.weight, device), _float(norm.bias, device), norm.eps), left)
+
+    def _bind_ops(self) -> None:
+        """Choose the backends of the ops for tensors as the blocks will have them."""
+        cfg = self.cfg
+        template, candidates, width = cfg.template_grid**2, cfg.search_grid**2, cfg.embed_dim
+        tokens = torch.empty(1, template + candidates, width, dtype=torch.float32, device=self.device)
+        mask = torch.empty(template, dtype=torch.bool, device=self.device)
+        qkv = self._heads(tokens.to(self.dtype).repeat(1, 1, 3), 3)
+        self._attention = OPS["attention"].bind(qkv, mask)
+        self._eliminate = OPS["eliminate"].bind(tokens, tokens[:, :candidates, 0], self._ids[None], 1)
 
     def _linear(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, **how: Any) -> Layer:
         weight, bias = weight.detach().double(), bias.detach().double()
@@ -198,7 +209,7 @@ class FrozenOSTrack:
         with stage("norm, qkv"):
             qkv = self._heads(self._qkv(block, tokens, known), 3)
         with stage("attention and score"):
-            attended, score = ops.attention(qkv, mask if block.keep is not None else None)
+            attended, score, _ = self._attention(qkv, mask if block.keep is not None else None)
         if block is self._blocks[-1] and block.keep is None:
             # Nothing reads the template's tokens after the last attention.
             attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
@@ -206,7 +217,7 @@ class FrozenOSTrack:
             tokens = block.proj(attended, tokens, tokens)
         if block.keep is not None:
             with stage("elimination"):
-                tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+                tokens, ids, _ = self._eliminate(tokens, cast(Tensor, score), ids, block.keep)
         return tokens, ids, rows
 
     def _attention_of_some(
@@ -227,7 +238,7 @@ class FrozenOSTrack:
             attended = kv.new_empty(batch, rows + block.keep, channels)
             score = self._attend_queries(block, tokens[:, :rows], kv, mask, attended[:, :rows])
             with stage("elimination"):
-                tokens, ids, _ = ops.eliminate(tokens, cast(Tensor, score), ids, block.keep)
+                tokens, ids, _ = self._eliminate(tokens, cast(Tensor, score), ids, block.keep)
             self._attend_queries(block, tokens[:, rows:], kv, None, attended[:, rows:])
         with stage("projection, residual"):
             return block.proj(attended, tokens, tokens), ids, rows

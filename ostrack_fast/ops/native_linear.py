@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .reference import Activation
-
-try:
-    from .. import _C
-except ImportError:  # `native.supports` says why
-    _C = None  # type: ignore[assignment]
+from . import native
+from .native import _C
+from .tensors import check_no_derivative, describe
 
 _ROWS = {torch.float32: 0, torch.bfloat16: 2}
 _PRODUCTS = {**_ROWS, torch.int8: 3}
+Activation = Literal["none", "gelu", "relu"]
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2}
 
 
-def reason(
-    device: torch.device, weight: Tensor, dtype: torch.dtype = torch.float32, groups: int = 1, **_: Any
-) -> str | None:
+def reason(weight: Tensor, dtype: torch.dtype = torch.float32, groups: int = 1) -> str | None:
     """Why `Linear`, `Conv3x3` or `RestoreConv3x3` cannot run such a layer here, or None."""
     if dtype not in _PRODUCTS:
-        return f"no CPU kernel for products of {dtype}; only float32, bfloat16 and int8"
-    if dtype == torch.bfloat16 and _C.build_info()["cpu_features"]["amx_bf16"]:
-        return "PyTorch's bfloat16 products are faster on this processor: it has AMX"
+        return f"no CPU kernel for matmuls in {dtype}; only float32, bfloat16 and int8"
     try:
         _packed_bytes(weight, dtype, groups)
     except TypeError:
@@ -42,15 +36,19 @@ def _sizes(weight: Tensor, groups: int) -> tuple[int, int, int, int]:
 
 
 def _packed_bytes(weight: Tensor, dtype: torch.dtype, groups: int) -> int:
-    count = torch.zeros(1, dtype=torch.int64)
+    count = torch.zeros(1, dtype=torch.int64, device="cpu")
     _C.cpu_linear_packed_bytes(_PRODUCTS[dtype], *_sizes(weight, groups), count.data_ptr())
     return int(count)
 
 
 def _packed(weight: Tensor, bias: Tensor, dtype: torch.dtype, groups: int = 1) -> Tensor:
-    packed = torch.empty(_packed_bytes(weight, dtype, groups), dtype=torch.uint8)
-    rows = weight.detach().float().flatten(2).transpose(1, 2) if weight.dim() > 2 else weight.detach().float()
-    rows, bias = rows.contiguous(), bias.detach().float().contiguous()
+    packed = torch.empty(_packed_bytes(weight, dtype, groups), dtype=torch.uint8, device="cpu")
+    rows = (
+        weight.detach().to(torch.float32).flatten(2).transpose(1, 2)
+        if weight.dim() > 2
+        else weight.detach().to(torch.float32)
+    )
+    rows, bias = rows.contiguous(), bias.detach().to(torch.float32).contiguous()
     _C.cpu_linear_pack(
         _PRODUCTS[dtype],
         rows.data_ptr(),
@@ -67,7 +65,11 @@ def _result_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _readable(x: Tensor) -> Tensor:
-    return x if x.dtype in _ROWS else x.float()
+    check_no_derivative("a frozen layer", x)
+    if not x.is_floating_point() or not x.is_cpu:
+        raise ValueError(f"x must be float and on the CPU, is {describe(x)} on {x.device}")
+    x = x.resolve_neg() if x.is_neg() else x
+    return x if x.dtype in _ROWS else x.to(torch.float32)
 
 
 def _items(tensor: Tensor) -> Tensor | None:
@@ -110,9 +112,9 @@ class Linear:
         if inputs != self.inputs:
             raise ValueError(f"x must be (...,{self.inputs}), is {tuple(x.shape)}")
         if out is None:
-            out = torch.empty(shape, dtype=self._dtype if residual is None else torch.float32)
+            out = torch.empty(shape, dtype=self._dtype if residual is None else torch.float32, device="cpu")
         to = _items(out)
-        if to is None or out.shape != shape or out.dtype not in _ROWS:
+        if to is None or out.shape != shape or out.dtype not in _ROWS or not out.is_cpu:
             raise ValueError(
                 f"out must be {shape}, float32 or bfloat16, with dense rows; is {tuple(out.shape)} with strides "
                 f"{out.stride()}, {out.dtype}"
@@ -122,21 +124,21 @@ class Linear:
         if residual is out and out.dtype == torch.float32:
             added = to
         elif residual is not None:
-            if residual.shape != shape:
+            if residual.shape != shape or not residual.is_cpu:
                 raise ValueError(f"residual must be {shape}, is {tuple(residual.shape)}")
-            added = _dense(residual.float())
+            added = _dense(residual.resolve_neg().to(torch.float32))
         batch, count, _ = rows.shape
         item = to.stride(0)
         _C.cpu_linear(
             self._product,
             self._packed.data_ptr(),
             _ROWS[rows.dtype],
-            rows.data_ptr(),
+            native.address(rows),
             rows.stride(0),
-            0 if added is None else added.data_ptr(),
+            0 if added is None else native.address(added),
             0 if added is None else item if added is to else added.stride(0),
             _ROWS[to.dtype],
-            to.data_ptr(),
+            native.address(to),
             item,
             batch,
             count,
@@ -170,14 +172,14 @@ class Conv3x3:
             raise ValueError(f"x must be (B,F,F,{self.inputs}), is {tuple(x.shape)}")
         x = _readable(x).contiguous()
         batch, side = x.shape[:2]
-        out = torch.empty(batch, side, side, self._outputs, dtype=self._dtype)
+        out = torch.empty(batch, side, side, self._outputs, dtype=self._dtype, device="cpu")
         _C.cpu_conv3x3(
             self._product,
             self._packed.data_ptr(),
             _ROWS[x.dtype],
-            x.data_ptr(),
+            native.address(x),
             _ROWS[out.dtype],
-            out.data_ptr(),
+            native.address(out),
             batch,
             side,
             self._outputs,
@@ -210,24 +212,24 @@ class RestoreConv3x3:
         scale, shift, eps = norm
         taps = weight.detach().double().permute(2, 3, 0, 1).reshape(-1, inputs)
         self.layer = Linear(taps * scale.double(), taps @ shift.double(), eps, dtype=dtype)
-        self._bias = bias.detach().float().contiguous()
+        self._bias = bias.detach().to(torch.float32).contiguous()
         self._outputs, self._grid, self._dtype = outputs, grid, _result_dtype(dtype)
         self._activation = _ACTIVATIONS[activation]
 
     def __call__(self, tokens: Tensor, ids: Tensor) -> Tensor:
         batch, count, _ = tokens.shape
-        if ids.shape != (batch, count):
-            raise ValueError(f"ids must be {(batch, count)}, are {tuple(ids.shape)}")
-        products = torch.empty(batch, count, 9 * self._outputs)
+        if ids.shape != (batch, count) or ids.dtype != torch.int64 or not ids.is_cpu:
+            raise ValueError(f"ids must be int64 {(batch, count)}, are {describe(ids)}")
+        products = torch.empty(batch, count, 9 * self._outputs, dtype=torch.float32, device="cpu")
         self.layer(tokens, out=products)
         ids = ids.contiguous()
-        out = torch.empty(batch, self._grid, self._grid, self._outputs, dtype=self._dtype)
+        out = torch.empty(batch, self._grid, self._grid, self._outputs, dtype=self._dtype, device="cpu")
         _C.cpu_restore_conv3x3(
-            products.data_ptr(),
-            ids.data_ptr(),
+            native.address(products),
+            native.address(ids),
             self._bias.data_ptr(),
             _ROWS[out.dtype],
-            out.data_ptr(),
+            native.address(out),
             batch,
             count,
             self._outputs,

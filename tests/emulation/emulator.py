@@ -16,18 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from c_abi import BF16, F16, F32, F64, Tensor, view
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-KERNELS = ("attention", "eliminate", "restore", "crop", "decode", "advance")
+KERNELS = ("attention", "eliminate", "restore", "crop", "decode", "update_box")
 FLAVOURS = {
     "plain": ["-O2"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
     "thread": ["-O1"],
 }
 COMMON = ["-std=c++17", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-fvisibility=hidden", "-Wall"]
-F32, F16, BF16 = 0, 1, 2
-EINVAL, EDTYPE = -1, -2
 ORDERS = ("in turn", "reversed", "random")
 COPIES = ("at wait", "at issue", "anytime")
 
@@ -126,40 +125,36 @@ class Emulator:
         return dict(zip(("barriers", "mma", "phases", "conflicts"), values, strict=True))
 
     def call(self, name: str, *args: np.ndarray | int | float | None) -> None:
-        """Call a C function: arrays as pointers, float as double."""
-        converted = []
+        """Call a C function: arrays as views, float as double, int as int64_t; None is a null pointer."""
+        converted, views = [], []
         for arg in args:
-            if isinstance(arg, np.ndarray):
-                assert arg.flags.c_contiguous
-                converted.append(arg.ctypes.data_as(ctypes.c_void_p))
+            if isinstance(arg, (np.ndarray, Tensor)):
+                views.append(arg if isinstance(arg, Tensor) else view(arg))
+                converted.append(ctypes.byref(views[-1]))
             elif isinstance(arg, float):
                 converted.append(ctypes.c_double(arg))
             else:
-                converted.append(ctypes.c_void_p(None) if arg is None else ctypes.c_int(arg))
+                converted.append(ctypes.c_void_p(None) if arg is None else ctypes.c_int64(arg))
         code = getattr(self.library, name)(*converted)
         if code:
             raise EmulationError(code, self.library.cuemu_error().decode() if code > 0 else "refused")
 
-    def attention(self, qkv, mask=None, dtype=None, template=None, tickets=None, with_lse=True):
+    def attention(self, qkv, mask=None, template=None, arrivals=None, with_lse=True):
         """(out, score, lse) of qkv (B,N,3,H,D); float32, float16, or bfloat16 as uint16."""
         batch, tokens, _, heads, width = qkv.shape
         template = (0 if mask is None else mask.shape[-1]) if template is None else template
         out = garbage((batch, tokens, heads * width), qkv.dtype)
         lse = garbage((batch, heads, tokens), np.float32) if with_lse else None
-        score = scratch = None
+        score = partial = None
         if mask is not None:
             search = max(tokens - template, 0)  # calls with a template too long are to be refused by the kernel
             score = garbage((batch, search), np.float32)
-            scratch = garbage((batch * heads * -(-template // 32) * search,), np.float32)
-            tickets = np.zeros(batch, np.uint32) if tickets is None else tickets
-            mask = np.ascontiguousarray(mask, np.uint8)
-        mask_batch = 1 if mask is None or mask.ndim == 1 else mask.shape[0]
-        sizes = (batch, tokens, heads, width, template)
-        dtype = dtype_code(qkv) if dtype is None else dtype
-        arrays = (qkv, mask, mask_batch, out, score, lse, scratch, tickets)
-        self.call("ostf_cuda_attention", dtype, *arrays, *sizes, None)
-        if tickets is not None:
-            assert not tickets.any(), "tickets are not left at zero"
+            partial = garbage((batch * heads * -(-template // 32) * search,), np.float32)
+            arrivals = np.zeros(batch, np.int32) if arrivals is None else arrivals
+            mask = np.ascontiguousarray(mask, np.bool_)
+        self.call("ostf_cuda_attention", qkv, mask, out, score, lse, partial, arrivals, None)
+        if arrivals is not None:
+            assert not arrivals.any(), "arrival counters are not left at zero"
         return out, score, lse
 
     def eliminate(self, tokens, score, ids, keep):
@@ -168,47 +163,36 @@ class Emulator:
         template, channels = tokens.shape[1] - search, tokens.shape[2]
         out = garbage((batch, template + keep, channels), tokens.dtype)
         kept, removed = garbage((batch, keep), np.int64), garbage((batch, search - keep), np.int64)
-        sizes = (batch, template, search, keep, channels)
-        self.call("ostf_cuda_eliminate", tokens.itemsize, tokens, score, ids, out, kept, removed, *sizes, None)
+        self.call("ostf_cuda_eliminate", tokens, score, ids, out, kept, removed, None)
         return out, kept, removed
 
     def restore(self, tokens, ids, grid):
         """The map (B,C,F,F)."""
-        batch, kept, channels = tokens.shape
-        out = garbage((batch, channels, grid, grid), tokens.dtype)
-        self.call("ostf_cuda_restore", tokens.itemsize, tokens, ids, out, batch, kept, channels, grid, None)
+        out = garbage((tokens.shape[0], tokens.shape[2], grid, grid), tokens.dtype)
+        self.call("ostf_cuda_restore", tokens, ids, out, None)
         return out
 
     def crop(self, frame, box, factor, size, mean, inv_std, dtype=F32):
         """(patch, scale)."""
-        patch = garbage((len(box), 3, size, size), np.float32 if dtype == F32 else np.uint16)
+        kind = {F32: np.float32, F16: np.float16, BF16: np.uint16, F64: np.float64}[dtype]
+        patch = garbage((len(box), 3, size, size), kind)
         scale = garbage((len(box),), np.float64)
-        height, width = frame.shape[:2]
-        sizes = (len(box), size)
         mean, inv_std = np.asarray(mean, np.float32), np.asarray(inv_std, np.float32)
-        arguments = (frame, height, width, box, float(factor), mean, inv_std, patch, scale)
-        self.call("ostf_cuda_crop", dtype, *arguments, *sizes, None)
+        self.call("ostf_cuda_crop", frame, box, mean, inv_std, patch, scale, float(factor), None)
         return patch, scale
 
     def decode(self, score, size, offset, window=None):
         """(box, score at the best cell)."""
-        batch, grid = score.shape[0], score.shape[-1]
+        batch = score.shape[0]
         box, best = garbage((batch, 4), np.float32), garbage((batch,), np.float32)
-        arrays = (score, size, offset, window, box, best)
-        self.call("ostf_cuda_decode", dtype_code(score), *arrays, batch, grid, None)
+        self.call("ostf_cuda_decode", score, size, offset, window, box, best, None)
         return box, best
 
-    def advance(self, found, box, frame_size, factor, margin):
+    def update_box(self, found, box, frame_size, factor, margin):
         """The boxes in the frame."""
         moved = garbage(box.shape, np.float64)
-        arguments = (found, box, *frame_size, float(factor), float(margin), moved)
-        self.call("ostf_cuda_advance", *arguments, len(box), None)
+        self.call("ostf_cuda_update_box", found, box, moved, *frame_size, float(factor), float(margin), None)
         return moved
-
-
-def dtype_code(array: np.ndarray) -> int:
-    """The C ABI's number; bfloat16 arrays are held as uint16."""
-    return {np.dtype(np.float32): F32, np.dtype(np.float16): F16, np.dtype(np.uint16): BF16}[array.dtype]
 
 
 def garbage(shape: tuple[int, ...], dtype) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from emulator import COPIES, EDTYPE, EINVAL, ORDERS, EmulationError, Emulator
+from c_abi import EDTYPE, EINVAL
+from emulator import COPIES, ORDERS, EmulationError, Emulator
 
 from ostrack_fast.ops import reference
 
@@ -123,11 +124,11 @@ def test_same_bits_in_every_schedule(kernels, dtype):
     """Whatever order blocks and threads run in, and whenever copies land; also without the optional outputs."""
     qkv, mask = to_numpy(make_qkv(2, 150, 2, 32, dtype)), rows(70, 1, 66).numpy()
     expected = kernels.attention(qkv, mask)
-    tickets = np.zeros(2, np.uint32)  # one array for all launches, as a replayed graph has
+    arrivals = np.zeros(2, np.int32)  # one array for all launches, as a replayed graph has
     for seed, order in enumerate(ORDERS):
         for copies in COPIES:
             kernels.configure(order, copies, seed)
-            for ours, theirs in zip(kernels.attention(qkv, mask, tickets=tickets), expected, strict=True):
+            for ours, theirs in zip(kernels.attention(qkv, mask, arrivals=arrivals), expected, strict=True):
                 assert ours.tobytes() == theirs.tobytes(), (order, copies)
     kernels.configure()
     assert kernels.attention(qkv, with_lse=False)[0].tobytes() == expected[0].tobytes()
@@ -145,13 +146,14 @@ def test_no_bank_conflicts(kernels, width, dtype):
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 48}, {"template": 11}, {"template": 0}, {"dtype": 7}],
-    ids=["head dimension", "template longer than tokens", "mask without template", "dtype"],
+    [{"width": 48}, {"template": 11}, {"template": 0}, {"mask": 3}, {"dtype": np.float64}],
+    ids=["head dimension", "template longer than tokens", "mask without template", "score of another size", "dtype"],
 )
 def test_refusals(kernels, change):
-    qkv = make_qkv(1, 10, 1, change.pop("width", 32), torch.float32).numpy()
+    qkv = make_qkv(1, 10, 1, change.get("width", 32), torch.float32).numpy().astype(change.get("dtype", np.float32))
+    template = change.get("template", 4)
     with pytest.raises(EmulationError) as error:
-        kernels.attention(qkv, np.ones(4, np.uint8), **change)
+        kernels.attention(qkv, np.ones(change.get("mask", template), np.bool_), template)
     assert error.value.code == (EDTYPE if "dtype" in change else EINVAL)
 
 

@@ -1,11 +1,12 @@
-"""The CUDA kernels of eliminate, restore, crop, decode and advance, run on the CPU, against the reference."""
+"""The CUDA kernels of eliminate, restore, crop, decode and update_box, run on the CPU, against the reference."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from emulator import BF16, EDTYPE, EINVAL, F16, F32, ORDERS, EmulationError
+from c_abi import BF16, EDTYPE, EINVAL, F16, F32, F64
+from emulator import ORDERS, EmulationError
 
 from ostrack_fast.ops import reference
 
@@ -142,7 +143,7 @@ def test_crop_normalizes(kernels, code, dtype):
     frame, box = frame_of(80, 90), np.array([[20.0, 15.0, 30.0, 25.0], [60.0, 60.0, 12.0, 31.0]])
     inverse = 1 / np.array(reference.IMAGE_STD)
     patch, _ = kernels.crop(frame, box, 2.0, 40, reference.IMAGE_MEAN, inverse, code)
-    ours = torch.from_numpy(patch if code == F32 else patch.view(np.int16)).view(dtype)
+    ours = torch.from_numpy(patch.view(np.int16) if code == BF16 else patch).view(dtype)
     spec, _ = reference.crop(torch.from_numpy(frame), torch.from_numpy(box), 2.0, 40, dtype)
     windows = [reference.crop_window(one, 2.0) for one in box.tolist()]
     pixels = np.stack([reference.crop_pixels(frame, *w, 40) for w in windows]).transpose(0, 3, 1, 2)
@@ -188,16 +189,16 @@ def test_decode_first_of_ties_and_zeros(kernels):
     np.testing.assert_array_equal(box, np.array([[3 / 6, 2 / 6, 1, 1]], np.float32))
 
 
-def test_advance(kernels):
+def test_update_box(kernels):
     """To the bit as the reference, on boxes inside, at and beyond the edges of the frame."""
     random = np.random.default_rng(0)
     found = random.uniform(-0.2, 1.2, (200, 4)).astype(np.float32)
     box = np.concatenate((random.uniform(-50, 500, (200, 2)), random.uniform(0.1, 400, (200, 2))), 1)
-    moved = kernels.advance(found, box, (270, 480), 4.0, 10.0)
-    expected = reference.advance(torch.from_numpy(found), torch.from_numpy(box), (270, 480), 4.0, 10.0)
+    moved = kernels.update_box(found, box, (270, 480), 4.0, 10.0)
+    expected = reference.update_box(torch.from_numpy(found), torch.from_numpy(box), (270, 480), 4.0, 10.0)
     np.testing.assert_array_equal(moved, expected.numpy())
     found[3, 1] = np.nan
-    assert np.isnan(kernels.advance(found, box, (270, 480), 4.0, 10.0)[3, 1])
+    assert np.isnan(kernels.update_box(found, box, (270, 480), 4.0, 10.0)[3, 1])
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -219,9 +220,12 @@ def test_refusals(kernels):
     for code, call in [
         (EDTYPE, lambda: kernels.eliminate(byte, score, ids, 2)),
         (EDTYPE, lambda: kernels.restore(byte, ids, 2)),
+        (EINVAL, lambda: kernels.eliminate(tokens, score, ids[:, :3].copy(), 2)),
+        (EINVAL, lambda: kernels.restore(tokens, ids[:, :3].copy(), 2)),
+        (EINVAL, lambda: kernels.decode(*(np.zeros((1, n, 4, 4), np.float32) for n in (1, 2, 1)))),
         (EINVAL, lambda: kernels.restore(tokens, ids, 0)),
         (EINVAL, lambda: kernels.crop(frame_of(4, 4), np.ones((1, 4)), 0.0, 8, [0] * 3, [1] * 3)),
-        (EDTYPE, lambda: kernels.crop(frame_of(4, 4), np.ones((1, 4)), 2.0, 8, [0] * 3, [1] * 3, 9)),
+        (EDTYPE, lambda: kernels.crop(frame_of(4, 4), np.ones((1, 4)), 2.0, 8, [0] * 3, [1] * 3, F64)),
     ]:
         with pytest.raises(EmulationError) as error:
             call()

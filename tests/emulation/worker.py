@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from emulator import F16, EmulationError, Emulator, bf16_bits
+from c_abi import view
+from emulator import EmulationError, Emulator, bf16_bits
 
 
 def random(*shape: int, dtype=np.float32, seed: int = 0) -> np.ndarray:
@@ -51,33 +52,32 @@ def decode(kernels: Emulator) -> list[np.ndarray]:
     return list(kernels.decode(score, size, offset, random(17, 17)))
 
 
-def advance(kernels: Emulator) -> list[np.ndarray]:
-    return [kernels.advance(random(70, 4), 1 + random(70, 4).astype(np.float64) ** 2, (30, 40), 4.0, 10.0)]
+def update_box(kernels: Emulator) -> list[np.ndarray]:
+    return [kernels.update_box(random(70, 4), 1 + random(70, 4).astype(np.float64) ** 2, (30, 40), 4.0, 10.0)]
 
 
 def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
     """A kernel told of one row more than the array has: what the address sanitizer must notice."""
     if op == "attention":
-        qkv = random(1, 20, 3, 1, 32, dtype=np.float16)
-        out = np.zeros((1, 21, 32), np.float16)
-        kernels.call("ostf_cuda_attention", F16, qkv, None, 1, out, None, None, None, None, 1, 21, 1, 32, 0, None)
+        qkv = view(random(1, 20, 3, 1, 32, dtype=np.float16), (1, 21, 3, 1, 32))
+        kernels.call("ostf_cuda_attention", qkv, None, np.zeros((1, 21, 32), np.float16), *[None] * 5)
     elif op == "eliminate":
         tokens, out = random(1, 7, 8), random(1, 8, 8)
-        kept, removed, ids = np.zeros(8, np.int64), np.zeros(1, np.int64), np.arange(8)
-        sizes = (1, 0, 8, 8, 8)
-        kernels.call("ostf_cuda_eliminate", 4, tokens, random(8), ids, out, kept, removed, *sizes, None)
+        kept, removed, ids = np.zeros((1, 8), np.int64), np.zeros((1, 0), np.int64), np.arange(8)[None]
+        kernels.call("ostf_cuda_eliminate", view(tokens, (1, 8, 8)), random(1, 8), ids, out, kept, removed, None)
     elif op == "restore":
-        kernels.call("ostf_cuda_restore", 4, random(1, 3, 8), np.arange(4), random(1, 8, 2, 2), 1, 4, 8, 2, None)
+        tokens = view(random(1, 3, 8), (1, 4, 8))
+        kernels.call("ostf_cuda_restore", tokens, np.arange(4)[None], random(1, 8, 2, 2), None)
     elif op == "crop":
-        frame = np.zeros((9, 10, 3), np.uint8)
+        frame = view(np.zeros((9, 10, 3), np.uint8), (13, 10, 3))
         arrays = (np.ones(3, np.float32), np.ones(3, np.float32), random(1, 3, 16, 16), np.zeros(1))
-        kernels.call("ostf_cuda_crop", 0, frame, 13, 10, np.array([[0.0, 0, 10, 13]]), 1.0, *arrays, 1, 16, None)
-    elif op == "advance":
-        box = np.ones((3, 4))
-        kernels.call("ostf_cuda_advance", random(3, 4), box, 30, 40, 4.0, 10.0, np.ones((4, 4)), 4, None)
+        kernels.call("ostf_cuda_crop", frame, np.array([[0.0, 0, 10, 13]]), *arrays, 1.0, None)
+    elif op == "update_box":
+        box = view(np.ones((3, 4)), (4, 4))
+        kernels.call("ostf_cuda_update_box", random(4, 4), box, np.ones((4, 4)), 30, 40, 4.0, 10.0, None)
     else:
-        maps = [random(1, c, 5, 5) for c in (1, 2, 2)]
-        kernels.call("ostf_cuda_decode", 0, *maps, None, random(4), random(1), 1, 6, None)
+        maps = [view(random(1, c, 5, 5), (1, c, 6, 6)) for c in (1, 2, 2)]
+        kernels.call("ostf_cuda_decode", *maps, None, random(1, 4), random(1), None)
     return []
 
 
@@ -103,7 +103,7 @@ CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
     "restore": restore,
     "crop": crop,
     "decode": decode,
-    "advance": advance,
+    "update_box": update_box,
 }
 
 

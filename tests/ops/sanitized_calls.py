@@ -1,21 +1,23 @@
 """Call the CPU kernels of one library at odd sizes, in a process that a sanitizer was loaded into.
 
-    python sanitized_calls.py LIBRARY [one row too many]
+    python sanitized_calls.py LIBRARY CALLS [one row too many]
 
-Imports no torch, which does not run under the sanitizers. What the kernels compute is checked elsewhere; here memory
-is: every array has exactly the size the C ABI asks for.
+CALLS is a folder that `test_sanitized.py` wrote: the registry's samples as calls of the C ABI, because torch does not
+run under the sanitizers. What the kernels compute is checked elsewhere; here memory is: every array has exactly the
+size the C ABI asks for.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+from c_abi import BF16, EDTYPE, F32, I8, view
 
-F32, BF16, I8 = 0, 2, 3
-EDTYPE = -2
 GENERATOR = np.random.default_rng(0)
 
 
@@ -23,6 +25,21 @@ class Library:
     def __init__(self, path: str):
         self._library = ctypes.CDLL(path)
         self.calls = 0
+
+    def views(self, name: str, arguments: list, threads: int, extra: int) -> None:
+        """A call whose tensors cross as views; int is int64_t, float double, None a null pointer."""
+        converted = []
+        for value in arguments:
+            if isinstance(value, np.ndarray):
+                rows = (value.shape[0] + extra, *value.shape[1:]) if extra and not converted else None
+                converted.append(ctypes.byref(view(value, rows)))
+            elif value is None:
+                converted.append(ctypes.c_void_p(None))
+            else:
+                converted.append((ctypes.c_double if isinstance(value, float) else ctypes.c_int64)(value))
+        found = getattr(self._library, "ostf_cpu_" + name)(*converted, threads)
+        assert found == 0, f"{name}: status {found}"
+        self.calls += 1
 
     def __call__(self, name: str, *arguments: np.ndarray | int | float | None, status: int = 0) -> None:
         converted = []
@@ -49,19 +66,15 @@ def empty(dtype: int, *shape: int) -> np.ndarray:
     return np.empty(shape, np.float32 if dtype == F32 else np.uint16)
 
 
-def attention(call: Library, extra: int = 0) -> None:
-    sizes = ((1, 320, 64), (2, 153, 64), (1, 1, 1), (1, 65, 64), (2, 7, 3), (1, 63, 9), (1, 130, 128))
-    for dtype, (B, N, T), H, D, threads in product((F32, 1, BF16), sizes, (1, 2), (1, 8, 33, 64), (1, 2)):
-        for scale, M in product((1.0, 300.0), {N, T, max(1, N - T)}):
-            q, kv = numbers(dtype, B, M, H, D, scale=scale), numbers(dtype, B, N, 2, H, D, scale=scale)
-            mask = np.zeros((1, T), np.uint8)
-            mask[0, [0, T // 2]] = 1
-            scored = T < N and T <= M
-            score = np.empty((B, N - T), np.float32) if scored else None
-            out, lse = empty(dtype, B, M, H * D), np.empty((B, H, M), np.float32)
-            strides = (q, M * H * D, H * D, kv, N * 2 * H * D, 2 * H * D)
-            sizes_of_call = (B, M, N + extra, H, D, T, threads)
-            call("attention", dtype, *strides, mask if scored else None, 1, out, M * H * D, score, lse, *sizes_of_call)
+def recorded(call: Library, folder: Path, extra: int = 0) -> None:
+    """Every recorded call on one thread and on two; `extra` rows more than there are in the first tensor."""
+    arrays = dict(np.load(folder / "arrays.npz"))
+    for key in arrays:
+        if key.endswith(" channels last"):
+            arrays[key] = arrays[key].transpose(0, 3, 1, 2)
+    for name, arguments in json.loads((folder / "calls.json").read_text()):
+        for threads in (1, 2):
+            call.views(name, [arrays[a] if isinstance(a, str) else a for a in arguments], threads, extra)
 
 
 def packed(call: Library, dtype: int, outputs: int, inputs: int, taps: int, groups: int, threads: int) -> np.ndarray:
@@ -98,51 +111,19 @@ def conv3x3(call: Library, kinds: tuple[int, ...]) -> None:
             call("conv3x3", dtype, weights, x_dtype, x, BF16, out, *sizes)
 
 
-def restore(call: Library) -> None:
+def restore_conv3x3(call: Library) -> None:
     sizes = ((1, 89, 768, 16), (2, 5, 70, 3), (1, 0, 5, 1), (3, 9, 64, 3), (1, 1, 1, 1))
     for dtype, (B, K, C, F), threads in product((F32, BF16), sizes, (1, 2)):
         ids = np.stack([GENERATOR.permutation(F * F)[:K] for _ in range(B)]).astype(np.int64)
         products, bias, grid = numbers(F32, B, K, 9, C), numbers(F32, C), empty(dtype, B, F, F, C)
         call("restore_conv3x3", products, ids, bias, dtype, grid, B, K, C, F, 2, threads)
-        call("restore_norm", dtype, numbers(dtype, B, K, C), ids, bias, bias, 1e-6, dtype, grid, B, K, C, F, threads)
-        size = 4 if dtype == F32 else 2
-        call("restore", size, numbers(dtype, B, K, C), ids, empty(dtype, B, C, F, F), B, K, C, F, threads)
-
-
-def eliminate(call: Library) -> None:
-    for dtype, (B, T, S, K, C), threads in product(
-        (F32, BF16), ((2, 64, 256, 180, 768), (1, 0, 1, 1, 1), (3, 5, 9, 1, 33), (1, 1, 40, 40, 7)), (1, 2)
-    ):
-        ids = np.tile(np.arange(S, dtype=np.int64), (B, 1))
-        left, removed = np.empty((B, K), np.int64), np.empty((B, S - K), np.int64)
-        size = 4 if dtype == F32 else 2
-        call("eliminate", size, numbers(dtype, B, T + S, C), numbers(F32, B, S), ids, empty(dtype, B, T + K, C), left,
-             removed, B, T, S, K, C, threads)  # fmt: skip
-
-
-def frames(call: Library) -> None:
-    frame = GENERATOR.integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    boxes = np.array([[5, 6, 20, 11], [-30, -9, 70, 60], [50.5, 30.2, 9, 9], [400, 3, 5, 5]], np.float64)
-    mean = np.full(3, 0.5, np.float32)
-    for dtype, size, factor, threads in product((F32, 1, BF16), (1, 16, 47), (0.3, 2.0, 4.0), (1, 2)):
-        patch, scale = empty(dtype, 4, 3, size, size), np.empty(4, np.float64)
-        call("crop", dtype, frame, 37, 53, boxes, factor, mean, mean, patch, scale, 4, size, threads)
-    for dtype, F, threads in product((F32, 1, BF16), (1, 5, 16), (1, 2)):
-        maps = [numbers(dtype, 4, channels, F, F) for channels in (1, 2, 2)]
-        box, best = np.empty((4, 4), np.float32), np.empty(4, np.float32)
-        for window in (None, numbers(F32, F, F)):
-            call("decode", dtype, *maps, window, box, best, 4, F, threads)
-        call("advance", box, boxes, 37, 53, 4.0, 10.0, boxes.copy(), 4, threads)
 
 
 def main() -> None:
-    call = Library(sys.argv[1])
-    if sys.argv[2:]:
-        attention(call, extra=1)
-        return
-    attention(call)
+    call, folder = Library(sys.argv[1]), Path(sys.argv[2])
+    recorded(call, folder, extra=bool(sys.argv[3:]))
     size, kinds = np.zeros(1, np.int64), []
-    for dtype in (F32, BF16, I8):  # what this processor, or the capability asked for, has products of
+    for dtype in (F32, BF16, I8):  # what this processor, or the capability asked for, has kernels for
         try:
             call("linear_packed_bytes", dtype, 1, 1, 1, 1, size)
             kinds.append(dtype)
@@ -150,10 +131,8 @@ def main() -> None:
             call("linear_packed_bytes", dtype, 1, 1, 1, 1, size, status=EDTYPE)
     linear(call, tuple(kinds))
     conv3x3(call, tuple(kinds))
-    restore(call)
-    eliminate(call)
-    frames(call)
-    print(call.calls, "calls, products of", kinds)
+    restore_conv3x3(call)
+    print(call.calls, "calls, layers in", kinds)
 
 
 if __name__ == "__main__":

@@ -216,12 +216,14 @@ def test_native_takes_any_width_to_512(dtype, width):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_log_sum_exp(dtype):
     qkv = inputs(2, 150, 3, 64, dtype, spread=2.0)
-    _, _, lse = native.attention_with_lse(qkv)
+    _, _, lse = ops.OPS["attention"].backends["native"].run(qkv)
     query, key, _ = qkv.double().permute(2, 0, 3, 1, 4)
     expected = (query @ key.transpose(-2, -1) / 8).logsumexp(-1)
     torch.testing.assert_close(lse.double(), expected, rtol=2e-6, atol=2e-6)
     fewer = torch.empty(2, 3, 40)
-    native._cpu_attention(qkv[:, :40, 0], qkv[:, :, 1:], None, torch.empty(2, 40, 192, dtype=dtype), fewer)
+    native.call(
+        "attention", qkv.device, qkv[:, :40, 0], qkv[:, :, 1:], None, torch.empty(2, 40, 192, dtype=dtype), None, fewer
+    )
     torch.testing.assert_close(fewer.double(), expected[:, :, :40], rtol=2e-6, atol=2e-6)
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ostrack_fast.ops import native, reference
+from ostrack_fast import ops
+from ostrack_fast.ops import native_linear, reference
 
 from .int8 import quantized
 
@@ -11,7 +12,7 @@ PRODUCTS = [torch.float32, torch.bfloat16, torch.int8]
 
 
 def needs(dtype):
-    reason = native.supports("conv3x3", weight=torch.zeros(1, 1, 3, 3), dtype=dtype)
+    reason = ops.LAYERS["conv3x3"].unsupported_reason("native", weight=torch.zeros(1, 1, 3, 3), dtype=dtype)
     if reason is not None:
         pytest.skip(reason)
 
@@ -49,7 +50,7 @@ def test_error(dtype, activation, batch, side, inputs, outputs, groups):
     x = maps(batch, side, side, inputs).to(dtype)
     exact = reference.Conv3x3(weight.double(), bias.double(), groups, activation, torch.float64)(x.double())
     plain = reference.Conv3x3(weight, bias, groups, activation, dtype)(x)
-    got = native.Conv3x3(weight, bias, groups, activation, dtype)(x)
+    got = native_linear.Conv3x3(weight, bias, groups, activation, dtype)(x)
     assert got.shape == exact.shape
     assert got.dtype == dtype
     unit = torch.finfo(dtype).eps * exact.abs().max()
@@ -66,7 +67,7 @@ def test_int8_is_its_formula(batch, side, inputs, outputs, groups):
     x_bytes = quantized(x.unflatten(-1, (groups, -1))).flatten(-2)
     weight_bytes = quantized(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     exact = reference.Conv3x3(weight_bytes, bias.double(), groups, "relu", torch.float64)(x_bytes)
-    layer_of_bytes = native.Conv3x3(weight, bias, groups, "relu", torch.int8)
+    layer_of_bytes = native_linear.Conv3x3(weight, bias, groups, "relu", torch.int8)
     got = layer_of_bytes(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-5)
@@ -77,16 +78,16 @@ def test_groups_see_only_their_inputs(dtype):
     needs(dtype)
     weight, bias = layer(36, 48, 3)
     x = maps(2, 6, 6, 48)
-    together = native.Conv3x3(weight, bias, 3, dtype=dtype)(x)
+    together = native_linear.Conv3x3(weight, bias, 3, dtype=dtype)(x)
     for g in range(3):
-        alone = native.Conv3x3(weight[12 * g : 12 * g + 12], bias[12 * g : 12 * g + 12], dtype=dtype)
+        alone = native_linear.Conv3x3(weight[12 * g : 12 * g + 12], bias[12 * g : 12 * g + 12], dtype=dtype)
         assert torch.equal(alone(x[..., 16 * g : 16 * g + 16]), together[..., 12 * g : 12 * g + 12])
 
 
 @pytest.mark.parametrize("dtype", PRODUCTS)
 def test_threads_do_not_change_a_bit(threads, dtype):
     needs(dtype)
-    layer_of_three = native.Conv3x3(*layer(36, 72, 3), 3, dtype=dtype)
+    layer_of_three = native_linear.Conv3x3(*layer(36, 72, 3), 3, dtype=dtype)
     x = maps(2, 12, 12, 72)
     many = [layer_of_three(x) for _ in range(20)]  # threads that share memory by mistake meet now and then
     torch.set_num_threads(1)
@@ -100,7 +101,7 @@ def test_not_finite_reaches_its_neighbours(dtype, value):
     needs(dtype)
     x = maps(1, 8, 8, 20)
     x[0, 3, 0, 7] = value
-    got = native.Conv3x3(*layer(10, 20), activation="none", dtype=dtype)(x)
+    got = native_linear.Conv3x3(*layer(10, 20), activation="none", dtype=dtype)(x)
     touched = torch.zeros(8, 8, dtype=torch.bool)
     touched[2:5, :2] = True
     assert torch.equal(~got[0].isfinite().all(-1), touched)
@@ -109,7 +110,7 @@ def test_not_finite_reaches_its_neighbours(dtype, value):
 @pytest.mark.parametrize("dtype", PRODUCTS)
 def test_x_of_another_dtype_and_layout(dtype):
     needs(dtype)
-    conv = native.Conv3x3(*layer(10, 20), dtype=dtype)
+    conv = native_linear.Conv3x3(*layer(10, 20), dtype=dtype)
     x = maps(2, 6, 6, 20).bfloat16().float()
     expected = conv(x)
     assert torch.equal(conv(x.bfloat16()), expected)
@@ -119,8 +120,10 @@ def test_x_of_another_dtype_and_layout(dtype):
 
 def test_reasons_and_wrong_arguments():
     weight = torch.zeros(4, 4, 3, 3)
-    assert "float16" in native.supports("conv3x3", weight=weight, dtype=torch.float16)
+    assert "float16" in ops.LAYERS["conv3x3"].unsupported_reason("native", weight=weight, dtype=torch.float16)
     needs(torch.float32)
-    assert "groups 3" in native.supports("conv3x3", weight=weight, groups=3, dtype=torch.float32)
+    assert "groups 3" in ops.LAYERS["conv3x3"].unsupported_reason(
+        "native", weight=weight, groups=3, dtype=torch.float32
+    )
     with pytest.raises(ValueError, match="x must be"):
-        native.Conv3x3(*layer(4, 4))(maps(1, 5, 5, 3))
+        native_linear.Conv3x3(*layer(4, 4))(maps(1, 5, 5, 3))

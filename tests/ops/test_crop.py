@@ -150,4 +150,4 @@ def test_a_box_that_is_none_is_an_error(device, bad):
 @pytest.mark.parametrize("bad", [(0.0, 0.0, 0.0, 5.0), (float("inf"), 0.0, 5.0, 5.0), (0.0, 0.0, 1e300, 1e300)])
 def test_the_kernel_itself_rejects_boxes_it_cannot_place(bad):
     with pytest.raises(ValueError, match="cpu_crop"):
-        ops.native.crop(noise(20, 20), boxes(bad), 2.0, 16)
+        ops.OPS["crop"].backends["native"].run(noise(20, 20), boxes(bad), 2.0, 16)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ostrack_fast.ops import dispatch, reference
+from ostrack_fast import ops
+from ostrack_fast.ops import reference
 from ostrack_fast.ops.layers import conv3x3, linear
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -16,8 +17,8 @@ def random(*shape, seed=0):
 def build(make, device, weight, bias, dtype, **how):
     """The layer on the device; skips where the backend has none."""
     weight, bias = weight.to(device), bias.to(device)
-    backend = dispatch.forced_backend()
-    reason = dispatch.problem(backend, make.__name__, {"weight": weight, "bias": bias, "dtype": dtype, **how})
+    backend = ops.forced_backend()
+    reason = ops.LAYERS[make.__name__].unsupported_reason(backend, weight=weight, bias=bias, dtype=dtype, **how)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
     return make(weight, bias, dtype=dtype, **how)

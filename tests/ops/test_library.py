@@ -9,7 +9,7 @@ from torch import nn
 from ostrack_fast import ops
 from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model import OSTrack
-from ostrack_fast.ops import native, reference
+from ostrack_fast.ops import reference
 
 registered = torch.ops.ostrack_fast
 TINY = ModelConfig(
@@ -36,104 +36,98 @@ def places(batch, kept, grid):
     ]
 
 
-def qkv(grad, dtype=torch.float32):
-    return random(2, 7, 3, 2, 8, dtype=dtype, grad=grad)
-
-
-def mask(batch=None):
+def mask(batch):
     chosen = torch.tensor([True, False, True])
-    return chosen if batch is None else torch.stack([chosen, ~chosen])
+    return torch.stack([chosen, ~chosen][:batch])
 
 
-def maps(grad, dtype=torch.float32):
-    return [random(2, n, 4, 4, dtype=dtype, seed=n + i, grad=grad) for i, n in enumerate((1, 2, 2))]
+def samples(dtype):
+    """(op, arguments) for each of the registry's small samples."""
+    cpu = torch.device("cpu")
+    return [(op, arguments) for op in ops.OPS.values() for arguments in op.samples("small", dtype, cpu)]
 
 
-def norm(channels, grad):
-    return random(channels, seed=5, grad=grad), random(channels, seed=6, grad=grad)
-
-
-CALLS = {
-    "attention": lambda grad: (registered.attention, (qkv(grad), mask()), {}),
-    "attention of half": lambda grad: (registered.attention, (qkv(grad, torch.bfloat16), None), {}),
-    "attention mask each": lambda grad: (registered.attention, (qkv(grad), mask(2)), {}),
-    "attention without mask": lambda grad: (registered.attention, (qkv(grad), None), {}),
-    "eliminate": lambda grad: (
-        registered.eliminate,
-        (random(2, 8, 3, grad=grad), random(2, 6), places(2, 6, 3), 4),
-        {},
-    ),
-    "restore": lambda grad: (registered.restore, (random(2, 5, 3, grad=grad), places(2, 5, 3), 3), {}),
-    "restore with norm": lambda grad: (
-        registered.restore,
-        (random(2, 5, 4, grad=grad), places(2, 5, 3), 3, *norm(4, grad), 1e-6, True, torch.float64),
-        {},
-    ),
-    "crop": lambda _: (
-        registered.crop,
-        (torch.arange(300, dtype=torch.uint8).view(10, 10, 3), torch.tensor([[2.0, 3.0, 4.0, 4.0]]).double(), 2.0, 6),
-        {"dtype": torch.float32},
-    ),
-    "decode": lambda grad: (registered.decode, (*maps(grad), torch.rand(4, 4)), {}),
-    "decode of half": lambda grad: (registered.decode, (*maps(grad, torch.bfloat16), None), {}),
-}
+SAMPLES = samples(torch.float32)
+SAMPLES += [(op, next(op.samples("small", torch.bfloat16, torch.device("cpu")))) for op in ops.OPS.values()]
+NAMES = [f"{op.name}-{index}" for index, (op, _) in enumerate(SAMPLES)]
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name, grad, backend):
-    if grad and name == "crop":
-        pytest.skip("a crop has no gradient")
-    op, arguments, keywords = CALLS[name](grad)
-    with ops.use(backend):
-        torch.library.opcheck(op.default, arguments, keywords)
+@pytest.mark.parametrize(("op", "arguments"), SAMPLES, ids=NAMES)
+def test_opcheck(op, arguments, grad, backend):
+    if grad:
+        if op.gradient is None:
+            pytest.skip(f"{op.name} has no gradient")
+        if backend == "reference":
+            pytest.skip("the gradient is the same one")
+        first, *rest = arguments
+        arguments = first.detach().requires_grad_(), *rest
+    with ops.use(backend if op.unsupported_reason(backend, *arguments) is None else "auto"):
+        torch.library.opcheck(op.overload, arguments)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("name", CALLS)
-def test_meta_tensors_give_the_shapes_and_strides_of_the_answer(name, backend):
-    op, arguments, keywords = CALLS[name](False)
-    public = getattr(ops, op.__name__)
+@pytest.mark.parametrize(("op", "arguments"), SAMPLES, ids=NAMES)
+def test_meta_tensors_give_the_shapes_and_strides_of_the_answer(op, arguments, backend):
+    if (reason := op.unsupported_reason(backend, *arguments)) is not None:
+        pytest.skip(reason)
     with ops.use(backend):
-        real = public(*arguments, **keywords)
-    shapes = public(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments), **keywords)
+        real = op(*arguments)
+    shapes = op(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments))
     for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (real, shapes)), strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            assert other.is_meta
-            assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+        assert other.is_meta
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-def of_public_op(name, backend="reference"):
-    """(function of the float64 tensors that have a gradient, these tensors)."""
-    tokens = random(2, 8, 3, dtype=torch.float64, grad=True)
-    weight, bias = (p.detach().double().requires_grad_() for p in norm(3, False))
-    if name == "attention":
-        return lambda x: ops.attention(x, mask(2)), (qkv(True, torch.float64),)
-    if name == "eliminate":
-        return lambda x: ops.eliminate(x, random(2, 6), places(2, 6, 3), 4)[0], (tokens,)
-    if name == "restore":
-        return lambda x: ops.restore(x, places(2, 8, 3), 3), (tokens,)
-    if name == "restore with norm":
-        return lambda *x: ops.restore(x[0], places(2, 8, 3), 3, *x[1:], channels_last=True), (tokens, weight, bias)
-    return lambda *x: ops.decode(*x, torch.linspace(0.1, 1, 16).view(4, 4)), tuple(maps(True, torch.float64))
+DIFFERENTIABLE = [(op, arguments) for op, arguments in samples(torch.float64) if op.gradient is not None]
 
 
-GRADIENTS = ["attention", "eliminate", "restore", "restore with norm", "decode"]
+def differentiable_tensors(op, arguments):
+    """(function of the float tensors that have a gradient, these tensors in float64)."""
+    without = {"eliminate": (1,), "decode": (3,)}.get(op.name, ())  # the ranking's score; the window
+    at = [
+        i
+        for i, value in enumerate(arguments)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and i not in without
+    ]
+
+    def function(*values):
+        answer = op(*[values[at.index(i)] if i in at else value for i, value in enumerate(arguments)])
+        return answer[:2] if op.name == "attention" else answer  # lse has no gradient
+
+    return function, tuple(arguments[i].detach().clone().double().requires_grad_() for i in at)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_of_the_reference(name):
-    function, inputs = of_public_op(name)
+@pytest.mark.parametrize(("op", "arguments"), DIFFERENTIABLE, ids=[op.name for op, _ in DIFFERENTIABLE])
+def test_gradients(op, arguments):
+    function, inputs = differentiable_tensors(op, arguments)
     assert torch.autograd.gradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_of_the_registered_ops(name, monkeypatch):
-    function, inputs = of_public_op(name)
-    monkeypatch.setattr(ops, "_traced", lambda tensor: True)
-    assert torch.autograd.gradcheck(function, inputs)
+@pytest.mark.parametrize(("op", "arguments"), DIFFERENTIABLE, ids=[op.name for op, _ in DIFFERENTIABLE])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradients_are_those_of_the_reference_whatever_runs(op, arguments, backend):
+    """Eagerly and compiled, for a loss on every result; in particular on the attention's score."""
+    arguments = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+    if (reason := op.unsupported_reason(backend, *arguments)) is not None:
+        pytest.skip(reason)
+
+    def gradients(run, wide):
+        leaf = (arguments[0].double() if wide else arguments[0]).clone().requires_grad_()
+        rest = [a.double() if wide and isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+        answer = run(leaf, *rest[1:])
+        answer = answer if isinstance(answer, tuple) else (answer,)
+        results = [r for r in answer[:2] if r.is_floating_point() and r.numel()]
+        weights = [torch.linspace(-1, 1, r.numel(), dtype=r.dtype).view(r.shape) for r in results]
+        sum((r * w).sum() for r, w in zip(results, weights, strict=True)).backward()
+        return leaf.grad
+
+    expected = gradients(op.reference, True).float()
+    with ops.use(backend):
+        torch.testing.assert_close(gradients(op, False), expected, rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(lambda *a: op(*a), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(gradients(compiled, False), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -146,8 +140,8 @@ def test_recomputed_gradient_of_attention_by_dtype(dtype):
         out, score = reference.attention(leaf, chosen)
         torch.autograd.backward((out, score), (of_out.to(out.dtype), of_score.to(score.dtype)))
         grads.append(leaf.grad)
-    out, _, lse = native.attention_with_lse(x, chosen)
-    ours = reference.attention_backward(of_out, x, out, lse, of_score, chosen)
+    out, _, lse = ops.OPS["attention"].backends["native"].run(x, chosen)
+    ours = reference.attention_backward(x, chosen, out, lse, of_out, of_score)
     error, allowed = ((grad.double() - grads[0]).abs().max() for grad in (ours, grads[1]))
     assert ours.dtype == dtype
     assert error <= 2 * allowed
@@ -231,7 +225,7 @@ class OneBlock(nn.Module):
         tokens, ids, _ = ops.eliminate(tokens, score, ids, 30)
         grid = ops.restore(tokens[:, 15:], ids, 7, self.norm.weight, self.norm.bias, channels_last=True)
         found, best = ops.decode(grid[:, :1], grid[:, 1:3], grid[:, 3:5], window)
-        return found, best, ops.advance(found.detach(), box, (10, 10), 2.0, 1.0), scale
+        return found, best, ops.update_box(found.detach(), box, (10, 10), 2.0, 1.0), scale
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

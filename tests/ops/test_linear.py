@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from ostrack_fast.ops import native, reference
+from ostrack_fast import ops
+from ostrack_fast.ops import native, native_linear, reference
 
 from .int8 import INT8_SLICE, quantized
 
@@ -16,7 +17,7 @@ PRODUCTS = [torch.float32, torch.bfloat16, torch.int8]
 
 
 def needs(dtype):
-    reason = native.supports("linear", weight=torch.zeros(1, 1), dtype=dtype)
+    reason = ops.LAYERS["linear"].unsupported_reason("native", weight=torch.zeros(1, 1), dtype=dtype)
     if reason is not None:
         pytest.skip(reason)
 
@@ -42,7 +43,7 @@ def assert_accurate(ours, plain, exact, name=""):
 def check(x, weight, bias, dtype, residual=None, **how):
     exact = reference.Linear(weight.double(), bias.double(), dtype=torch.float64, **how)
     plain = reference.Linear(weight, bias, dtype=dtype, **how)
-    got = native.Linear(weight, bias, dtype=dtype, **how)(x, residual)
+    got = native_linear.Linear(weight, bias, dtype=dtype, **how)(x, residual)
     assert got.dtype == (dtype if residual is None else torch.float32)
     wide = None if residual is None else residual.double()
     assert_accurate(got, plain(x, residual), exact(x.double(), wide), str(how))
@@ -79,7 +80,7 @@ def test_gelu_follows_its_curve():
     """To 1e-7 of the scale of its values, at every place of the pieces it is computed in."""
     needs(torch.float32)
     x = torch.cat([torch.linspace(-8, 8, 40001), torch.linspace(-1e-3, 1e-3, 101), torch.tensor([-1e4, 1e4])])[:, None]
-    got = native.Linear(torch.ones(1, 1), torch.zeros(1), activation="gelu")(x)
+    got = native_linear.Linear(torch.ones(1, 1), torch.zeros(1), activation="gelu")(x)
     error = (got.double() - torch.nn.functional.gelu(x.double())).abs()
     assert (error <= 1e-7 * x.abs().clamp(min=1).double()).all()
     near_zero = x.abs() < 1e-4
@@ -91,7 +92,7 @@ def test_gelu_follows_its_curve():
 def test_dtype_of_x_and_out(dtype, wide):
     needs(dtype)
     weight, bias = layer(50, 64)
-    linear = native.Linear(weight, bias, dtype=dtype)
+    linear = native_linear.Linear(weight, bias, dtype=dtype)
     x = rows(30, 64).bfloat16()
     expected = linear(x)
     out = torch.empty(30, 50, dtype=wide)
@@ -106,7 +107,7 @@ def test_slices_of_larger_buffers(dtype, norm_eps):
     """x, residual and out whose batch stride is larger than their rows; what lies between stays as it is."""
     needs(dtype)
     weight, bias = layer(96, 96)
-    linear = native.Linear(weight, bias, norm_eps=norm_eps, dtype=dtype)
+    linear = native_linear.Linear(weight, bias, norm_eps=norm_eps, dtype=dtype)
     x, tokens = rows(3, 25, 96), rows(3, 31, 96, seed=2)
     expected = linear(x[:, 4:].contiguous(), tokens[:, 5:26].contiguous())
     before = tokens.clone()
@@ -120,7 +121,7 @@ def test_slices_of_larger_buffers(dtype, norm_eps):
 def test_residual_may_be_out(dtype):
     needs(dtype)
     weight, bias = layer(41, 37)
-    linear = native.Linear(weight, bias, dtype=dtype)
+    linear = native_linear.Linear(weight, bias, dtype=dtype)
     x, tokens = rows(3, 7, 37), rows(3, 7, 41)
     expected = linear(x, tokens)
     assert linear(x, tokens, tokens) is tokens
@@ -131,7 +132,7 @@ def test_residual_may_be_out(dtype):
 @pytest.mark.parametrize("dtype", PRODUCTS)
 def test_any_leading_dimensions(dtype, shape):
     needs(dtype)
-    linear = native.Linear(*layer(9, 64), dtype=dtype)
+    linear = native_linear.Linear(*layer(9, 64), dtype=dtype)
     x = rows(*shape)
     got = linear(x)
     assert got.shape == (*shape[:-1], 9)
@@ -144,7 +145,7 @@ def test_any_leading_dimensions(dtype, shape):
 @pytest.mark.parametrize(("count", "outputs"), [(1, 5), (153, 200), (320, 48)])
 def test_threads_do_not_change_a_bit(threads, dtype, count, outputs):
     needs(dtype)
-    linear = native.Linear(*layer(outputs, 192), norm_eps=1e-6, activation="gelu", dtype=dtype)
+    linear = native_linear.Linear(*layer(outputs, 192), norm_eps=1e-6, activation="gelu", dtype=dtype)
     x = rows(count, 192)
     many = [linear(x) for _ in range(20)]  # threads that share memory by mistake meet now and then
     torch.set_num_threads(1)
@@ -161,7 +162,7 @@ def test_not_finite_stays_in_its_row(dtype, norm_eps, activation, value):
     weight, bias = layer(50, 96)
     x = rows(20, 96)
     x[11, 50] = value
-    got = native.Linear(weight, bias, norm_eps=norm_eps, activation=activation, dtype=dtype)(x)
+    got = native_linear.Linear(weight, bias, norm_eps=norm_eps, activation=activation, dtype=dtype)(x)
     others = torch.arange(20) != 11
     assert got[others].isfinite().all()
     expected = reference.Linear(weight.double(), bias.double(), norm_eps, activation, torch.float64)(x.double())[11]
@@ -185,7 +186,7 @@ def test_int8_is_its_formula(count, inputs, outputs):
     x_bytes, weight_bytes = quantized(x), quantized(weight)
     expected = x_bytes @ weight_bytes.T + bias
     out = torch.empty(count, outputs)
-    native.Linear(weight, bias, dtype=torch.int8)(x, out=out)
+    native_linear.Linear(weight, bias, dtype=torch.int8)(x, out=out)
     unit = torch.finfo(torch.float32).eps * (x_bytes.abs() @ weight_bytes.abs().T + bias.abs())
     assert ((out - expected).abs() <= unit).all()
 
@@ -202,7 +203,7 @@ def test_int8_at_its_limits(sign):
     weight = torch.full((2, inputs), 127.0 * sign)
     weight[1, ::2] = -127
     out = torch.empty(3, 2)
-    native.Linear(weight, torch.zeros(2), dtype=torch.int8)(x, out=out)
+    native_linear.Linear(weight, torch.zeros(2), dtype=torch.int8)(x, out=out)
     assert torch.equal(out, (x.double() @ weight.double().T).float())
 
 
@@ -214,7 +215,7 @@ def test_int8_error(norm_eps, activation):
     weight, bias = layer(300, 768)
     x = rows(180, 768)
     exact = reference.Linear(weight.double(), bias.double(), norm_eps, activation, torch.float64)(x.double())
-    got = native.Linear(weight, bias, norm_eps, activation, torch.int8)(x, out=torch.empty(180, 300))
+    got = native_linear.Linear(weight, bias, norm_eps, activation, torch.int8)(x, out=torch.empty(180, 300))
     error = (got - exact).pow(2).mean().sqrt()
     assert 0.001 < error < 0.015
 
@@ -223,7 +224,7 @@ def test_int8_of_nothing_but_zeros():
     needs(torch.int8)
     weight, bias = layer(20, 64)
     weight[3] = 0
-    linear = native.Linear(weight, bias, dtype=torch.int8)
+    linear = native_linear.Linear(weight, bias, dtype=torch.int8)
     zero = linear(torch.zeros(4, 64), out=torch.empty(4, 20))
     assert torch.equal(zero, bias.expand(4, -1))
     assert torch.equal(linear(rows(4, 64), out=torch.empty(4, 20))[:, 3], bias[3].expand(4))
@@ -234,15 +235,17 @@ def test_int8_takes_only_finite_weights():
     weight, bias = layer(20, 64)
     weight[3, 5] = float("inf")
     with pytest.raises(ValueError, match="outside the range"):
-        native.Linear(weight, bias, dtype=torch.int8)
+        native_linear.Linear(weight, bias, dtype=torch.int8)
 
 
 def test_reasons():
     weight = torch.zeros(4, 4)
-    assert "float16" in native.supports("linear", weight=weight, dtype=torch.float16)
-    assert "backward" in native.supports("linear", weight=weight.requires_grad_(), dtype=torch.float32)
+    assert "float16" in ops.LAYERS["linear"].unsupported_reason("native", weight=weight, dtype=torch.float16)
+    assert "backward" in ops.LAYERS["linear"].unsupported_reason(
+        "native", weight=weight.requires_grad_(), dtype=torch.float32
+    )
     for dtype in PRODUCTS:
-        reason = native.supports("linear", weight=torch.zeros(4, 4), dtype=dtype)
+        reason = ops.LAYERS["linear"].unsupported_reason("native", weight=torch.zeros(4, 4), dtype=dtype)
         assert (reason is None) or "needs AVX2" in reason or "AMX" in reason
         if not FEATURES["avx2"]:
             assert reason is not None
@@ -256,9 +259,9 @@ def test_lesser_processors(capability, able):
     if FEATURES["amx_bf16"]:
         pytest.skip("this processor has AMX, which is another reason")
     code = (
-        "import torch\nfrom ostrack_fast.ops import native\n"
+        "import torch\nfrom ostrack_fast import ops\n"
         "for dtype in (torch.float32, torch.bfloat16, torch.int8):\n"
-        "    print(dtype, native.supports('linear', weight=torch.zeros(4, 4), dtype=dtype))"
+        "    print(dtype, ops.LAYERS['linear'].unsupported_reason('native', weight=torch.zeros(4, 4), dtype=dtype))"
     )
     environment = os.environ | {"OSTRACK_FAST_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -269,7 +272,7 @@ def test_lesser_processors(capability, able):
 
 def test_wrong_arguments():
     needs(torch.float32)
-    linear = native.Linear(*layer(9, 64))
+    linear = native_linear.Linear(*layer(9, 64))
     x = rows(2, 5, 64)
     with pytest.raises(ValueError, match="x must be"):
         linear(rows(5, 63))

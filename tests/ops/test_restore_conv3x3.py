@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from ostrack_fast import ops
-from ostrack_fast.ops import native, native_linear, reference
+from ostrack_fast.ops import native_linear, reference
 from ostrack_fast.ops.layers import restore_conv3x3
 
 EPS = 1e-6
 
 
 def needs(dtype):
-    reason = native.supports("restore_conv3x3", weight=torch.zeros(1, 1, 3, 3), dtype=dtype)
+    reason = ops.LAYERS["restore_conv3x3"].unsupported_reason("native", weight=torch.zeros(1, 1, 3, 3), dtype=dtype)
     if reason is not None:
         pytest.skip(reason)
 
@@ -137,6 +137,6 @@ def test_the_layer_of_every_backend(backend, count):
         made = restore_conv3x3(weight, bias, norm, count, 8)
         got = made(tokens, ids)
     sparse = isinstance(made, native_linear.RestoreConv3x3)
-    possible = native.supports("restore_conv3x3", weight=weight, dtype=torch.float32) is None
+    possible = ops.LAYERS["restore_conv3x3"].unsupported_reason("native", weight=weight, dtype=torch.float32) is None
     assert sparse == (possible and count < 64 and backend != "reference")
     torch.testing.assert_close(got, formula(tokens, ids, weight, bias, norm, 8, torch.float32), rtol=1e-4, atol=1e-5)

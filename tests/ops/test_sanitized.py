@@ -1,5 +1,6 @@
 """The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, once for each instruction set there is."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,8 +8,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from ostrack_fast import ops
 from ostrack_fast.ops import native
 
 pytestmark = pytest.mark.slow
@@ -40,6 +44,41 @@ def library(tmp_path_factory):
     return target
 
 
+def as_numpy(tensor):
+    """Dense memory of the tensor alone; bfloat16 as uint16."""
+    tensor = tensor.contiguous()
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """Every compiled kernel with the registry's samples of odd sizes, as calls of the C ABI."""
+    folder = tmp_path_factory.mktemp("calls")
+    arrays, recorded = {}, []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def record(kernel, device, *arguments):
+            converted = []
+            for value in arguments:
+                if isinstance(value, torch.Tensor):
+                    last = value.dim() == 4 and not value.is_contiguous()  # channels last
+                    key = f"{len(arrays)}{' channels last' if last else ''}"
+                    arrays[key] = as_numpy(value.permute(0, 2, 3, 1) if last else value)
+                    value = key
+                converted.append(value)
+            recorded.append((kernel, converted))
+
+        patch.setattr(native, "call", record)
+        for op in ops.OPS.values():
+            for dtype in native.FLOATS:
+                for arguments in op.samples("edge", dtype, torch.device("cpu")):
+                    if op.unsupported_reason("native", *arguments) is None:
+                        op.backends["native"].run(*arguments)
+    np.savez(folder / "arrays.npz", **arrays)
+    (folder / "calls.json").write_text(json.dumps(recorded))
+    return folder
+
+
 def run(library, capability, *arguments):
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = os.environ | {
@@ -47,23 +86,24 @@ def run(library, capability, *arguments):
         # Python itself never frees some of what it allocates.
         "ASAN_OPTIONS": f"detect_leaks=0:exitcode={OVERRUN}",
         "OSTRACK_FAST_CPU_CAPABILITY": capability,
+        "PYTHONPATH": str(HERE.parent / "emulation"),
     }
-    command = [sys.executable, str(HERE / "sanitized_calls.py"), str(library), *arguments]
+    command = [sys.executable, str(HERE / "sanitized_calls.py"), str(library), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_no_kernel_leaves_its_arrays(library, capability):
+def test_no_kernel_leaves_its_arrays(library, calls, capability):
     features = native.build_info()["cpu_features"]
     needed = {"portable": None, "avx2": "avx2", "avx512": "avx512f", "avx512_bf16": "avx512_bf16"}[capability]
     if needed and not features[needed]:
         pytest.skip(f"this processor has no {needed}")
-    done = run(library, capability)
+    done = run(library, capability, calls)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[0]) > 1000
 
 
-def test_the_sanitizer_sees_a_row_too_many(library):
-    done = run(library, "portable", "one row too many")
+def test_the_sanitizer_sees_a_row_too_many(library, calls):
+    done = run(library, "portable", calls, "one row too many")
     assert done.returncode == OVERRUN, done.stderr
     assert "heap-buffer-overflow" in done.stderr

@@ -44,11 +44,12 @@ def test_published_step_in_float32(where):
     np.testing.assert_allclose(norms, expected["grad_norms"], rtol=2e-3, atol=1e-5 * expected["grad_norm_total"])
 
 
-def trainer(where, precision, cfg=TINY, **optim):
+def trainer(where, precision, cfg=TINY, attention=0.0, **optim):
     return Trainer(
         TrainConfig(
             model=cfg, data={}, output="", precision=precision, batch_size=8, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
-            loss=LossConfig(box_cells="target"), optim=OptimConfig(lr=3e-3, backbone_lr=1.0, **optim),
+            loss=LossConfig(box_cells="target", attention=attention),
+            optim=OptimConfig(lr=3e-3, backbone_lr=1.0, **optim),
         ),
         where,
     )  # fmt: skip
@@ -72,14 +73,16 @@ def pairs(random, cfg, count):
     }
 
 
+@pytest.mark.parametrize("attention", [0.0, 0.5])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_as_on_the_cpu_in_float32(where, precision):
+def test_a_step_as_on_the_cpu_in_float32(where, precision, attention):
+    """Also with a loss on the candidates' score, whose gradient no backend may leave out."""
     batch = pairs(np.random.default_rng(0), TINY, 8)
-    host, other = trainer("cpu", "float32"), trainer(where, precision)
+    host, other = trainer("cpu", "float32", attention=attention), trainer(where, precision, attention=attention)
     other.model.load_state_dict(host.model.state_dict())
     exact, found = host.step(batch), other.step(batch)
     tolerance = 1e-4 if precision == "float32" else 0.05
-    for name in ("loss", "giou", "l1", "focal"):
+    for name in ("loss", "giou", "l1", "focal", *(["attention"] if attention else [])):
         assert found[name] == pytest.approx(exact[name], rel=tolerance), name
     assert _difference(other.model, host.model) < (1e-3 if precision == "float32" else 0.3)
 

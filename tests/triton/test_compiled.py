@@ -118,13 +118,11 @@ def test_token_kernels(capability):
 
     def call():
         kernels.eliminate(tokens, score, ids, 180)
-        kernels.eliminate_backward(tokens[:, :244], score, 180)
         kernels.restore(search, kept, 16, weight, weight)
         kernels.restore(search, kept, 16, weight, weight, channels_last=True, dtype=torch.float16)
-        kernels.restore_backward(torch.empty(1, 768, 16, 16, dtype=dtype), kept)
         kernels.decode(*maps, torch.empty(16, 16))
 
-    assert len(compile_clean(capability, call)) == 6
+    assert len(compile_clean(capability, call)) == 4
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
@@ -138,9 +136,9 @@ def test_crop_computes_geometry_in_float64_without_contraction(capability):
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
-def test_advance_computes_the_side_as_crop_does(capability):
+def test_update_box_computes_the_side_as_crop_does(capability):
     found, box = torch.empty(1, 4), torch.empty(1, 4, dtype=torch.float64)
-    (compiled,) = compile_clean(capability, lambda: kernels.advance(found, box, (480, 640), 4.1, 10))
+    (compiled,) = compile_clean(capability, lambda: kernels.update_box(found, box, (480, 640), 4.1, 10))
     assert "sqrt.rn.f64" in compiled.ptx and "fma.rn" not in compiled.ptx
     assert compiled.ptx.count(".param .f64") >= 2, "factor and margin must arrive in full precision"
 

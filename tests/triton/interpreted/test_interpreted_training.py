@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ostrack_fast.config import ModelConfig
-from ostrack_fast.ops import dispatch
+from ostrack_fast.ops import registry
 from ostrack_fast.training.config import OptimConfig, TrainConfig
 from ostrack_fast.training.losses import LossConfig
 from ostrack_fast.training.trainer import Trainer
@@ -20,7 +20,7 @@ def step(precision):
     run = Trainer(
         TrainConfig(
             model=TINY, data={}, output="", precision=precision, batch_size=2, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
-            loss=LossConfig(box_cells="target"), optim=OptimConfig(grad_clip=0.0),
+            loss=LossConfig(box_cells="target", attention=0.5), optim=OptimConfig(grad_clip=0.0),
         )
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -37,19 +37,18 @@ def test_step(precision, monkeypatch):
     expected, grads = step(precision)
     _, exact = step("float32")
     ran = []
-    kernels = dispatch._module("triton")
+    kernels = registry.triton_kernels()
     for op in ("attention", "eliminate", "restore"):
         plain = getattr(kernels, op)
         monkeypatch.setattr(
             kernels, op, lambda *values, plain=plain, op=op: ran.append((op, values[0].dtype)) or plain(*values)
         )
     # As on a GPU: Triton wherever it can, and PyTorch for the rest.
-    monkeypatch.setitem(dispatch._ORDER, "cpu", ("triton", "reference"))
-    monkeypatch.setattr(dispatch, "_remembered", {})
+    monkeypatch.setitem(registry._ORDER, "cpu", ("triton", "reference"))
     terms, ours = step(precision)
     assert {op for op, _ in ran} == {"attention", "eliminate", "restore"}
     assert {dtype for op, dtype in ran if op == "attention"} == {getattr(torch, precision)}
-    for name in ("loss", "giou", "l1", "focal"):
+    for name in ("loss", "giou", "l1", "focal", "attention"):
         assert terms[name] == pytest.approx(expected[name], rel=1e-4 if precision == "float32" else 1e-2), name
     assert ours.keys() == grads.keys()
     if precision == "float32":

@@ -23,16 +23,16 @@ def boxes(count, seed=0):
 @pytest.mark.parametrize(("frame_size", "margin"), SIZES)
 def test_equals_the_specification(device, frame_size, margin, factor, count):
     found, box = boxes(count)
-    ours = ops.advance(found.to(device), box.to(device), frame_size, factor, margin)
+    ours = ops.update_box(found.to(device), box.to(device), frame_size, factor, margin)
     assert ours.dtype == torch.float64
-    assert torch.equal(ours.cpu(), reference.advance(found, box, frame_size, factor, margin))
+    assert torch.equal(ours.cpu(), reference.update_box(found, box, frame_size, factor, margin))
 
 
 def test_follows_the_published_steps(device):
     """From the crop to the frame, then clipped, in Python's floats."""
     found, box = boxes(40, seed=1)
     found = found.abs()
-    ours = ops.advance(found.to(device), box.to(device), (480, 640), 4.0, 10.0)
+    ours = ops.update_box(found.to(device), box.to(device), (480, 640), 4.0, 10.0)
     for row, around, place in zip(ours.tolist(), box.tolist(), found.double().tolist(), strict=True):
         side = -(-((around[2] * around[3]) ** 0.5 * 4.0) // 1)
         moved = crop_to_image(place, around, 256 / side, 256)
@@ -42,7 +42,7 @@ def test_follows_the_published_steps(device):
 def test_nan_stays_nan(device):
     found, box = boxes(6, seed=2)
     found[2, 1] = torch.nan
-    ours = ops.advance(found.to(device), box.to(device), (480, 640), 4.0, 10.0).cpu()
-    expected = reference.advance(found, box, (480, 640), 4.0, 10.0)
+    ours = ops.update_box(found.to(device), box.to(device), (480, 640), 4.0, 10.0).cpu()
+    expected = reference.update_box(found, box, (480, 640), 4.0, 10.0)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
     assert ours[2].isnan().any() and ours[[0, 1, 3, 4, 5]].isfinite().all()

@@ -28,7 +28,7 @@ def _along(centre, extent, corner, length, side, edge, margin):
 
 
 @triton.jit(do_not_specialize=["height", "width"])
-def _advance(found, box, out, height, width, factor: tl.float64, margin: tl.float64):
+def _update_box(found, box, out, height, width, factor: tl.float64, margin: tl.float64):
     found += tl.program_id(0) * 4
     box += tl.program_id(0) * 4
     out += tl.program_id(0) * 4
@@ -42,7 +42,7 @@ def _advance(found, box, out, height, width, factor: tl.float64, margin: tl.floa
     tl.store(out + 3, new_h)
 
 
-def advance(
+def update_box(
     found: torch.Tensor, box: torch.Tensor, frame_size: tuple[int, int], factor: float, margin: float
 ) -> torch.Tensor:
     """The target's box in the frame from its place in the crop, clipped to the frame.
@@ -59,7 +59,7 @@ def advance(
     """
     out = torch.empty_like(box, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(box):
-        _advance[(box.shape[0],)](
+        _update_box[(box.shape[0],)](
             found.contiguous(), box.contiguous(), out, *frame_size, float(factor), float(margin), num_warps=1,
             # Fused multiply-add would round the side differently from the crop's.
             enable_fp_fusion=False,

@@ -2,12 +2,21 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ostrack_fast.h"
+#include "tensor.h"
 
-int ostf_cpu_advance(const float* found, const double* box, int height, int width, double factor, double margin,
-                     double* moved, int B, int /*threads: four numbers a target*/) {
-  if (B < 0 || height < 1 || width < 1 || !(factor > 0.0) || !(margin >= 0.0)) return OSTF_EINVAL;
-  for (int b = 0; b < B; ++b, found += 4, box += 4, moved += 4) {
+// The threads go unused: there are four numbers for each target.
+int ostf_cpu_update_box(const ostf_tensor* found_boxes, const ostf_tensor* boxes, const ostf_tensor* moved_boxes,
+                        int64_t height, int64_t width, double factor, double margin, int /*threads*/) {
+  if (height < 1 || width < 1 || !(factor > 0.0) || !(margin >= 0.0) || !ostf::has_rank(boxes, 2)) return OSTF_EINVAL;
+  const int64_t B = boxes->shape[0];
+  if (!ostf::is(found_boxes, OSTF_F32, {B, 4}) || !ostf::is(boxes, OSTF_F64, {B, 4}) ||
+      !ostf::is(moved_boxes, OSTF_F64, {B, 4})) {
+    return OSTF_EINVAL;
+  }
+  const auto* found = ostf::data<const float>(found_boxes);
+  const auto* box = ostf::data<const double>(boxes);
+  auto* moved = ostf::data<double>(moved_boxes);
+  for (int64_t b = 0; b < B; ++b, found += 4, box += 4, moved += 4) {
     const double side = std::ceil(std::sqrt(box[2] * box[3]) * factor);
     const double frame[2] = {static_cast<double>(width), static_cast<double>(height)};
     for (int axis = 0; axis < 2; ++axis) {

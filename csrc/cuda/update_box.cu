@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-__global__ void __launch_bounds__(kThreads) advance(const float* found, const double* box, int height, int width,
+__global__ void __launch_bounds__(kThreads) update_box(const float* found, const double* box, int height, int width,
                                                     double factor, double margin, double* moved, int B) {
   const int b = blockIdx.x * kThreads + threadIdx.x;
   if (b >= B) return;
@@ -34,11 +34,17 @@ __global__ void __launch_bounds__(kThreads) advance(const float* found, const do
 }  // namespace
 }  // namespace ostf
 
-int ostf_cuda_advance(const float* found, const double* box, int height, int width, double factor, double margin,
-                      double* moved, int B, void* stream) {
+int ostf_cuda_update_box(const ostf_tensor* found, const ostf_tensor* box, const ostf_tensor* moved, int64_t height,
+                         int64_t width, double factor, double margin, void* stream) {
   using namespace ostf;
-  if (B < 0 || height < 1 || width < 1 || !(factor > 0.0) || !(margin >= 0.0)) return OSTF_EINVAL;
+  if (height < 1 || height > INT_MAX || width < 1 || width > INT_MAX || !(factor > 0.0) || !(margin >= 0.0)) {
+    return OSTF_EINVAL;
+  }
+  if (!has_rank(box, 2)) return OSTF_EINVAL;
+  const int64_t B = box->shape[0];
+  if (!is(found, OSTF_F32, {B, 4}) || !is(box, OSTF_F64, {B, 4}) || !is(moved, OSTF_F64, {B, 4})) return OSTF_EINVAL;
   if (B == 0) return OSTF_OK;
-  return launch(advance, dim3(blocks_for(B, kThreads)), dim3(kThreads), 0, stream, found, box, height, width, factor,
-                margin, moved, B);
+  return launch(update_box, dim3(blocks_for(B, kThreads)), dim3(kThreads), 0, stream, data<const float>(found),
+                data<const double>(box), static_cast<int>(height), static_cast<int>(width), factor, margin,
+                data<double>(moved), static_cast<int>(B));
 }

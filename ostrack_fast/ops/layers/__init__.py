@@ -1,0 +1,51 @@
+"""What a frozen network is built of: weights laid out once, for the backend that was chosen when a layer was built.
+
+Layers carry no gradient. With autocast or a lower float32 precision around them they compute as they were built to.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import native
+from .attention import QueryAttention, cross_attention
+from .conv3x3 import conv3x3
+from .kinds import Activation, Layer
+from .linear import linear, linear_op
+from .restore_conv3x3 import restore_conv3x3
+
+__all__ = [
+    "Activation",
+    "Layer",
+    "QueryAttention",
+    "conv3x3",
+    "cross_attention",
+    "fast_bfloat16",
+    "linear",
+    "restore_conv3x3",
+    "why_no_int8",
+    "why_slow_in_half",
+]
+
+
+def why_no_int8(device: torch.device) -> str | None:
+    """Why int8 layers cannot run on this device, or None."""
+    weight = torch.empty(1, 1, dtype=torch.float32, device=device)
+    return linear_op.unsupported_reason("native", weight=weight, dtype=torch.int8)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    try:
+        features = native.build_info()["cpu_features"]
+    except RuntimeError:  # not built
+        return False
+    return features["avx512_bf16"] or features["amx_bf16"]
+
+
+def why_slow_in_half(dtype: torch.dtype) -> str | None:
+    """Why layers of a half-precision compute dtype are slower than float32 ones on this CPU, or None."""
+    if dtype == torch.bfloat16 and fast_bfloat16():
+        return None
+    weight = torch.empty(1, 1, dtype=torch.float32, device="cpu")
+    return linear_op.unsupported_reason("native", weight=weight, dtype=dtype)

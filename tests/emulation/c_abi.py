@@ -1,0 +1,49 @@
+"""Numpy arrays as the C ABI of csrc/ostrack_fast.h sees tensors. Imports no torch, which sanitizers do not bear."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+import numpy as np
+
+HEADER = Path(__file__).resolve().parents[2] / "csrc" / "ostrack_fast.h"
+NUMBERS = {name: int(n) for name, n in re.findall(r"OSTF_(\w+) = (-?\d+)", HEADER.read_text(encoding="utf-8"))}
+F32, F16, BF16, I8, F64 = (NUMBERS[name] for name in ("F32", "F16", "BF16", "I8", "F64"))
+EINVAL, EDTYPE = NUMBERS["EINVAL"], NUMBERS["EDTYPE"]
+
+# bfloat16 arrays are held as uint16.
+_CODES = {
+    np.dtype(kind): NUMBERS[name]
+    for kind, name in (
+        (np.float32, "F32"), (np.float16, "F16"), (np.uint16, "BF16"), (np.int8, "I8"), (np.uint8, "U8"),
+        (np.bool_, "BOOL"), (np.int32, "I32"), (np.int64, "I64"), (np.float64, "F64"),
+    )
+}  # fmt: skip
+
+
+class Tensor(ctypes.Structure):
+    """`ostf_tensor`."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 5),
+        ("stride", ctypes.c_int64 * 5),
+    )
+
+
+def view(array: np.ndarray, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The array; with a `shape`, dense memory of that shape that begins where the array does, true or not."""
+    size = array.itemsize
+    strides = tuple(stride // size for stride in array.strides)
+    if shape is not None:
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+    shape = array.shape if shape is None else shape
+    fill = (0,) * (5 - len(shape))
+    return Tensor(
+        array.ctypes.data, _CODES[array.dtype], len(shape), (ctypes.c_int64 * 5)(*shape, *fill),
+        (ctypes.c_int64 * 5)(*strides, *fill),
+    )  # fmt: skip
