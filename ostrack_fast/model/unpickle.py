@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, Protocol, cast
 
 # A ViT-L with its optimizer takes about 60,000 opcodes in 2 MB.
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 500_000
 MAX_BYTES = 64 << 20
 # No checkpoint has longer ones, and each could be used again and again at the price of one opcode.
 _MAX_BITS = 4096
 _MAX_NAME = 512
 _MAX_ARGUMENTS = 16
+_MAX_DEPTH = 100
 
 
 class CheckpointError(ValueError):
@@ -117,6 +118,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.work = 0
         self.storages = storages
+        self.nested: dict[int, tuple[int, tuple]] = {}
 
     def run(self, name: str, argument: Any) -> None:
         if name in _LITERALS:
@@ -166,7 +168,16 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         values = [self.pop() for _ in range(count)]
-        self.stack.append(tuple(reversed(values)))
+        self.push_tuple(tuple(reversed(values)))
+
+    def push_tuple(self, made: tuple) -> None:
+        depth = 1 + max((self.nested.get(id(each), (1,))[0] for each in made if type(each) is tuple), default=0)
+        if depth > _MAX_DEPTH:
+            raise _Refused(f"its pickle nests tuples more than {_MAX_DEPTH} deep")
+        if depth > 1:
+            # Kept with its depth, so that its id belongs to no other.
+            self.nested[id(made)] = depth, made
+        self.stack.append(made)
 
     def append(self, _: Any) -> None:
         value = self.pop()
@@ -347,7 +358,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "POP": _Machine.discard,
     "POP_MARK": _Machine.pop_mark,
     "DUP": _Machine.duplicate,
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_mark())),
+    "TUPLE": lambda machine, _: machine.push_tuple(tuple(machine.pop_mark())),
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),

@@ -146,15 +146,17 @@ def test_a_memo_index_costs_nothing():
     assert read(b"\x80\x02}r\xff\xff\xff\x7f.") == {}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b")" + b"\x85" * 500_000, b"]" * 400_000 + b"a" * 399_999],
-    ids=["tuples", "lists"],
-)
-def test_nesting_needs_no_stack(body):
-    """As a value and as a key, whose hash Python would compute by recursion."""
-    read(b"\x80\x02" + body + b".")
-    assert read(b"\x80\x02}(" + body + b"K\x01u.") == {}
+def test_nesting_needs_no_stack():
+    """As a value and as a key; the hash of a tuple Python would compute by recursion, and end the process."""
+    lists = b"]" * 100_000 + b"a" * 99_999
+    assert len(read(b"\x80\x02" + lists + b".")) == 1
+    assert read(b"\x80\x02}(" + lists + b"K\x01u.") == {}
+    for nest in (b"\x85", b"N\x86", b"NN\x87"):
+        assert read(b"\x80\x02)" + nest * 90 + b".")
+        with pytest.raises(CheckpointError, match="nests tuples more than 100 deep"):
+            read(b"\x80\x02}()" + nest * 200_000 + b"K\x01u.")
+    with pytest.raises(CheckpointError, match="nests tuples"):
+        read(b"\x80\x02" + b"(" * 200 + b"t" * 200 + b".")
 
 
 def test_what_is_shared_is_not_multiplied():
