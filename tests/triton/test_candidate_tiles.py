@@ -1,4 +1,7 @@
-"""Every tile that `ostrack-fast tune` may try on a Hopper GPU compiles for one, with no GPU: no spills, and it fits."""
+"""Every tile that `ostrack-fast tune` may try on a Hopper GPU compiles for one, with no GPU: no spills, and it fits.
+
+The two GEMMs with the most in registers: a normalized operand, and a residual in the epilogue.
+"""
 
 import os
 
@@ -26,22 +29,16 @@ def linear(outputs, inputs, norm):
     return layer.problem(320), lambda: layer(x, residual, residual)
 
 
-def conv3x3(inputs, outputs, groups):
-    layer = kernels.Conv3x3(torch.empty(outputs, inputs // groups, 3, 3), torch.empty(outputs), groups, dtype=HALF)
-    x = torch.empty(1, 16, 16, inputs, dtype=HALF)
-    return layer.problem(256), lambda: layer(x)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "call"),
-    [linear(3072, 768, norm=True), linear(768, 3072, norm=False), conv3x3(768, 384, 3)],
-    ids=["norm, fc1, gelu", "fc2, residual", "conv2"],
+    [linear(3072, 768, norm=True), linear(768, 3072, norm=False)],
+    ids=["norm, fc1, gelu", "fc2, residual"],
 )
 def test_hopper_tiles_neither_spill_nor_overflow(problem, call, monkeypatch):
     """Without a split, and with one: the sum of a split tile has an epilogue of its own."""
     configs = [config for config in tiles.candidate_configs(problem, 9) if config.split in (1, 3)]
-    assert max(config.block_n for config in configs) == (128 if problem.groups > 1 else 256)
+    assert max(config.block_n for config in configs) == 256
     for config in configs:
         monkeypatch.setattr(tiles, "_measured", {})
         tiles.set_config(problem, config, 0)
