@@ -238,6 +238,46 @@ def test_a_second_interrupt_loses_nothing(track, tmp_path, monkeypatch, number):
     assert cv2.imread(str(tmp_path / "p.png")) is not None
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("finished", [0, 1])
+def test_an_interrupted_evaluation_reports_the_videos_that_are_finished(
+    run, weights, videos, tmp_path, monkeypatch, number, finished
+):
+    """One interrupt amid the tracking of the first or the second video, and more while each file is written."""
+    from ostrack_fast import files
+    from ostrack_fast.tracker import Tracker
+
+    started = []
+
+    def start(*args, original=Tracker.initialize):
+        started.append(args)
+        return original(*args)
+
+    def track(*args, original=Tracker.track):
+        if len(started) > finished:
+            os.kill(os.getpid(), number)
+        return original(*args)
+
+    def publish(*args, original=files.AtomicFile.publish):
+        if len(started) > finished:  # not in the first video's own boxes
+            os.kill(os.getpid(), number)
+        return original(*args)
+
+    monkeypatch.setattr(Tracker, "initialize", start)
+    monkeypatch.setattr(Tracker, "track", track)
+    monkeypatch.setattr(files.AtomicFile, "publish", publish)
+    data = ("evaluate", "--data", videos, "--weights", weights, "--device", "cpu")
+    outputs = ("--json", tmp_path / "r.json", "--plot", tmp_path / "c.png", "--results", tmp_path / "boxes")
+    code, out, err = run(*data, *outputs)
+    assert code == 130 and f"interrupted after {finished} videos" in err, err
+    assert ("zero_B" in err) and ("one_A" in err) == (not finished)
+    assert (tmp_path / "r.json").exists() == (tmp_path / "c.png").exists() == bool(finished)
+    if finished:
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert [video["name"] for video in report["videos"]] == ["one_A"] and report["unfinished"] == ["zero_B"]
+        assert "one_A" in out and len(lines(tmp_path / "boxes" / "one_A.txt")) == 6
+
+
 def test_tracking_imports_no_plotting(video, weights, tmp_path):
     command = ["track", str(video), "--box", "20,20,24,16", "--weights", str(weights), "-o", str(tmp_path / "o.mp4")]
     code = f"""

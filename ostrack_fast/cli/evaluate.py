@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..files import check_folder
+from ..interrupts import Interrupts
 from ._outputs import check_outputs, check_outside, raise_all
 from ._weights import Config
 
@@ -48,7 +49,8 @@ def evaluate(
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
-    Videos that cannot be evaluated are skipped, and named at the end.
+    Videos that cannot be evaluated are skipped, and named at the end. Ctrl-C ends the run early; what it writes then
+    holds the videos that are finished.
 
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
     """
@@ -64,26 +66,44 @@ def evaluate(
         check_folder(results)
     tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
     patterns = one_based or []
-    result = evaluate_folder(data, tracker, one_based=patterns, results=results, progress=True)
     settings = {"weights": weights, "device": str(tracker.device), "dtype": str(tracker.dtype).removeprefix("torch.")}
+    notes = {"data": str(data), "one_based": patterns, "tracker": settings}
+    with Interrupts() as interrupts:
+        result = evaluate_folder(
+            data, tracker, one_based=patterns, results=results, progress=True, stop=lambda: interrupts.requested
+        )
+        failures = _save(result, json, notes, plot, Path(weights).stem) if result.videos else []
+    if result.videos:
+        Console().print(_table(result))
+    for name, reason in result.skipped.items():
+        print(f"skipped, and left out of all numbers: {name}: {reason}", file=sys.stderr)
+    if result.unfinished:
+        rest = f"not finished, and left out of all numbers: {', '.join(result.unfinished)}"
+        none = "" if result.videos else "; there is nothing to report"
+        print(f"interrupted after {len(result.videos)} videos; {rest}{none}", file=sys.stderr)
+    raise_all(failures)
+    if result.unfinished:
+        raise typer.Exit(130)
+
+
+def _save(
+    result: EvaluationResult, json: Path | None, notes: dict[str, Any], plot: Path | None, label: str
+) -> list[Exception]:
     # Written before anything is printed, and one that cannot be written costs no other.
     failures: list[Exception] = []
     try:
         if json is not None:
-            result.save(json, data=str(data), one_based=patterns, tracker=settings)
+            result.save(json, **notes)
     except OSError as error:
         failures.append(error)
     try:
         if plot is not None:
             from ..evaluation.plots import save_plot
 
-            save_plot(result, plot, Path(weights).stem)
+            save_plot(result, plot, label)
     except Exception as error:
         failures.append(error)
-    Console().print(_table(result))
-    for name, reason in result.skipped.items():
-        print(f"skipped, and left out of all numbers: {name}: {reason}", file=sys.stderr)
-    raise_all(failures)
+    return failures
 
 
 def _table(result: EvaluationResult) -> Table:

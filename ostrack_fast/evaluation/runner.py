@@ -27,6 +27,10 @@ _TICK = 1e-9
 """Seconds; a coarse clock may see a trivial tracker take none."""
 
 
+class Stopped(Exception):
+    """`evaluate_video` was asked to stop before the end of its video."""
+
+
 class SingleObjectTracker(Protocol):
     """What the evaluation needs of a tracker; `ostrack_fast.Tracker` is one."""
 
@@ -68,10 +72,12 @@ class EvaluationResult:
     Args:
         videos: in the order they ran.
         skipped: what was wrong with each video that could not be evaluated, by its name; the means leave these out.
+        unfinished: names of the videos that a stop came before the end of; the means leave these out too.
     """
 
     videos: tuple[VideoResult, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
 
     @property
     def mean(self) -> Scores:
@@ -87,7 +93,8 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON.
 
-        `format`, `thresholds`, `mean` (numbers, fps, curves), `videos` (the same of each), `skipped` (names, reasons).
+        `format`, `thresholds`, `mean` (numbers, fps, curves), `videos` (the same of each), `skipped` (names, reasons),
+        `unfinished` (names). Raises ValueError where no video was finished.
         """
         mean = self.mean
         return {
@@ -110,6 +117,7 @@ class EvaluationResult:
                 for video in self.videos
             ],
             "skipped": self.skipped,
+            "unfinished": list(self.unfinished),
         }
 
     def save(self, path: str | Path, **notes: Any) -> None:
@@ -125,6 +133,7 @@ def evaluate_folder(
     one_based: Sequence[str] = (),
     results: str | Path | None = None,
     progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
     """Run a tracker once over every video of a folder and score it.
 
@@ -139,28 +148,34 @@ def evaluate_folder(
         results: folder for the boxes, `NAME.txt`, in the format and the pixel count of the ground truth; each file is
             written when its video is done.
         progress: show a progress bar on stderr.
+        stop: asked before every frame. Once it is true, the result holds the videos that are finished, perhaps none.
 
     Raises:
         FileNotFoundError, ValueError: as `load_videos`, where not one video can be evaluated.
         OSError: the boxes cannot be written.
     """
     videos, problems = scan_videos(folder, one_based, check_evaluable)
-    outcomes = []
+    outcomes: list[VideoResult] = []
+    unfinished: tuple[str, ...] = ()
     with progress_bar(progress, transient=True) as bar:
         task = bar.add_task("frames", total=sum(map(len, videos)), status="")
-        for video in videos:
+        for number, video in enumerate(videos):
             bar.update(task, description=escape(video.name))
             try:
-                outcome = evaluate_video(video, tracker, lambda: bar.advance(task))
+                outcome = evaluate_video(video, tracker, lambda: bar.advance(task), stop)
+            except Stopped:
+                unfinished = tuple(each.name for each in videos[number:])
+                break
             except (OSError, ValueError, ArithmeticError) as error:
                 problems[video.name] = error
                 continue
             outcomes.append(outcome)
             if results is not None:
                 _save_boxes(outcome, video.origin, Path(results) / f"{video.name}.txt")
-    if not outcomes:
+    if not outcomes and not unfinished:
         raise_problems(folder, problems)
-    return EvaluationResult(tuple(outcomes), {name: str(error) for name, error in sorted(problems.items())})
+    skipped = {name: str(error) for name, error in sorted(problems.items())}
+    return EvaluationResult(tuple(outcomes), skipped, unfinished)
 
 
 def check_evaluable(video: Video) -> None:
@@ -183,10 +198,12 @@ def evaluate_video(
     video: Video,
     tracker: SingleObjectTracker | Callable[[], SingleObjectTracker],
     on_frame: Callable[[], object] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> VideoResult:
     """Run a tracker once over a video and score it; `on_frame` is called after every frame. See `evaluate_folder`.
 
     Raises:
+        Stopped: `stop`, which is asked before every frame, said so.
         ValueError: a video without anything to score, found before it is tracked; an unreadable frame; no box.
     """
     _check_scorable(video)
@@ -196,6 +213,8 @@ def evaluate_video(
     boxes = np.full((len(video), 4), np.nan)
     seconds = 0.0
     for index in range(len(video)):
+        if stop():
+            raise Stopped(f"{video.name}: stopped before frame {index} of {len(video)}")
         frame = video.frame(index)
         if index == 0:
             boxes[0] = video.boxes[0]

@@ -221,3 +221,16 @@ def test_plot(videos, tmp_path):
     assert f"standing: AUC {result.mean.auc:.3f}" in axes[0].get_legend().get_texts()[0].get_text()
     save_plot(result, tmp_path / "curves.png", "standing")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("asked, finished", [(0, 0), (3, 0), (6, 1), (8, 1), (11, 2)])
+def test_a_stop_keeps_the_videos_that_are_finished(videos, tmp_path, asked, finished):
+    """The videos have 6 and 5 frames; the stop comes when so many frames are done."""
+    answers = iter([False] * asked + [True] * 20)
+    result = evaluate_folder(videos, BrightSquare(), results=tmp_path / "boxes", stop=lambda: next(answers))
+    names = ("one_A", "zero_B")
+    assert tuple(video.name for video in result.videos) == names[:finished] and result.unfinished == names[finished:]
+    assert len(list(tmp_path.glob("boxes/*"))) == finished
+    if finished:
+        assert result.to_dict()["unfinished"] == list(names[finished:])
+        assert len(result.to_dict()["videos"]) == finished
