@@ -18,6 +18,9 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace ostf {
 namespace detail {
@@ -62,13 +65,10 @@ bool soon(F done) {
 }
 
 // The caller works too and waits only for threads that have taken work, so a pool with fewer threads than asked for (none
-// could be started, or the process has forked) is slower, never wrong.
+// could be started) is slower, never wrong.
 class Pool {
  public:
-  static Pool& instance() {
-    static Pool* pool = new Pool;  // never destroyed: its threads may outlive static destructors
-    return *pool;
-  }
+  static Pool& instance() { return **slot(); }
 
   void run(Job& job) {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -89,6 +89,21 @@ class Pool {
   }
 
  private:
+  // Never destroyed, because its threads may outlive static destructors. A forked child has none of the threads, and
+  // perhaps a mutex that one of them held: it begins with a new pool.
+  static Pool** slot() {
+    static Pool* pool = nullptr;
+    static const bool once = [] {
+      pool = new Pool;
+#if defined(__unix__) || defined(__APPLE__)
+      pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+#endif
+      return true;
+    }();
+    (void)once;
+    return &pool;
+  }
+
   void grow(int count) {
     try {
       for (; threads_ < count; ++threads_) std::thread([this] { loop(); }).detach();

@@ -1,0 +1,43 @@
+"""The thread pool of the CPU kernels: a process that forks leaves its threads behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FORKS = """
+import os, threading, torch
+from ostrack_fast import ops
+torch.set_num_threads(2)
+torch.manual_seed(0)
+qkv, expected = torch.randn(1, 320, 3, 2, 64), None
+stop = threading.Event()
+
+def attend():
+    with ops.use("native"):
+        return ops.attention(qkv)[0]
+
+def keep_the_pool_busy():
+    while not stop.is_set():
+        attend()
+
+expected = attend()
+threading.Thread(target=keep_the_pool_busy, daemon=True).start()
+for number in range(60):
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(2)
+        os._exit(0 if all(torch.equal(attend(), expected) for _ in range(3)) else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, (number, status)
+stop.set()
+print("60 children")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_computes_while_its_parent_did():
+    """Also where a thread of the parent held the pool's mutex at that moment."""
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "60 children" in done.stdout, done.stdout + done.stderr
