@@ -1,8 +1,9 @@
-"""The waterfall of the README, from committed results: a picture, and the table between its two marks.
+"""The waterfall, from committed results: a picture, and the tables between two marks of README.md and docs/speed.md.
 
-    python -m ostrack_fast.bench.waterfall [ROOT]  # bench/results/*model*.json -> docs/waterfall.png and README.md
+    python -m ostrack_fast.bench.waterfall [ROOT]  # reads bench/results/*model*.json, writes docs/waterfall.png too
 
-Bars are medians of one run with interleaved timing; each step keeps what those before it gained. A GPU comes first.
+The README shows one network, docs/speed.md all of them. Bars are medians of one run with interleaved timing; each step
+keeps what those before it gained. A GPU comes first.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ def steps(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: one for name, one in result["implementations"].items() if name == "upstream" or name.startswith("+")}
 
 
-def table(found: list[tuple[str, dict[str, Any]]]) -> str:
-    """For every network a table, with a group of columns for every machine and number of threads."""
+def tables(found: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """A table for every network, with a group of columns for every machine and number of threads."""
     networks: dict[str, dict[str, dict[str, Any]]] = {}
     for where, result in found:
         networks.setdefault(result["shape"].split(":")[0], {})[where] = result
-    parts = []
+    written = []
     for network, results in networks.items():
         columns = "".join(f" {where}: ms | x upstream |" for where in results)
-        parts += [f"| {network}, batch 1 |{columns} peak memory, MB |", "|---|" + "--:|--:|" * len(results) + "--:|"]
+        parts = [f"| {network}, batch 1 |{columns} peak memory, MB |", "|---|" + "--:|--:|" * len(results) + "--:|"]
         for name in dict.fromkeys(name for result in results.values() for name in result["implementations"]):
             label = name if name == "upstream" or name.startswith("+") else f"*{name}*"
             memory = ""
@@ -61,8 +62,14 @@ def table(found: list[tuple[str, dict[str, Any]]]) -> str:
                 if one["peak_bytes"]:
                     memory = f"{one['peak_bytes'] / 1e6:.0f}"
             parts.append(f"| {label} | {memory} |")
-        parts.append("")
-    return "\n".join(parts)
+        written.append("\n".join(parts) + "\n")
+    return written
+
+
+def replace_between_marks(path: Path, text: str) -> None:
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    path.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
 def milliseconds(one: dict[str, Any]) -> str:
@@ -98,16 +105,15 @@ def draw(found: list[tuple[str, dict[str, Any]]], picture: Path) -> None:
 
 def main() -> None:
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
-    results, readme = root / "bench" / "results", root / "README.md"
+    results = root / "bench" / "results"
     found = load(results)
     if not found:
         raise SystemExit(f"no *model*.json in {results}: run ostrack-fast bench model --json FILE first")
     draw(found, root / "docs" / "waterfall.png")
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n{table(found)}{END}{after}", encoding="utf-8")
-    print(f"{len(found)} networks: docs/waterfall.png and {readme.name} written")
+    written = tables(found)
+    replace_between_marks(root / "README.md", written[0])
+    replace_between_marks(root / "docs" / "speed.md", "\n".join(written))
+    print(f"{len(found)} results: docs/waterfall.png, README.md and docs/speed.md written")
 
 
 if __name__ == "__main__":

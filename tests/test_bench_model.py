@@ -45,10 +45,11 @@ def test_memory_of_an_implementation():
 
 
 def test_waterfall(tmp_path):
-    """Table and picture from a file of results, in a copy of what it writes to."""
+    """Tables and picture from files of results, in a copy of what it writes to."""
     for folder in ("bench/results", "docs"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "README.md").write_text("before\n<!-- waterfall -->\nold\n<!-- end of waterfall -->\nafter\n")
+    for page in ("README.md", "docs/speed.md"):
+        (tmp_path / page).write_text("before\n<!-- waterfall -->\nold\n<!-- end of waterfall -->\nafter\n")
 
     def implementation(seconds, ratio, memory):
         return {"seconds": seconds, "speedup_over": {"upstream": ratio}, "peak_bytes": memory}
@@ -65,6 +66,8 @@ def test_waterfall(tmp_path):
     (tmp_path / "bench/results/some-model.json").write_text(json.dumps(document))
     gpu = {"machine": {"cpu": "Some CPU", "gpus": ["Some GPU"]}, "results": [{**result, "device": "cuda:0"}]}
     (tmp_path / "bench/results/gpu-model.json").write_text(json.dumps(gpu).replace("0.02", "0.0005"))
+    other = json.dumps(document).replace("small: 96", "large: 384")
+    (tmp_path / "bench/results/z-model.json").write_text(other)
     command = [sys.executable, "-m", "ostrack_fast.bench.waterfall", tmp_path]
     subprocess.run(command, check=True)
     text = (tmp_path / "README.md").read_text()
@@ -74,6 +77,9 @@ def test_waterfall(tmp_path):
     assert "| + engine | 0.50 | 3.00 | 20.0 | 3.00 | 69 |" in text
     assert "| *torch.compile* | 50.0 | 1.20 | 50.0 | 1.20 |  |" in text
     assert "old" not in text and text.endswith("<!-- end of waterfall -->\nafter\n")
+    assert "large" not in text
+    page = (tmp_path / "docs/speed.md").read_text()
+    assert text.removesuffix("<!-- end of waterfall -->\nafter\n") in page and "| large, batch 1 |" in page
     assert (tmp_path / "docs/waterfall.png").stat().st_size > 1000
     for path in (tmp_path / "bench/results").iterdir():
         path.unlink()
