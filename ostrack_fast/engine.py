@@ -79,13 +79,15 @@ class Engine:
         dtype: str | torch.dtype = "auto",
         candidate_elimination: bool = True,
     ):
-        self.device = resolve_device(device)
+        on = resolve_device(device)
         with _isolated():
-            self.network = FrozenOSTrack(model, self.device, resolve_dtype(dtype, self.device), candidate_elimination)
-            self.cfg: ModelConfig = model.cfg
-            self.window = hann_window(self.cfg.search_grid).to(self.device)
-            self._bind_ops()
-            self._targets = self._allocate(1)
+            self._start(FrozenOSTrack(model, on, resolve_dtype(dtype, on), candidate_elimination), model.cfg, on)
+
+    def _start(self, network: FrozenOSTrack, cfg: ModelConfig, device: torch.device) -> None:
+        self.network, self.cfg, self.device = network, cfg, device
+        self.window = hann_window(cfg.search_grid).to(device)
+        self._bind_ops()
+        self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
         self._uses_graphs = self.device.type == "cuda"

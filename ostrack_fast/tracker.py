@@ -91,6 +91,25 @@ class Tracker(_OnEngine):
         FileNotFoundError: no such weights.
     """
 
+    @classmethod
+    def from_onnx(cls, path: str | Path, lost_below: float = 0.4, providers: Sequence[str] | None = None) -> Tracker:
+        """A tracker whose network is an ONNX file of `ostrack-fast export`, run by onnxruntime.
+
+        Args:
+            path: the file, exported with a batch of 1 or of any size.
+            providers: onnxruntime's execution providers, best first; by default the CPU's alone.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: not such a file.
+            ImportError: a package of the extra `export` is missing.
+        """
+        from .export.engine import OnnxEngine
+
+        tracker = cls.__new__(cls)
+        tracker.engine = OnnxEngine(path, providers)
+        tracker.cfg, tracker.lost_below = tracker.engine.cfg, lost_below
+        return tracker
+
     def initialize(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> None:
         """Take the target from the first frame.
 

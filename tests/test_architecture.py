@@ -11,9 +11,10 @@ PACKAGE = ROOT / "ostrack_fast"
 
 # Each layer may import itself and those after it.
 LAYERS = [
-    {"cli"},
+    {"cli", "adapters"},
     {"training", "evaluation", "visualization", "bench"},
     {"tracker", "drop_in", "read_network"},
+    {"export"},
     {"engine"},
     {"devices"},
     {"model"},

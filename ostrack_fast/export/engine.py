@@ -1,0 +1,82 @@
+"""Tracking with an exported ONNX file: the network runs in onnxruntime, crop and decode are the ops of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..devices import DTYPES
+from ..engine import Engine, _Targets
+from ..model import FrozenOSTrack
+from .formats import METADATA, open_session, run_session
+
+
+class _OnnxNetwork(NamedTuple):
+    """What an `Engine` reads of its network. The file's inputs are float32, and it ranks the candidates itself."""
+
+    products: torch.dtype
+    dtype: torch.dtype = torch.float32
+    eliminates: bool = False
+
+
+class OnnxEngine(Engine):
+    """An `Engine` whose network is an ONNX file that `export_model` wrote with a batch of 1 or of any size.
+
+    Args:
+        path: the file; it carries the model's configuration.
+        providers: onnxruntime's execution providers, best first; by default the CPU's alone.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an ONNX file of `export_model`, or one of another fixed batch size.
+        ImportError: a package of the extra `export` is missing.
+    """
+
+    def __init__(self, path: str | Path, providers: Sequence[str] | None = None):
+        self._session, facts = _open(Path(path), providers)
+        if facts["batch"] not in (1, None):
+            raise ValueError(
+                f"{path} takes {facts['batch']} targets at once: export it with a batch of 1 or of any size"
+            )
+        self._one_by_one = facts["batch"] == 1
+        # Only what `_OnnxNetwork` has is read: all methods that read more are overridden below.
+        network = cast(FrozenOSTrack, _OnnxNetwork(DTYPES[facts["dtype"]]))
+        self._start(network, ModelConfig.from_dict(facts["config"]), torch.device("cpu"))
+
+    def _allocate(self, rows: int) -> _Targets:
+        size = self.cfg.template_size
+        # The template's image takes the place of its tokens, and its first qkv is computed inside the file.
+        return _Targets(
+            torch.zeros(rows, 3, size, size, dtype=torch.float32, device="cpu"),
+            torch.zeros(rows, 0, dtype=torch.float32, device="cpu"),
+            torch.zeros(rows, 0, dtype=torch.bool, device="cpu"),
+            torch.ones(rows, 4, dtype=torch.float64, device="cpu"),
+        )
+
+    def _set_templates(self, rows: slice, images: Tensor) -> None:
+        self._targets.tokens[rows] = images
+
+    def _maps(self, rows: int, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        template = self._targets.tokens[:rows]
+        if not self._one_by_one:
+            return run_session(self._session, template, search)
+        each = [run_session(self._session, z, x) for z, x in zip(template.split(1), search.split(1), strict=True)]
+        score, size, offset = (torch.cat(maps) for maps in zip(*each, strict=True))
+        return score, size, offset
+
+
+def _open(path: Path, providers: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
+    """The session of a file, and what `export_model` noted in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give an ONNX file that ostrack-fast export wrote")
+    session = open_session(path, providers)
+    noted = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if noted is None:
+        raise ValueError(f"{path} was not written by ostrack-fast export: it does not carry the model's configuration")
+    return session, json.loads(noted)

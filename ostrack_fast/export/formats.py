@@ -1,0 +1,137 @@
+"""The files an exported network comes as: each is written by one function and run by another."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+INPUTS = ("template", "search")
+OUTPUTS = ("score_map", "size_map", "offset_map")
+# What OpenCV's `TrackerVit` asks its network for.
+OPENCV_OUTPUTS = ("output1", "output2", "output3")
+
+METADATA = "ostrack_fast"  # key of the JSON in an ONNX file's metadata
+
+Maps = tuple[Tensor, Tensor, Tensor]
+Run = Callable[[Tensor, Tensor], Maps]
+
+
+class Format(NamedTuple):
+    """`write(program, path, facts)` writes a file; `load(path)` returns what runs it on template and search crops."""
+
+    suffix: str
+    write: Callable[[ExportedProgram, str, Mapping[str, Any]], None]
+    load: Callable[[str], Run]
+
+
+def write_onnx(program: ExportedProgram, path: str, facts: Mapping[str, Any]) -> None:
+    """An ONNX file, its weights inside. `facts` go to its metadata; `facts["dtype"]` "int8" quantizes it."""
+    require_onnx()
+    onnx_program = torch.onnx.export(
+        program,
+        input_names=INPUTS,
+        output_names=facts["outputs"],
+        opset_version=20,  # the first with Gelu, whose longhand crashes OpenCV 5.0
+        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        verbose=False,
+    )
+    assert onnx_program is not None  # it is None only for TorchScript
+    onnx_program.model.metadata_props[METADATA] = json.dumps(dict(facts))
+    onnx_program.save(path, external_data=False)
+    if facts["dtype"] == "int8":
+        _quantize(path)
+
+
+def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """`Tensor.sort(stable=True)`: ONNX's TopK puts equal values in the order of their indices, as its text says."""
+    from onnxscript import opset18
+
+    count: Any = opset18.Constant(value_ints=[values.shape[dim]])
+    return opset18.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def _quantize(path: str) -> None:
+    """The linear layers' weights to int8, one scale a channel; their inputs are quantized as they come.
+
+    Weights get seven bits: without VNNI, x86 processors add pairs of products in 16 bits, which eight would overflow.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    # The preparation that onnxruntime asks for, shape inference and constant folding, the exporter has done.
+    onnx.helper.set_model_props(
+        model, {**{p.key: p.value for p in model.metadata_props}, "onnx.quant.pre_process": "onnxruntime.quant"}
+    )
+    quantize_dynamic(
+        model, path, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True, weight_type=QuantType.QInt8
+    )
+
+
+def load_onnx(path: str) -> Run:
+    """What runs an ONNX file on the CPU with onnxruntime."""
+    session = open_session(path)
+
+    def run(template: Tensor, search: Tensor) -> Maps:
+        return run_session(session, template, search)
+
+    return run
+
+
+def open_session(path: str | Path, providers: Sequence[str] | None = None) -> Any:
+    """An onnxruntime session; `providers` as onnxruntime names them, by default the CPU's."""
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
+
+
+def run_session(session: Any, template: Tensor, search: Tensor) -> Maps:
+    """The maps score, size and offset for float32 CPU tensors (B,3,Z,Z) and (B,3,X,X)."""
+    arrays: list[np.ndarray] = session.run(None, dict(zip(INPUTS, (template.numpy(), search.numpy()), strict=True)))
+    score, size, offset = map(torch.from_numpy, arrays)
+    return score, size, offset
+
+
+def require_onnx() -> None:
+    """Raise ImportError, saying how to install it, if an ONNX package is missing."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"{name} is not installed: pip install 'ostrack_fast[export]'")
+
+
+def _write_pt2(program: ExportedProgram, path: str, facts: Mapping[str, Any]) -> None:
+    torch.export.save(program, path, extra_files={f"{METADATA}.json": json.dumps(dict(facts))})
+
+
+def _load_pt2(path: str) -> Run:
+    return torch.export.load(path).module()
+
+
+def _write_aoti(program: ExportedProgram, path: str, facts: Mapping[str, Any]) -> None:
+    # PyTorch names the package itself unless the name ends in .pt2.
+    metadata = {METADATA: json.dumps(dict(facts))}
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=path, inductor_configs={"aot_inductor.metadata": metadata}
+    )
+
+
+def _load_aoti(path: str) -> Run:
+    return torch._inductor.aoti_load_package(path)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(".onnx", write_onnx, load_onnx),
+    "pt2": Format(".pt2", _write_pt2, _load_pt2),
+    "aoti": Format(".pt2", _write_aoti, _load_aoti),
+}

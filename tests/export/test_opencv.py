@@ -1,0 +1,71 @@
+"""OpenCV reads an exported file, and its TrackerVit tracks with it."""
+
+from math import ceil, floor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast.engine import hann_window
+from ostrack_fast.export.opencv import trackervit_params
+from ostrack_fast.ops import reference
+
+from .conftest import decided, run_model
+
+OUTPUTS = ("output1", "output2", "output3")
+
+
+@pytest.fixture
+def path(exported):
+    return str(exported(layout="opencv"))
+
+
+def test_opencv_computes_the_models_maps(path, model):
+    images = decided(model, 1)
+    net = cv2.dnn.readNet(path)
+    for name, image in zip(("template", "search"), images, strict=True):
+        net.setInput(image.numpy(), name)
+    for expected, found in zip(run_model(model, images), net.forward(OUTPUTS), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=1e-4)
+
+
+def crop(frame, box, factor, size):
+    """TrackerVit's crop around a box of whole pixels: the normalized patch, its corner and its side."""
+    x, y, w, h = box
+    side = ceil((w * h) ** 0.5 * factor)
+    left, top = x + int((w - side) / 2), y + int((h - side) / 2)  # C++ rounds towards zero
+    # It reads the frame's last row and column, which the published crop counts as border.
+    wider = np.pad(frame, ((0, 1), (0, 1), (0, 0)))
+    pixels = torch.from_numpy(reference.crop_pixels(wider, left, top, side, size)).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (reference.IMAGE_MEAN, reference.IMAGE_STD))
+    return ((pixels - mean) / std)[None], (left, top), side
+
+
+def locate(model, template, frame, box):
+    """What TrackerVit should find: the box before it is floored, and the window times score."""
+    search, corner, side = crop(frame, box, 4, 256)
+    maps = run_model(model, (template, search))
+    window = hann_window(16)
+    found, _ = reference.decode(*maps, window)
+    cx, cy, w, h = (side * found[0]).tolist()
+    return (cx - w / 2 + corner[0], cy - h / 2 + corner[1], w, h), float((maps[0] * window).max())
+
+
+def test_trackervit_finds_what_the_model_finds(path, model):
+    """Its frames are RGB, its crops those of the published code but for whole pixels and the frame's last row."""
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 256, (7, 30, 40, 3), dtype=np.uint8)
+    frames = [cv2.resize(image, (320, 240), interpolation=cv2.INTER_CUBIC) for image in small]
+    box = (130, 90, 48, 37)
+    params = trackervit_params(path)
+    params.tracking_score_threshold = 0.0
+    tracker = cv2.TrackerVit_create(params)
+    tracker.init(frames[0], box)
+    template, *_ = crop(frames[0], box, 2, 128)
+    for frame in frames[1:]:
+        expected, score = locate(model, template, frame, box)
+        found, box = tracker.update(frame)
+        assert found
+        assert tracker.getTrackingScore() == pytest.approx(score, abs=1e-4)
+        assert [abs(a - floor(b)) <= 1 for a, b in zip(box, expected, strict=True)] == [True] * 4
