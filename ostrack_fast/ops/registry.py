@@ -216,6 +216,8 @@ class Op(_Declaration):
         _library.impl(name, self._differentiable, "Autograd")
         torch.library.register_fake(f"ostrack_fast::{name}", self._fake, lib=_library)
         self.overload = getattr(torch.ops.ostrack_fast, name).default
+        kinds = [argument.type for argument in self.overload._schema.arguments]
+        self._tensors = [index for index, kind in enumerate(kinds) if isinstance(kind, torch.TensorType)]
         OPS[name] = self
 
     def __call__(self, *arguments: Any) -> Any:
@@ -223,6 +225,12 @@ class Op(_Declaration):
 
     def _checked(self, arguments: tuple) -> tuple:
         arguments = self.complete(arguments, {})  # PyTorch leaves trailing ones out that equal their defaults
+        for index, (name, value) in enumerate(zip(self.parameters, arguments, strict=True)):
+            # PyTorch lets None pass as the undefined tensor of C++.
+            if value is None and index in self._tensors:
+                raise TypeError(f"{self.name}: {name} must be a tensor, is None")
+            if isinstance(value, Tensor) and value.layout != torch.strided:
+                raise ValueError(f"{self.name}: {name} is {value.layout}: give it as {name}.to_dense()")
         self.check(*arguments)
         return arguments
 

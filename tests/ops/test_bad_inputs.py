@@ -82,6 +82,15 @@ def test_strides(backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_what_is_no_dense_tensor(backend, op):
+    first, value = next(iter(good(op).items()))
+    with pytest.raises(TypeError, match=f"{op}: {first} must be a tensor, is None"):
+        run(op, **{first: None})
+    with pytest.raises(ValueError, match=f"{op}: {first} is torch.sparse_coo: give it as {first}.to_dense"):
+        run(op, **{first: value.to_sparse()})
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_tensors_in_inference_mode_and_out_of_it(backend, op):
     expected = run(op)
     with torch.inference_mode():
