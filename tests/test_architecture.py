@@ -1,4 +1,4 @@
-"""Imports point one way, and what must stay out of the package stays out."""
+"""Imports point one way and never in a circle, private names stay private, and the kernels stand alone."""
 
 import ast
 import sys
@@ -8,6 +8,37 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ostrack_fast"
+# Folders and the packages that they are installed as.
+FOLDERS = {PACKAGE: "ostrack_fast", ROOT / "kernels": "ostrack_fast.kernels", ROOT / "bench": "ostrack_fast.bench"}
+
+
+def all_modules():
+    """{name of the module: its file}, the compiled one's stub included."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in (*folder.rglob("*.py"), *folder.rglob("*.pyi")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = all_modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imported(module):
+    """The project's modules that this one imports, also inside functions and under TYPE_CHECKING."""
+    package = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{source}.{alias.name}"
+                yield from [name] if name in MODULES else [source] if source in MODULES else []
+
 
 # Each layer may import itself and those after it.
 LAYERS = [
@@ -29,33 +60,60 @@ def layer(name):
     return next((depth for depth, names in enumerate(LAYERS) if name in names), None)
 
 
-def modules():
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in TOP or path.parent != PACKAGE)
+def place(module):
+    """The part of the package that a module belongs to."""
+    return [*module.split("."), "__init__"][1]
 
 
-def imported(path):
-    """Top-level names inside the package that a module imports, wherever in the module it does."""
-    package = ["ostrack_fast", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if place(name) not in TOP))
+def test_imports_point_one_way(module):
+    own = layer(place(module))
+    assert own is not None, f"{place(module)} has no layer"
+    for name in imported(module):
+        # The package itself is imported for its version alone.
+        if name != "ostrack_fast":
+            assert layer(place(name)) is not None, f"{place(name)} has no layer"
+            assert layer(place(name)) >= own, f"{module} imports {name}, which lies above it"
+
+
+def test_no_circles():
+    """Take away what imports nothing that is left, again and again: what stays imports itself in a circle."""
+    left = {name: set(imported(name)) - {name} for name in MODULES}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left, f"these import each other in a circle: {sorted(left)}"
+
+
+def private(name):
+    # _C is the name of the compiled module.
+    return name.startswith("_") and not name.startswith("__") and name != "_C"
+
+
+def defined(tree):
+    """Names that a file gives to its own functions, classes, variables and attributes of `self`."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+            yield node.attr
+
+
+def used(tree):
+    """Attributes of anything, and names imported from elsewhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names = [module] if module != "ostrack_fast" else [f"ostrack_fast.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name.split(".")[1] for name in names if name.startswith("ostrack_fast."))
+            yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert layer(own) is not None, f"{own} has no layer"
-    for name in imported(path):
-        if name == "__version__":
-            continue
-        assert layer(name) is not None and layer(name) >= layer(own), f"{own} imports {name}, which lies above it"
+def test_private_names_stay_in_their_file():
+    own = {module: set(defined(tree)) for module, tree in TREES.items()}
+    hidden = {name for names in own.values() for name in names if private(name)}
+    borrowed = [(module, name) for module, tree in TREES.items() for name in used(tree) if name in hidden - own[module]]
+    assert not borrowed
 
 
 def test_the_kernels_import_nothing_of_the_package():
