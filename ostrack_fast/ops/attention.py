@@ -117,7 +117,9 @@ def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:
 
 
 def _gradient(ctx: Any, grad_out: Tensor | None, grad_score: Tensor | None, _: None) -> tuple:
-    return attention_backward_op(*ctx.saved_tensors, grad_out, grad_score), None
+    # No backend has a kernel for the gradient of the score.
+    backward = attention_backward_op if grad_score is None and grad_out is not None else attention_backward
+    return backward(*ctx.saved_tensors, grad_out, grad_score), None
 
 
 def _native_cpu(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -190,7 +190,7 @@ def test_json_layout(videos, tmp_path):
     result = evaluate_folder(videos, Standing())
     result.save(tmp_path / "out.json", tracker={"name": "standing"})
     read = json.loads((tmp_path / "out.json").read_text())
-    assert list(read) == ["tracker", "format", "thresholds", "mean", "videos", "skipped"]
+    assert list(read) == ["tracker", "format", "thresholds", "mean", "videos", "skipped", "unfinished"]
     assert read["format"] == 1
     numbers = {*SCALARS, "fps"}
     assert set(read["mean"]) == {*numbers, "curves"}

@@ -1,6 +1,6 @@
 """Call the CPU kernels of one library at odd sizes, in a process that a sanitizer was loaded into.
 
-    python sanitized_calls.py LIBRARY CALLS [one row too many]
+    python sanitized_calls.py LIBRARY CALLS [one row too few]
 
 CALLS is a folder that `test_sanitized.py` wrote: the registry's samples as calls of the C ABI, because torch does not
 run under the sanitizers. What the kernels compute is checked elsewhere; here memory is: every array has exactly the
@@ -26,13 +26,18 @@ class Library:
         self._library = ctypes.CDLL(path)
         self.calls = 0
 
-    def views(self, name: str, arguments: list, threads: int, extra: int) -> None:
-        """A call whose tensors cross as views; int is int64_t, float double, None a null pointer."""
-        converted = []
+    def views(self, name: str, arguments: list, threads: int, short: bool) -> None:
+        """A call whose tensors cross as views; int is int64_t, float double, None a null pointer.
+
+        short: plant a fault, the first tensor's memory lacks the last row that its view promises.
+        """
+        converted, kept = [], []
         for value in arguments:
-            if isinstance(value, np.ndarray):
-                rows = (value.shape[0] + extra, *value.shape[1:]) if extra and not converted else None
-                converted.append(ctypes.byref(view(value, rows)))
+            if isinstance(value, np.ndarray) and short and not converted:
+                kept.append(value.reshape(-1)[: -value.shape[-1]].copy())
+                converted.append(ctypes.byref(view(kept[0], value.shape)))
+            elif isinstance(value, np.ndarray):
+                converted.append(ctypes.byref(view(value)))
             elif value is None:
                 converted.append(ctypes.c_void_p(None))
             else:
@@ -66,15 +71,15 @@ def empty(dtype: int, *shape: int) -> np.ndarray:
     return np.empty(shape, np.float32 if dtype == F32 else np.uint16)
 
 
-def recorded(call: Library, folder: Path, extra: int = 0) -> None:
-    """Every recorded call on one thread and on two; `extra` rows more than there are in the first tensor."""
+def recorded(call: Library, folder: Path, short: bool) -> None:
+    """Every recorded call on several numbers of threads; with `short`, the first tensor lacks its last row."""
     arrays = dict(np.load(folder / "arrays.npz"))
     for key in arrays:
         if key.endswith(" channels last"):
             arrays[key] = arrays[key].transpose(0, 3, 1, 2)
     for name, arguments in json.loads((folder / "calls.json").read_text()):
-        for threads in (1, 2):
-            call.views(name, [arrays[a] if isinstance(a, str) else a for a in arguments], threads, extra)
+        for threads in (1, 2, 3, 4, 5, 7):
+            call.views(name, [arrays[a] if isinstance(a, str) else a for a in arguments], threads, short)
 
 
 def packed(call: Library, dtype: int, outputs: int, inputs: int, taps: int, groups: int, threads: int) -> np.ndarray:
@@ -121,7 +126,7 @@ def restore_conv3x3(call: Library) -> None:
 
 def main() -> None:
     call, folder = Library(sys.argv[1]), Path(sys.argv[2])
-    recorded(call, folder, extra=bool(sys.argv[3:]))
+    recorded(call, folder, short=bool(sys.argv[3:]))
     size, kinds = np.zeros(1, np.int64), []
     for dtype in (F32, BF16, I8):  # what this processor, or the capability asked for, has kernels for
         try:

@@ -61,7 +61,8 @@ def calls(tmp_path_factory):
             converted = []
             for value in arguments:
                 if isinstance(value, torch.Tensor):
-                    last = value.dim() == 4 and not value.is_contiguous()  # channels last
+                    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+                    last &= not value.is_contiguous()
                     key = f"{len(arrays)}{' channels last' if last else ''}"
                     arrays[key] = as_numpy(value.permute(0, 2, 3, 1) if last else value)
                     value = key
@@ -104,6 +105,6 @@ def test_no_kernel_leaves_its_arrays(library, calls, capability):
 
 
 def test_the_sanitizer_sees_a_row_too_many(library, calls):
-    done = run(library, "portable", calls, "one row too many")
+    done = run(library, "portable", calls, "one row too few")
     assert done.returncode == OVERRUN, done.stderr
     assert "heap-buffer-overflow" in done.stderr
