@@ -117,9 +117,11 @@ def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:
 
 
 def _gradient(ctx: Any, grad_out: Tensor | None, grad_score: Tensor | None, _: None) -> tuple:
+    arguments = (*ctx.saved_tensors, grad_out, grad_score)
     # No backend has a kernel for the gradient of the score.
-    backward = attention_backward_op if grad_score is None and grad_out is not None else attention_backward
-    return backward(*ctx.saved_tensors, grad_out, grad_score), None
+    if grad_score is not None or grad_out is None:
+        return attention_backward(*arguments), None
+    return attention_backward_op(*arguments), None
 
 
 def _native_cpu(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
