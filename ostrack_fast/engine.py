@@ -45,7 +45,7 @@ def _isolated() -> Iterator[None]:
         yield
 
 
-class _Targets(NamedTuple):
+class Targets(NamedTuple):
     """One row for each target: `tokens` and `qkv` of its template, mask (n,T) bool, box (n,4) float64 xywh, pixels."""
 
     tokens: Tensor
@@ -114,11 +114,11 @@ class Engine:
         """Compute dtype of the matmuls: float32, float16, bfloat16 or int8."""
         return self.network.products
 
-    def _allocate(self, rows: int) -> _Targets:
+    def _allocate(self, rows: int) -> Targets:
         cfg, device = self.cfg, self.device
         tokens = cfg.template_grid**2
         # CUDA graphs run at power-of-two batch sizes, so unused rows are computed too. Ones keep their boxes valid.
-        return _Targets(
+        return Targets(
             torch.ones(rows, tokens, cfg.embed_dim, dtype=torch.float32, device=device),
             torch.ones(rows, tokens, 3 * cfg.embed_dim, dtype=self.network.dtype, device=device),
             torch.ones(rows, tokens, dtype=torch.bool, device=device),

@@ -201,23 +201,29 @@ def test_frames_too_large_for_the_format(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.fixture
-def file_size_limit():
-    """Sets a limit in this process: writes beyond fail as on a full disk."""
+@contextlib.contextmanager
+def file_size_limit(limit):
+    """Writes of this process beyond the limit fail as on a full disk. Also pytest's own, so only inside."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.parametrize("limit", [0, 40, 6000, 100_000])
-def test_a_video_that_does_not_arrive_replaces_none(tmp_path, file_size_limit, limit):
+def test_a_video_that_does_not_arrive_replaces_none(tmp_path, limit):
     write(tmp_path / "a.mp4")
     before = (tmp_path / "a.mp4").read_bytes()
     rng = np.random.default_rng(0)
-    file_size_limit(limit)
-    with pytest.raises(OSError, match=r"a\.mp4.*"), VideoWriter(tmp_path / "a.mp4", 25) as video:
+    with (
+        file_size_limit(limit),
+        pytest.raises(OSError, match=r"a\.mp4.*"),
+        VideoWriter(tmp_path / "a.mp4", 25) as video,
+    ):
         for _ in range(12):
             video.write(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8))
     assert names(tmp_path) == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == before

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..devices import DTYPES
-from ..engine import Engine, _Targets
+from ..engine import Engine, Targets
 from ..model import FrozenOSTrack
 from .formats import METADATA, open_session, run_session
 
@@ -49,10 +49,10 @@ class OnnxEngine(Engine):
         network = cast(FrozenOSTrack, _OnnxNetwork(DTYPES[facts["dtype"]]))
         self._start(network, ModelConfig.from_dict(facts["config"]), torch.device("cpu"))
 
-    def _allocate(self, rows: int) -> _Targets:
+    def _allocate(self, rows: int) -> Targets:
         size = self.cfg.template_size
         # The template's image takes the place of its tokens, and its first qkv is computed inside the file.
-        return _Targets(
+        return Targets(
             torch.zeros(rows, 3, size, size, dtype=torch.float32, device="cpu"),
             torch.zeros(rows, 0, dtype=torch.float32, device="cpu"),
             torch.zeros(rows, 0, dtype=torch.bool, device="cpu"),
