@@ -20,7 +20,7 @@ from .evaluation.conftest import videos
 from .test_cli import make_video, run, video, weights
 from .test_video import avi, file_size_limit, names
 
-__all__ = ["file_size_limit", "run", "video", "videos", "weights"]
+__all__ = ["run", "video", "videos", "weights"]
 
 
 @pytest.fixture
@@ -62,12 +62,12 @@ def test_frames_that_change_size(track, tmp_path):
     assert written.size == (128, 96) and len(list(written)) == 5
 
 
-def test_one_output_that_cannot_be_written_costs_no_other(track, video, tmp_path, file_size_limit):
+def test_one_output_that_cannot_be_written_costs_no_other(track, video, tmp_path):
     make_video(tmp_path / "o.mp4", 3)
     before = (tmp_path / "o.mp4").read_bytes()
     outputs = ("-o", tmp_path / "o.mp4", "--plot", tmp_path / "p.png", "--boxes", tmp_path / "b.txt")
-    file_size_limit(2000)
-    code, _, err = track(video, *outputs)
+    with file_size_limit(2000):
+        code, _, err = track(video, *outputs)
     assert code == 2 and "o.mp4 cannot be written" in err and "p.png cannot be written: File too large" in err
     assert len(lines(tmp_path / "b.txt")) == 12 and (tmp_path / "o.mp4").read_bytes() == before
     assert names(tmp_path) == ["b.txt", "in.mp4", "o.mp4", "tiny.safetensors"]

@@ -8,7 +8,8 @@ declares what is built once and called often, like a linear layer with prepacked
 Backends: `native`, the compiled extension (C++ on CPU tensors, CUDA on GPU tensors); `triton`; `reference`, plain
 PyTorch. In auto mode the first backend that supports a call runs it. If that backend fails, the call raises: it never
 falls back. `use("triton")`, or the environment variable OSTRACK_FAST_BACKEND, forces a backend on all that is declared
-to have it, and a call it cannot run raises with the reason. Public functions choose at each call; what is built or bound chooses once, when it is made.
+to have it, and a call it cannot run raises with the reason. Public functions choose at each call; what is built or
+bound chooses once, when it is made.
 
 To add an op: a file like `eliminate.py` beside this one, and its name in `__init__`.
 """

@@ -43,7 +43,9 @@ def view(array: np.ndarray, shape: tuple[int, ...] | None = None) -> Tensor:
         strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     shape = array.shape if shape is None else shape
     fill = (0,) * (5 - len(shape))
-    return Tensor(
+    found = Tensor(
         array.ctypes.data, _CODES[array.dtype], len(shape), (ctypes.c_int64 * 5)(*shape, *fill),
         (ctypes.c_int64 * 5)(*strides, *fill),
     )  # fmt: skip
+    found.array = array  # its memory lives as long as the view
+    return found
