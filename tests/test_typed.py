@@ -63,7 +63,7 @@ score: str = tracker.track(1).score
 
 
 def strict(path):
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file", "", str(path)]
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", "cache", str(path)]
     environment = dict(os.environ)
     home = Path(ostrack_fast.__file__).parents[1]
     if home.name != "site-packages":
