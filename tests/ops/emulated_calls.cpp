@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "cpu/half.h"
@@ -54,15 +55,44 @@ void print(const char* name, const std::vector<uint16_t>& values) {
   print(name, wide);
 }
 
+template <class T> struct code_of;
+template <> struct code_of<float> { static constexpr ostf_dtype value = OSTF_F32; };
+template <> struct code_of<double> { static constexpr ostf_dtype value = OSTF_F64; };
+template <> struct code_of<uint16_t> { static constexpr ostf_dtype value = OSTF_BF16; };
+template <> struct code_of<uint8_t> { static constexpr ostf_dtype value = OSTF_U8; };
+template <> struct code_of<int64_t> { static constexpr ostf_dtype value = OSTF_I64; };
+
+// A dense view; with `strides` (in elements), one of a part of what `values` holds.
 template <class T>
-void attention(int dtype, const std::vector<T>& qkv, const char* name, int threads) {
+ostf_tensor view(const T* values, std::initializer_list<int64_t> shape, std::initializer_list<int64_t> strides = {}) {
+  ostf_tensor tensor = {const_cast<T*>(values), code_of<T>::value, static_cast<int32_t>(shape.size()), {}, {}};
+  int64_t dense = 1;
+  for (int i = tensor.ndim - 1; i >= 0; --i) {
+    tensor.shape[i] = shape.begin()[i];
+    tensor.stride[i] = strides.size() ? strides.begin()[i] : dense;
+    dense *= tensor.shape[i];
+  }
+  return tensor;
+}
+
+template <class T>
+ostf_tensor view(const std::vector<T>& values, std::initializer_list<int64_t> shape) {
+  return view(values.data(), shape);
+}
+
+template <class T>
+void attention(const std::vector<T>& qkv, const char* name, int threads) {
   constexpr int B = 2, N = 70, T_ = 20, H = 2, D = 33, row = 3 * H * D;
   std::vector<uint8_t> mask(T_);
   mask[3] = mask[17] = 1;
   std::vector<T> out(B * N * H * D);
   std::vector<float> score(B * (N - T_)), lse(B * H * N);
-  check(ostf_cpu_attention(dtype, qkv.data(), N * row, row, qkv.data() + H * D, N * row, row, mask.data(), 1, out.data(),
-                           N * H * D, score.data(), lse.data(), B, N, N, H, D, T_, threads), OSTF_OK, name);
+  const ostf_tensor q = view(qkv.data(), {B, N, H, D}, {N * row, row, D, 1});
+  const ostf_tensor kv = view(qkv.data() + H * D, {B, N, 2, H, D}, {N * row, row, H * D, D, 1});
+  ostf_tensor selected = view(mask, {T_});
+  selected.dtype = OSTF_BOOL;
+  const ostf_tensor outs = view(out, {B, N, H * D}), scores = view(score, {B, N - T_}), lses = view(lse, {B, H, N});
+  check(ostf_cpu_attention(&q, &kv, &selected, &outs, &scores, &lses, threads), OSTF_OK, name);
   print(name, out);
   print("score", score);
   print("lse", lse);
@@ -76,17 +106,19 @@ void tokens(int threads) {
   }
   std::vector<float> out(B * (T + K) * C), map(B * C * F * F);
   const std::vector<float> before = numbers(B * (T + S) * C), score = numbers(B * S);
-  check(ostf_cpu_eliminate(4, before.data(), score.data(), ids.data(), out.data(), left.data(), removed.data(), B, T, S,
-                           K, C, threads), OSTF_OK, "eliminate");
+  const ostf_tensor all = view(before, {B, T + S, C}), scores = view(score, {B, S}), cells = view(ids, {B, S});
+  const ostf_tensor outs = view(out, {B, T + K, C}), lefts = view(left, {B, K}), gone = view(removed, {B, S - K});
+  check(ostf_cpu_eliminate(&all, &scores, &cells, &outs, &lefts, &gone, threads), OSTF_OK, "eliminate");
   print("eliminate", out);
   print("ids", left);
   print("removed", removed);
   const std::vector<float> kept = numbers(B * K * C), weight = numbers(C), bias = numbers(C);
   const std::vector<float> products = numbers(B * K * 9 * C);
-  check(ostf_cpu_restore(4, kept.data(), left.data(), map.data(), B, K, C, F, threads), OSTF_OK, "restore");
+  const ostf_tensor keeps = view(kept, {B, K, C}), weights = view(weight, {C}), biases = view(bias, {C});
+  const ostf_tensor dense = view(map, {B, C, F, F}), last = view(map.data(), {B, C, F, F}, {F * F * C, 1, F * C, C});
+  check(ostf_cpu_restore(&keeps, &lefts, nullptr, nullptr, &dense, 0, threads), OSTF_OK, "restore");
   print("restore", map);
-  check(ostf_cpu_restore_norm(OSTF_F32, kept.data(), left.data(), weight.data(), bias.data(), 1e-6, OSTF_F32, map.data(),
-                              B, K, C, F, threads), OSTF_OK, "restore_norm");
+  check(ostf_cpu_restore(&keeps, &lefts, &weights, &biases, &last, 1e-6, threads), OSTF_OK, "restore with a LayerNorm");
   print("restore_norm", map);
   check(ostf_cpu_restore_conv3x3(products.data(), left.data(), bias.data(), OSTF_F32, map.data(), B, K, C, F, 2,
                                  threads), OSTF_OK, "restore_conv3x3");
@@ -101,17 +133,19 @@ void frame(int threads) {
   const std::vector<float> mean(3, 0.5f), window = numbers(F * F);
   const std::vector<float> score = numbers(B * F * F), size = numbers(2 * B * F * F), offset = numbers(2 * B * F * F);
   std::vector<float> patch(B * 3 * Z * Z), box(B * 4), best(B);
-  check(ostf_cpu_crop(OSTF_F32, pixels.data(), height, width, boxes.data(), 4.0, mean.data(), mean.data(), patch.data(),
-                      scale.data(), B, Z, threads), OSTF_OK, "crop");
+  const ostf_tensor image = view(pixels, {height, width, 3}), before = view(boxes, {B, 4}), mid = view(mean, {3});
+  const ostf_tensor patches = view(patch, {B, 3, Z, Z}), scales = view(scale, {B});
+  check(ostf_cpu_crop(&image, &before, &mid, &mid, &patches, &scales, 4.0, threads), OSTF_OK, "crop");
   print("crop", patch);
   print("scale", scale);
-  check(ostf_cpu_decode(OSTF_F32, score.data(), size.data(), offset.data(), window.data(), box.data(), best.data(), B, F,
-                        threads), OSTF_OK, "decode");
+  const ostf_tensor score_map = view(score, {B, 1, F, F}), size_map = view(size, {B, 2, F, F});
+  const ostf_tensor offset_map = view(offset, {B, 2, F, F}), hann = view(window, {F, F});
+  const ostf_tensor found = view(box, {B, 4}), bests = view(best, {B}), after = view(moved, {B, 4});
+  check(ostf_cpu_decode(&score_map, &size_map, &offset_map, &hann, &found, &bests, threads), OSTF_OK, "decode");
   print("decode", box);
   print("best", best);
-  check(ostf_cpu_advance(box.data(), boxes.data(), height, width, 4.0, 10.0, moved.data(), B, threads), OSTF_OK,
-        "advance");
-  print("advance", moved);
+  check(ostf_cpu_update_box(&found, &before, &after, height, width, 4.0, 10.0, threads), OSTF_OK, "update_box");
+  print("update_box", moved);
 }
 
 }  // namespace
@@ -123,8 +157,8 @@ int main() {
   }
   for (const int threads : {1, 2}) {
     constexpr int count = 2 * 70 * 3 * 2 * 33;
-    attention(OSTF_F32, numbers(count), "attention_float32", threads);
-    attention(OSTF_BF16, halves(count), "attention_bfloat16", threads);
+    attention(numbers(count), "attention_float32", threads);
+    attention(halves(count), "attention_bfloat16", threads);
     tokens(threads);
     frame(threads);
   }
