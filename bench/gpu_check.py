@@ -32,7 +32,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ostrack_fast"
 WORK = ROOT / "build" / "gpu_check"  # what a machine need not hand out: compiled Triton kernels
-PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider")
+PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={ROOT}")
+TESTS = str(ROOT / "tests")
+LINK = (sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--in-place")
 # It takes the whole memory of the GPU, which tests in other processes need.
 ALONE = "tests/test_soak.py::test_out_of_memory_leaves_a_usable_process"
 NETWORKS = ("ostrack_256_ce", "ostrack_384_ce")
@@ -84,8 +86,9 @@ def _bench(suite: str, names: str, seconds: int, out: Path, *options: str, call:
 def _first_call(device: str, out: Path) -> Iterator[Step]:
     gpu = device != "cpu"
     # Without a build Triton's kernels still serve every op: the script goes on in place.
-    install = f"{shlex.quote(sys.executable)} -m pip install --no-index --no-deps --no-build-isolation -e ."
-    link = f"{shlex.quote(sys.executable)} bench/gpu_check.py --in-place"
+    install = f"{shlex.quote(sys.executable)} -m pip install --no-index --no-deps --no-build-isolation -e "
+    install += shlex.quote(str(ROOT))
+    link = shlex.join(LINK)
     # For the one GPU that is here, a Hopper unless the environment says otherwise: a seventh of the time for all.
     architecture = os.environ.get("OSTRACK_FAST_CUDA_ARCHITECTURES", "90-real")
     environment = {"OSTRACK_FAST_CUDA": "ON", "OSTRACK_FAST_CUDA_ARCHITECTURES": architecture}
@@ -101,14 +104,14 @@ def _first_call(device: str, out: Path) -> Iterator[Step]:
     processes = str(max(1, min(12, (os.cpu_count() or 1) - 2)))
     parallel = ("-n", processes) if importlib.util.find_spec("xdist") else ()
     # Without a GPU: a few of the same tests, as far as the CPU can run them.
-    chosen = ("tests", "-m", "gpu", "--deselect", ALONE) if gpu else ("tests/ops/test_decode.py", "-m", "not gpu")
+    chosen = (TESTS, "-m", "gpu", "--deselect", ALONE) if gpu else (f"{TESTS}/ops/test_decode.py", "-m", "not gpu")
     yield Step("tests", 75, (*PYTEST, *chosen, *parallel), 1, environment={"OMP_NUM_THREADS": "1"})
 
 
 def _second_call(device: str, out: Path) -> Iterator[Step]:
     gpu = device != "cpu"
     no_gpu = None if gpu else "needs a GPU"
-    yield Step("library", 5, (sys.executable, "bench/gpu_check.py", "--in-place"), 2, no_gpu)
+    yield Step("library", 5, LINK, 2, no_gpu)
     yield _measure("switches", "switches", 25, 2, device, out)
     for network, seconds in zip(NETWORKS, (55, 35), strict=True):
         options = ("--weights", network, "--batch", "1", "--seconds", "0.5", "--device", device)
@@ -120,7 +123,7 @@ def _second_call(device: str, out: Path) -> Iterator[Step]:
         yield _measure(name, section, seconds, 2, device, out)
     yield from (_sanitizer("memcheck", backend, 25, 2, no_gpu) for backend in ("native", "triton"))
     chosen = ("-m", "gpu") if gpu else ("-m", "not gpu and not slow", "-k", "cpu and step_as")
-    yield Step("training", 25, (*PYTEST, "tests/training/test_on_device.py", *chosen), 2)
+    yield Step("training", 25, (*PYTEST, f"{TESTS}/training/test_on_device.py", *chosen), 2)
 
 
 def _sanitizer(tool: str, backend: str, seconds: int, call: int, no_gpu: str | None) -> Step:
@@ -174,7 +177,7 @@ def _on_demand(device: str, out: Path) -> Iterator[Step]:
     accuracy += ("--dtypes", "float16,bfloat16", "--one-based=OTB_*", "--one-based=VOT_*")
     no_data = None if data else "OSTRACK_FAST_DATA does not name the folder that holds sequences/"
     yield Step("accuracy", 300, (*accuracy, "--json", str(out / "accuracy.json")), skip=no_gpu or no_data)
-    yield Step("out of memory", 60, (*PYTEST, ALONE), skip=no_gpu)
+    yield Step("out of memory", 60, (*PYTEST, str(ROOT / ALONE)), skip=no_gpu)
 
 
 def tiles_file(out: Path) -> Path:
@@ -196,14 +199,16 @@ def link_in_place() -> int:
 def run(step: Step, log: Path, limit: float, tiles: Path) -> tuple[str, str, float]:
     """Status, what it found, and seconds. A step that reaches its limit is ended with all it started: "cut off"."""
     start = time.monotonic()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | step.environment
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | step.environment
+    if (PACKAGE / "bench").exists():  # linked in place
+        environment["PYTHONPATH"] = str(ROOT)
     if step.tuned and tiles.exists():
         environment["OSTRACK_FAST_TUNING"] = str(tiles)
     with log.open("w", encoding="utf-8") as output:
         print("$", *step.command, file=output, flush=True)
         child = subprocess.Popen(
             step.command,
-            cwd=ROOT,
+            cwd=log.parent,  # in the checkout, Python would import its sources instead of what is installed
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
