@@ -8,7 +8,9 @@ import torch
 
 from ostrack_fast import Engine, OSTrack, ops
 from ostrack_fast.config import get_config
+from ostrack_fast.model import template_mask
 
+from ..margins import decided_images
 from .test_golden_model import CASES, GOLDEN, relative_error, seeded_images, seeded_model
 
 MAPS = ("score_map", "size_map", "offset_map")
@@ -31,10 +33,11 @@ def network(case, keep_rate=None):
     """Model in float32, images and the maps in float64."""
     if case == "small":
         model = OSTrack.from_pretrained("small")
-        images = seeded_images(model.cfg, 2, torch.float32)
+        images = decided_images(model, 2)
         with torch.inference_mode():
             exact = OSTrack.from_pretrained("small").double()
-            out = exact(*(image.double() for image in images), ce_keep_rate=keep_rate)
+            mask = template_mask(model.cfg)  # as the engine without a box has it
+            out = exact(*(image.double() for image in images), mask, ce_keep_rate=keep_rate)
         return model, images, {name: out[name].numpy() for name in MAPS}
     preset, changes, _ = CASES[case]
     cfg = replace(get_config(preset), **changes)
