@@ -110,3 +110,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(
         f"{count} tests were left out because this processor lacks an instruction set they need"
     )
+    if terminalreporter.config.option.markexpr == "not slow":
+        left_out = len(terminalreporter.stats.get("deselected", []))
+        terminalreporter.write_line(f'{left_out} slow tests were left out: pytest -m "" runs them too')
