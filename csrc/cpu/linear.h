@@ -1,8 +1,7 @@
 // What linear.cpp, the GEMM driver and the kernels of each instruction set share.
 //
 // The GEMM multiplies rows of activations (R,I) with prepacked weights (I,O). Both are stored in K-groups: the 4 bytes
-// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16, two int16 or four
-// int8). A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which reads the rows at another offset in an
+// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8). A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which reads the rows at another offset in an
 // image with a zero border.
 #pragma once
 #include <cstddef>
@@ -21,9 +20,10 @@ constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
 enum Activation { kNoActivation, kGelu, kRelu };
 
 // How weights and activations are encoded, which fixes the number of inputs in a K-group.
-enum Encoding { kFloat, kBf16, kInt16, kInt8 };  // kInt16 holds values of int8, for processors that multiply int16 only
-inline int inputs_per_group(Encoding encoding) { return encoding == kFloat ? 1 : encoding == kInt8 ? 4 : 2; }
-inline bool quantized(Encoding encoding) { return encoding == kInt16 || encoding == kInt8; }
+// kInt8Pairs is kInt8 for processors that add two products in 16 bits, which neighbouring weights must fit.
+enum Encoding { kFloat, kBf16, kInt8, kInt8Pairs };
+inline int inputs_per_group(Encoding encoding) { return encoding == kFloat ? 1 : encoding == kBf16 ? 2 : 4; }
+inline bool quantized(Encoding encoding) { return encoding == kInt8 || encoding == kInt8Pairs; }
 
 // What is done with a tile's sums, and where the result goes.
 struct Epilogue {

@@ -54,14 +54,15 @@ struct WidenedBf16 : Float {
   }
 };
 
-// int8 without VNNI: the 8-bit values are stored as int16 and multiplied in pairs, which is exact.
-struct Int16Pair {
-  static constexpr ostf::Encoding kEncoding = ostf::kInt16;
+// int8 without VNNI. vpmaddubsw adds two products of unsigned activations and signed weights in 16 bits, and weights are
+// quantized so that it never saturates (pack_weights): the sums are exact, as with VNNI.
+struct Int8Pairs {
+  static constexpr ostf::Encoding kEncoding = ostf::kInt8Pairs;
   static constexpr bool kQuantized = true;
-  static constexpr int kGroupInputs = 2;
+  static constexpr int kGroupInputs = 4;
   static constexpr int kChain = kQuantBlock / kGroupInputs;
-  static constexpr int kTileVectors = 2, kTileRows = 6;  // so that the products have a register
-  static constexpr int kZero = 0;
+  static constexpr int kTileVectors = 2, kTileRows = 5;  // so that the products and the ones have registers
+  static constexpr int kZero = 128;  // activations are unsigned
   static constexpr int kSteps = 1;
   static constexpr int kRowDtype = -1;
   using Sum = Ints;
@@ -72,12 +73,15 @@ struct Int16Pair {
   static OSTF_INLINE Group broadcast(const char* from) { return broadcast_group(from); }
   static OSTF_INLINE void multiply_add(Group a, Group b, Sum& sum) {
     __m256i products;  // in assembly: GCC 12 reorders the additions and then spills all sums
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a), "x"(b));
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(sum), "=&x"(products)
+            : "x"(a), "x"(b), "x"(_mm256_set1_epi16(1)));
   }
   static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
-    const __m256i whole = _mm256_cvtps_epi32(x);
-    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    store_lanes(static_cast<uint16_t*>(row) + at, lanes, halves);
+    const Ints shifted = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(kZero));
+    const Halves halves = low_halves(shifted);
+    const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(halves, halves));
+    std::memcpy(static_cast<char*>(row) + at, &bytes, lanes);
   }
   static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
 };
@@ -86,6 +90,6 @@ struct Int16Pair {
 
 const ostf::LinearKernel ostf::linear_avx2 = make_kernel<Float>();
 const ostf::LinearKernel ostf::linear_avx2_bf16 = make_kernel<WidenedBf16>();
-const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int16Pair>();
+const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int8Pairs>();
 OSTF_TARGET_END
 #endif

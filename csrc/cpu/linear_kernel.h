@@ -165,6 +165,36 @@ void flush(PendingTile& pending) {
   while (pending.left > 0) finish_vector<S>(pending);
 }
 
+// The epilogue of a whole tile at once, where it is not interleaved.
+template <class S, int V>
+OSTF_NOINLINE void finish_tile(const Epilogue& to, const float* sums, int rows) {
+  const Lanes last = first_lanes(to.columns - (V - 1) * kWidth);  // only a row's last vector may lack columns
+  auto* out = static_cast<char*>(to.out);
+  const float* residual = to.residual;
+  for (int r = 0; r < rows; ++r, sums += V * kWidth) {
+    Vec y[V];
+    OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = add(load(sums + v * kWidth), load(to.bias + v * kWidth));
+    if (to.activation == ostf::kGelu) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = gelu(y[v]);
+    } else if (to.activation == ostf::kRelu) {
+      OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = max(zero(), y[v]);
+    }
+    OSTF_UNROLL for (int v = 0; v < V; ++v) {
+      const bool full = v + 1 < V || last == kAllLanes;
+      const int at = v * kWidth;
+      if (residual) y[v] = add(full ? load(residual + at) : load_lanes(residual + at, last), y[v]);
+      const Lanes lanes = full ? kAllLanes : last;
+      if (to.out_bf16) {
+        store_lanes(reinterpret_cast<uint16_t*>(out) + at, lanes, S::to_bf16(y[v]));
+      } else {
+        store_lanes(reinterpret_cast<float*>(out) + at, lanes, y[v]);
+      }
+    }
+    out += to.row_stride * (to.out_bf16 ? 2 : 4);
+    if (residual) residual += to.row_stride;
+  }
+}
+
 // acc[r][v] += K-group of row r times vector v of weights.
 template <class S, int R, int V>
 OSTF_INLINE void multiply_group(const char* const (&base)[3], ptrdiff_t pitch, int offset, const uint32_t* b,
@@ -260,13 +290,13 @@ void run_tile(const Tile& tile, PendingTile& pending) {
     prefetch_epilogue(pending.epilogue, pending.left / pending.vectors, pending.vectors);
   }
   for (int tap = 0; tap < tile.taps; ++tap) prefetch = main_loop<S, R, V>(tile, tap, prefetch, total, pending);
+  if constexpr (!kInterleave) return finish_tile<S, V>(tile.epilogue, total, R);
   flush<S>(pending);
   pending.epilogue = tile.epilogue;
   pending.sums = total;
   pending.left = R * V;
   pending.vector = 0;
   pending.vectors = V;
-  if constexpr (!kInterleave) flush<S>(pending);
 }
 
 template <class S, int V, int... R>

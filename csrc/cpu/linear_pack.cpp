@@ -10,22 +10,41 @@
 namespace ostf {
 namespace {
 
-// One column of one quantization block in int8. VNNI multiplies unsigned with signed bytes, so its activations are
-// packed with 128 added, and `offset` takes that off the sum.
-template <class T>
-void quantize(const float* values, int count, char* groups, ptrdiff_t next, float* scale, int32_t* offset) {
-  constexpr int per_group = kGroupBytes / sizeof(T);
-  float largest = 0;
+// The step of a quantization block: its largest weight becomes 127. In pairs, two products of an unsigned activation, up
+// to 255, add up in a signed 16-bit sum: two neighbours of one sign may together become 128 at most.
+float quantization_step(const float* values, int count, bool in_pairs) {
+  float largest = 0, largest_pair = 0;
   for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-  *scale = largest / 127.0f;
-  int32_t sum = 0;
+  for (int i = 0; in_pairs && i + 1 < count; i += 2) {
+    const float a = values[i], b = values[i + 1];
+    const float positive = std::max(a, 0.0f) + std::max(b, 0.0f), negative = std::max(-a, 0.0f) + std::max(-b, 0.0f);
+    largest_pair = std::max({largest_pair, positive, negative});
+  }
+  return std::max(largest / 127.0f, largest_pair / 128.0f);
+}
+
+// Both halves of 128 may round up: then the smaller weight gives way by one.
+void keep_pair(int8_t& a, int8_t& b) {
+  if (std::abs(a + b) > 128 && (a ^ b) >= 0) (std::abs(a) < std::abs(b) ? a : b) += a > 0 ? -1 : 1;
+}
+
+// One column of one quantization block in int8. Activations are unsigned bytes, packed with 128 added, and `offset` takes
+// that off the sum.
+void quantize(const float* values, int count, bool in_pairs, char* groups, ptrdiff_t next, float* scale,
+              int32_t* offset) {
+  int8_t whole[kQuantBlock] = {};
+  *scale = quantization_step(values, count, in_pairs);
   for (int i = 0; i < count; ++i) {
     const float rounded = *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
-    const auto whole = static_cast<T>(std::clamp(rounded, -127.0f, 127.0f));
-    std::memcpy(groups + i / per_group * next + i % per_group * sizeof(T), &whole, sizeof(T));
-    sum += whole;
+    whole[i] = static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
   }
-  *offset = sizeof(T) == 1 ? -128 * sum : 0;
+  for (int i = 0; in_pairs && i < count; i += 2) keep_pair(whole[i], whole[i + 1]);
+  int32_t sum = 0;
+  for (int i = 0; i < count; ++i) {
+    std::memcpy(groups + i / kGroupBytes * next + i % kGroupBytes, whole + i, 1);
+    sum += whole[i];
+  }
+  *offset = -128 * sum;
 }
 
 // The weights of one column and tap, whose K-groups lie `next` bytes apart. `at` is the column in the scales of the
@@ -43,13 +62,12 @@ void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const f
     }
     return;
   }
-  const auto quantize_block = kernel.encoding == kInt8 ? quantize<int8_t> : quantize<int16_t>;
   for (int block = 0; block < layout.blocks; ++block, at += layout.columns) {
     const int first = block * kQuantBlock;
     const int count = std::min(kQuantBlock, layout.inputs - first);
-    quantize_block(values + first, count, groups + first / inputs_per_group(kernel.encoding) * next, next,
-                   reinterpret_cast<float*>(packed + layout.scale) + at,
-                   reinterpret_cast<int32_t*>(packed + layout.offset) + at);
+    quantize(values + first, count, kernel.encoding == kInt8Pairs, groups + first / kGroupBytes * next, next,
+             reinterpret_cast<float*>(packed + layout.scale) + at,
+             reinterpret_cast<int32_t*>(packed + layout.offset) + at);
   }
 }
 

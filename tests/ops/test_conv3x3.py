@@ -6,7 +6,7 @@ import torch
 from ostrack_fast import ops
 from ostrack_fast.ops import native_linear, reference
 
-from .int8 import quantized
+from .int8 import quantized, quantized_weight
 
 PRODUCTS = [torch.float32, torch.bfloat16, torch.int8]
 
@@ -65,7 +65,7 @@ def test_int8_is_its_formula(batch, side, inputs, outputs, groups):
     weight, bias = layer(outputs, inputs, groups)
     x = maps(batch, side, side, inputs) * maps(batch, side, side, 1, seed=3).exp()
     x_bytes = quantized(x.unflatten(-1, (groups, -1))).flatten(-2)
-    weight_bytes = quantized(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    weight_bytes = quantized_weight(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     exact = reference.Conv3x3(weight_bytes, bias.double(), groups, "relu", torch.float64)(x_bytes)
     layer_of_bytes = native_linear.Conv3x3(weight, bias, groups, "relu", torch.int8)
     got = layer_of_bytes(x)

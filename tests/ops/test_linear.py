@@ -10,7 +10,7 @@ import torch
 from ostrack_fast import ops
 from ostrack_fast.ops import native, native_linear, reference
 
-from .int8 import INT8_SLICE, quantized
+from .int8 import INT8_SLICE, quantized, quantized_weight
 
 FEATURES = native.build_info()["cpu_features"]
 PRODUCTS = [torch.float32, torch.bfloat16, torch.int8]
@@ -183,7 +183,7 @@ def test_int8_is_its_formula(count, inputs, outputs):
     weight, bias = layer(outputs, inputs)
     x = rows(count, inputs) * rows(count, 1, seed=3).exp()
     x[:, inputs // 2 :] *= 1e-3  # a slice has its own scale
-    x_bytes, weight_bytes = quantized(x), quantized(weight)
+    x_bytes, weight_bytes = quantized(x), quantized_weight(weight)
     expected = x_bytes @ weight_bytes.T + bias
     out = torch.empty(count, outputs)
     native_linear.Linear(weight, bias, dtype=torch.int8)(x, out=out)
@@ -205,6 +205,18 @@ def test_int8_at_its_limits(sign):
     out = torch.empty(3, 2)
     native_linear.Linear(weight, torch.zeros(2), dtype=torch.int8)(x, out=out)
     assert torch.equal(out, (x.double() @ weight.double().T).float())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int8_never_saturates(sign):
+    """Where all weights and activations have one sign, two products together reach the end of 16 bits."""
+    needs(torch.int8)
+    x = rows(9, 256).abs() + 2  # so that steps of the largest are near 127
+    weight = sign * (layer(40, 256)[0].abs() + 0.1)
+    out = torch.empty(9, 40)
+    native_linear.Linear(weight, torch.zeros(40), dtype=torch.int8)(x, out=out)
+    expected = quantized(x) @ quantized_weight(weight).T
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("norm_eps", [None, 1e-6])
