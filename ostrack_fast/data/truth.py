@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from pathlib import Path
 
@@ -61,6 +62,66 @@ def read_boxes(path: str | Path, frames: int | None = None) -> Array:
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
     boxes[~present(boxes)] = np.nan
     return boxes
+
+
+def read_raw_boxes(path: str | Path) -> Array:
+    """A text file of one box a line -> (n,4) float64 as it is: empty boxes and negative sides stay, for scoring.
+
+    A line is four numbers x, y, w, h, NaN and infinities among them, between commas, semicolons, tabs or spaces; an
+    empty line within the file is four NaN. Whether a NaN, a side of 0 or an infinity is an answer, each protocol says.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        ValueError: it is no text file, holds no line, or a line is not four numbers; the message names file and line.
+    """
+    path = Path(path)
+    try:
+        boxes = _parse_plain(path.read_bytes())
+    except ValueError:
+        boxes = _parse_lines(path)
+    if not len(boxes):
+        raise ValueError(f"{path} is empty: expected a line x,y,w,h a frame")
+    return boxes
+
+
+def _parse_plain(data: bytes) -> Array:
+    """Boxes of a plain ASCII file whose lines are all alike. Raises ValueError for any other."""
+    separators = [mark for mark in (b",", b"\t", b" ") if mark in data[:200]]
+    if len(separators) != 1 or b"\n\n" in data or b"\r\n\r\n" in data or data[:1].isspace():
+        raise ValueError("not four numbers between the same single character in every line")
+    return as_boxes(np.loadtxt(io.BytesIO(data), delimiter=separators[0].decode(), comments=None, ndmin=2))
+
+
+def _parse_lines(path: Path) -> Array:
+    lines = read_lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        words = [word for word in re.split(r"[,;\s]+", line) if word]
+        try:
+            row = [np.nan if _NAN.fullmatch(word) else float(word) for word in words]
+        except ValueError:
+            row = []
+        if words == [] or (row and all(np.isnan(row))):
+            row = [np.nan] * 4
+        if len(row) != 4 or "_" in line:
+            raise ValueError(f"{path}, line {number}: {line.strip()[:80]!r} is not four numbers x,y,w,h")
+        rows.append(row)
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def read_numbers(path: str | Path) -> Array:
+    """All numbers of a text file between commas, spaces and line ends, (n,): flags such as LaSOT's `out_of_view.txt`.
+
+    Raises:
+        OSError: there is no such file, or it may not be read. ValueError: a word is no number; the message names both.
+    """
+    words = re.split(r"[,;\s]+", "\n".join(read_lines(path)).strip())
+    try:
+        return np.array([float(word) for word in words if word])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_row(line: str, where: str) -> list[float]:

@@ -179,7 +179,7 @@ def load_targets(folder: str | Path, origin: int = 0) -> list[Video]:
         target = _ONE_OF_SEVERAL.fullmatch(truth.name)
         name = f"{folder.name}.{target[1]}" if target and len(truths) > 1 else folder.name
         boxes = read_boxes(truth, len(frames))
-        shown = _annotated_frames(folder.name, truth, frames, len(boxes))
+        shown = annotated_frames(folder.name, truth, frames, len(boxes))
         if len(boxes) == 1 < len(shown):
             # The hidden part of a test set: only the first box is given.
             boxes = np.concatenate((boxes, np.full((len(shown) - 1, 4), np.nan)))
@@ -197,7 +197,7 @@ def _find_truths(folder: Path) -> list[Path]:
     return [path for _, path in sorted(several) if path.is_file()]
 
 
-def _annotated_frames(name: str, truth: Path, frames: list[Path], lines: int) -> list[Path]:
+def annotated_frames(name: str, truth: Path, frames: list[Path], lines: int) -> list[Path]:
     """The frames that the lines of a ground-truth file belong to."""
     if lines in (1, len(frames)):
         return frames

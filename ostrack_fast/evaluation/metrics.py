@@ -1,4 +1,4 @@
-"""One-pass evaluation metrics on arrays of boxes.
+"""One-pass evaluation metrics on arrays of boxes: what `evaluate` prints of a folder, the protocol "folder".
 
 Boxes are (n,4) float arrays, left, top, width, height in pixels; a row with a side that is not positive, or with a NaN,
 means "target absent" in the ground truth and "no answer" in a prediction (overlap 0, infinite centre error).
@@ -24,12 +24,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data.truth import Array, as_boxes, present
+from .protocols import PROTOCOLS, Truth
+from .protocols.base import PIXELS, SHARES
+from .protocols.folder import OVERLAPS, distance_or_inf, overlap_or_0
 
-OVERLAP_THRESHOLDS: Array = np.arange(21) / 20
+OVERLAP_THRESHOLDS: Array = OVERLAPS
 """0, 0.05, ... 1 of overlap (OTB)."""
-PIXEL_THRESHOLDS: Array = np.arange(51) / 1.0
+PIXEL_THRESHOLDS: Array = PIXELS
 """0, 1, ... 50 pixels between centres (OTB)."""
-NORMALIZED_THRESHOLDS: Array = np.arange(51) / 100
+NORMALIZED_THRESHOLDS: Array = SHARES
 """0, 0.01, ... 0.5 of the target's size between centres (TrackingNet, LaSOT)."""
 
 _AT_20_PIXELS = _AT_A_FIFTH = 20
@@ -42,15 +45,7 @@ def overlap(predicted: ArrayLike, truth: ArrayLike) -> Array:
     Raises:
         ValueError: the arrays are not both (n,4).
     """
-    a, b = _pair(predicted, truth)
-    both = present(a) & present(b)
-    a, b = a[both], b[both]
-    sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    inner = np.clip(sides, 0, None).prod(axis=1)
-    out = np.zeros(len(both))
-    # Rounding may carry the ratio of two equal boxes past 1.
-    out[both] = np.minimum(inner / (a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - inner), 1)
-    return out
+    return overlap_or_0(*_pair(predicted, truth))
 
 
 def centre_error(predicted: ArrayLike, truth: ArrayLike, normalized: bool = False) -> Array:
@@ -61,15 +56,7 @@ def centre_error(predicted: ArrayLike, truth: ArrayLike, normalized: bool = Fals
     Raises:
         ValueError: the arrays are not both (n,4).
     """
-    a, b = _pair(predicted, truth)
-    both = present(a) & present(b)
-    a, b = a[both], b[both]
-    difference = (a[:, :2] + 0.5 * a[:, 2:]) - (b[:, :2] + 0.5 * b[:, 2:])
-    if normalized:
-        difference /= b[:, 2:]
-    out = np.full(len(both), np.inf)
-    out[both] = np.hypot(*difference.T)
-    return out
+    return distance_or_inf(*_pair(predicted, truth), normalized)
 
 
 def success_curve(overlaps: ArrayLike, thresholds: ArrayLike = OVERLAP_THRESHOLDS) -> Array:
@@ -162,12 +149,12 @@ def score_video(predicted: ArrayLike, truth: ArrayLike) -> Scores:
     valid = present(truth)
     if not valid[1:].any():
         raise ValueError("no frame after the first has ground truth: there is nothing to score")
-    overlaps = overlap(predicted, truth)
-    tracked = overlaps[1:][valid[1:]]
+    curves = PROTOCOLS["folder"].score(predicted, Truth("video", truth))
+    tracked = overlap_or_0(predicted, truth)[1:][valid[1:]]
     return Scores(
-        success=success_curve(overlaps[valid]),
-        precision=precision_curve(centre_error(predicted, truth)[valid]),
-        normalized_precision=precision_curve(centre_error(predicted, truth, True)[valid], NORMALIZED_THRESHOLDS),
+        success=curves.success,
+        precision=curves.precision,
+        normalized_precision=curves.normalized,
         average_overlap=float(tracked.mean()),
         success_50=float((tracked > 0.5).mean()),
         success_75=float((tracked > 0.75).mean()),

@@ -13,7 +13,7 @@ BOX = [11.0, 11.0, 20.0, 10.0]
 
 def score(protocol, predicted, truth, **flags):
     one = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-    flags = {name: value if name == "size" else np.array(value) for name, value in flags.items()}
+    flags = {name: value if name in ("size", "dataset") else np.array(value) for name, value in flags.items()}
     return one.summarize([one.score(np.array(predicted, float), Truth("s", np.array(truth, float), **flags))])
 
 
@@ -107,9 +107,10 @@ def test_a_perfect_tracker():
     assert score("got10k", truth, truth, size=(100, 100)) == {"AO": pytest.approx(1), "SR_0.50": 1, "SR_0.75": 1}
     curved = {"AUC": pytest.approx(100 * 20 / 21), "P": 100, "P_norm": 100}
     assert score("lasot", truth, truth) == score("pytracking", truth, truth) == curved
-    assert score("otb", truth, truth) == {"AUC": pytest.approx(100 * 20 / 21), "P": 100}
-    # By trapezoids only the last of 20 intervals is cut, to its half.
-    assert score("trackingnet", truth, truth) == {"AUC": pytest.approx(97.5), "P": 100, "P_norm": 100}
+    assert score("otb", truth, truth) == score("pysot", truth, truth) == score("stark", truth, truth) == curved
+    assert score("folder", truth, truth) == curved
+    # An overlap of 1 reaches the threshold 1.
+    assert score("trackingnet", truth, truth) == {"AUC": pytest.approx(100), "P": 100, "P_norm": 100}
 
 
 def test_an_overlap_of_a_half_by_hand():
@@ -120,10 +121,10 @@ def test_an_overlap_of_a_half_by_hand():
     third = 100 / 3
     expected = {"AUC": pytest.approx(third * (20 + 10 + 10) / 21), "P": 100, "P_norm": pytest.approx(third)}
     assert score("lasot", predicted, truth) == score("pytracking", predicted, truth) == expected
-    # Of 20 intervals: of success 9.5, of precision those from 10 of 50 pixels on and half of the one before, of the
-    # normalized precision half of the last one.
+    # Of 20 intervals: of success 10.5 (the overlap 0.5 reaches the threshold 0.5), of precision those from 10 of 50
+    # pixels on and half of the one before, of the normalized precision half of the last one.
     net = score("trackingnet", predicted, truth)
-    assert net["AUC"] == pytest.approx(third * (19.5 + 2 * 9.5) / 20)
+    assert net["AUC"] == pytest.approx(third * (20 + 2 * 10.5) / 20)
     assert net["P"] == pytest.approx(third * (20 + 2 * 16.5) / 20)
     assert net["P_norm"] == pytest.approx(third * (20 + 2 * 0.5) / 20)
 
@@ -134,12 +135,13 @@ def test_frames_without_target():
     half = pytest.approx(50 * 20 / 21)
     assert score("lasot", truth, truth, absent=absent) == {"AUC": half, "P": 50, "P_norm": 50}
     assert score("pytracking_lasot", truth, truth, absent=absent) == {"AUC": half, "P": 50, "P_norm": 50}
-    # Of the valid frames all are hits; the normalized error's marks make it four of two.
-    assert score("pytracking", truth, truth, absent=absent) == {
-        "AUC": pytest.approx(2000 / 21),
-        "P": 100,
-        "P_norm": 200,
-    }
+    # Elsewhere the normalized error's marks make hits of the frames without target: LaSOT_ext's P_norm.
+    for protocol in ("pytracking", "stark"):
+        assert score(protocol, truth, truth, absent=absent) == {"AUC": half, "P": 50, "P_norm": 100}
+        on_lasot = score(protocol, truth, truth, absent=absent, dataset="lasot")
+        assert on_lasot == {"AUC": half, "P": 50, "P_norm": 50}
+    assert score("pysot", truth, truth, absent=absent) == {"AUC": half, "P": 50, "P_norm": 50}
+    assert score("folder", truth, truth, absent=absent) == {"AUC": pytest.approx(2000 / 21), "P": 100, "P_norm": 100}
     assert score("otb", truth, truth, absent=absent)["P"] == 100
     assert score("got10k", truth, truth, cover=[8, 3, 0, 0], size=(100, 100))["AO"] == pytest.approx(1)
     # Wrong where the target is hidden: GOT-10k does not look there.
@@ -152,16 +154,26 @@ def test_truth_that_is_nan_as_in_uav123():
     truth = [BOX, BOX, NAN, NAN]
     answers = [BOX] * 4
     assert score("pytracking_uav", answers, truth) == {"AUC": pytest.approx(50 * 20 / 21), "P": 100, "P_norm": 100}
-    assert score("pytracking", answers, truth) == {"AUC": pytest.approx(2000 / 21), "P": 100, "P_norm": 200}
+    assert score("stark", answers, truth, dataset="uav") == score("pytracking_uav", answers, truth)
+    assert score("pytracking", answers, truth) == {"AUC": pytest.approx(50 * 20 / 21), "P": 50, "P_norm": 100}
+    assert score("folder", answers, truth) == {"AUC": pytest.approx(2000 / 21), "P": 100, "P_norm": 100}
     assert score("lasot", answers, truth) == {"AUC": pytest.approx(50 * 20 / 21), "P": 100, "P_norm": 100}
 
 
 def test_a_true_box_left_of_a_one_based_image_is_marked_as_the_toolkit_marks_it():
     truth = [BOX, [-3.0, 11.0, 20.0, 10.0]]
-    assert score("lasot", [BOX, [90, 90, 5, 5]], truth) == {"AUC": pytest.approx(50 * 20 / 21), "P": 100, "P_norm": 100}
+    marked = {"AUC": pytest.approx(50 * 20 / 21), "P": 100, "P_norm": 100}
+    answers = [BOX, [90, 90, 5, 5]]
+    assert score("lasot", answers, truth) == marked
+    assert score("pytracking", answers, truth) == {**marked, "P": 50}
+    # STARK asks for the sides alone, PySOT for the centre.
+    assert score("stark", answers, truth) == score("pysot", answers, truth) == {**marked, "P": 50, "P_norm": 50}
+    left = [BOX, [-30.0, 11.0, 20.0, 10.0]]
+    assert score("pysot", answers, left) == marked
+    assert score("stark", left, left)["AUC"] == pytest.approx(100 * 20 / 21)
 
 
-@pytest.mark.parametrize("missing", [NAN, [0, 0, 0, 0], [11, 11, -20, 10], [11, 11, 20, 0]])
+@pytest.mark.parametrize("missing", [NAN, [0, 0, 0, 0], [11, 11, -5, 10], [11, 11, 20, 0]])
 def test_an_answer_that_is_no_box_is_the_one_before_it(missing):
     truth, near = [BOX] * 4, [12.0, 11.0, 20.0, 10.0]
     repeated = score("lasot", [BOX, near, near, near], truth)
@@ -174,7 +186,10 @@ def test_an_answer_that_is_no_box_is_the_one_before_it(missing):
             score("pytracking", [BOX, near, missing, missing], truth)
     # The others count a miss.
     assert score("got10k", [BOX, BOX, BOX, missing], truth, size=(99, 99))["AO"] == pytest.approx(2 / 3)
-    assert score("trackingnet", [BOX, BOX, BOX, missing], truth)["AUC"] == pytest.approx(0.75 * 97.5)
+    assert score("pysot", [BOX, BOX, BOX, missing], truth)["AUC"] == pytest.approx(75 * 20 / 21)
+    # TrackingNet's threshold 0 is reached by every answer whose overlap is a number.
+    at_0 = 0 if np.isnan(missing).any() else 0.25 * 2.5
+    assert score("trackingnet", [BOX, BOX, BOX, missing], truth)["AUC"] == pytest.approx(75 + at_0)
 
 
 def test_the_first_answer_is_the_truth_but_what_follows_a_bad_one_repeats_what_was_answered():
@@ -195,8 +210,8 @@ def test_got10k_clips_to_the_frame_as_its_toolkit_does():
 
 def test_trackingnet_rounds_half_to_even():
     truth = [BOX, [10.5, 11.5, 20.0, 10.0]]
-    assert score("trackingnet", [BOX, [10.0, 12.0, 20.0, 10.0]], truth)["AUC"] == pytest.approx(97.5)
-    assert score("trackingnet", [BOX, [11.0, 12.0, 20.0, 10.0]], truth)["AUC"] < 97.5
+    assert score("trackingnet", [BOX, [10.0, 12.0, 20.0, 10.0]], truth)["AUC"] == pytest.approx(100)
+    assert score("trackingnet", [BOX, [11.0, 12.0, 20.0, 10.0]], truth)["AUC"] < 99
 
 
 def test_sequences_weigh_alike_in_curves_and_by_frames_in_got10k():

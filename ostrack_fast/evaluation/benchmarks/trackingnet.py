@@ -1,0 +1,36 @@
+"""TrackingNet (Mueller et al. 2018): `TEST/anno/NAME.txt`, `TEST/frames/NAME/N.jpg`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...data.truth import read_raw_boxes
+from ..protocols import Truth
+from .base import Benchmark, Loaded, Sequence, folders, images_in, load_all, texts
+
+
+class TrackingNet(Benchmark):
+    """TrackingNet; `data` is the folder of the chunks or that of one. The truth of `TEST` is on the server alone."""
+
+    name = "trackingnet"
+    title = "TrackingNet"
+    protocol = "trackingnet"
+    splits = ("TEST", *(f"TRAIN_{number}" for number in range(12)))
+
+    def _load(self, data: Path, split: str | None) -> Loaded:
+        chunks = {path.name.upper(): path for path in folders(data) if texts(path / "anno")}
+        if texts(data / "anno"):
+            chunks[data.name.upper() if data.name.upper() in self.splits else "TEST"] = data
+        held = split or next((name for name in self.splits if name in chunks), None)
+        if held is None or held not in chunks:
+            raise self.wrong_layout(data, f"{split or 'TEST'}/anno/NAME.txt and {split or 'TEST'}/frames/NAME/0.jpg")
+        anno, frames = chunks[held] / "anno", chunks[held] / "frames"
+        truths = texts(anno)
+        without = [path.name for path in folders(frames) if path.name not in truths]
+        if without:
+            raise FileNotFoundError(f"{anno / without[0]}.txt is missing, and so is the truth of {len(without)} videos")
+
+        def load(name: str) -> Sequence:
+            return Sequence(Truth(name, read_raw_boxes(truths[name])), images_in(frames / name))
+
+        return Loaded(load_all(truths, load, str(anno)), held)

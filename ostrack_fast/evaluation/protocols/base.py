@@ -1,0 +1,148 @@
+"""What all protocols have in common: the truth of a sequence, curves, and the two distances between boxes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.truth import Array, as_boxes
+
+OVERLAPS: Array = np.arange(21.0) * 0.05
+"""0, 0.05, ... 1 as Python toolkits compute them: rounding puts 0.15 and some others above the decimal number."""
+PIXELS: Array = np.arange(51) / 1.0
+SHARES: Array = np.arange(51) / 100
+AT_20 = 20
+"""Where 20 pixels and 0.20 stand in `PIXELS` and `SHARES`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What a benchmark knows of a sequence.
+
+    Args:
+        name: of the sequence.
+        boxes: (n,4) xywh in pixels, as the file has them: counted from 0 or 1, NaN or empty where there is no target.
+        absent: (n,) bool, where flags beside the boxes say that the target is out of view or hidden; None without.
+        cover: (n,) visible share of the target in eighths (GOT-10k); None without.
+        size: width and height of the frames, pixels (GOT-10k); None where no protocol asks for it.
+        dataset: which data set's special cases apply to it, for protocols that know some: "lasot", "uav" or another.
+        group: the class of its target, for class-balanced means.
+    """
+
+    name: str
+    boxes: Array
+    absent: NDArray[np.bool_] | None = None
+    cover: NDArray[np.int_] | None = None
+    size: tuple[int, int] | None = None
+    dataset: str = ""
+    group: str = ""
+
+
+class Protocol(ABC):
+    """Scores result files as one benchmark does."""
+
+    def score(self, predicted: Array, truth: Truth) -> Any:
+        """What `summarize` needs of one sequence.
+
+        Args:
+            predicted: (m,4) boxes of a result file; those beyond the truth's n are ignored, as the benchmarks do.
+
+        Raises:
+            ValueError: fewer boxes than frames, or another shape; the message names the sequence.
+        """
+        predicted = as_boxes(predicted)
+        if len(predicted) < len(truth.boxes):
+            raise ValueError(f"{truth.name}: {len(predicted)} boxes for {len(truth.boxes)} frames")
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            return self._score(predicted[: len(truth.boxes)].copy(), truth)
+
+    @abstractmethod
+    def _score(self, predicted: Array, truth: Truth) -> Any: ...
+
+    @abstractmethod
+    def merge(self, runs: SequenceOf[Any]) -> Any:
+        """One score for several runs of a tracker on the same sequence."""
+
+    @abstractmethod
+    def summarize(self, scores: SequenceOf[Any]) -> dict[str, float]:
+        """The benchmark's numbers over sequences, or of one, by the names its toolkit prints."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Success (21,), precision and normalized precision curves, shares of frames at each threshold."""
+
+    success: Array
+    precision: Array
+    normalized: Array
+
+    @classmethod
+    def mean(cls, curves: SequenceOf[Curves]) -> Curves:
+        """The mean of several, each of the same weight."""
+        names = ("success", "precision", "normalized")
+        return cls(*(np.mean([getattr(one, name) for one in curves], axis=0) for name in names))
+
+
+class CurveProtocol(Protocol):
+    """Protocols whose numbers come from the curves' means over sequences, in percent."""
+
+    def merge(self, runs: SequenceOf[Curves]) -> Curves:
+        """The mean curves."""
+        return Curves.mean(runs)
+
+    def summarize(self, scores: SequenceOf[Curves]) -> dict[str, float]:
+        """AUC, P (within 20 pixels) and P_norm (within 0.20 of the true size), in percent."""
+        mean = Curves.mean(scores)
+        return {
+            "AUC": 100 * float(mean.success.mean()),
+            "P": 100 * float(mean.precision[AT_20]),
+            "P_norm": 100 * float(mean.normalized[AT_20]),
+        }
+
+
+def iou(a: Array, b: Array) -> Array:
+    """Intersection over union of a[i] and b[i], (n,4) each, (n,); NaN where a box has one or the union is 0.
+
+    At most 1: rounding may carry the ratio of two equal boxes past it, which `> 1` would count.
+    """
+    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
+    inner = np.clip(high - low, 0, None).prod(axis=1)
+    return np.minimum(inner / (a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - inner), 1)
+
+
+def inclusive_iou(a: Array, b: Array) -> Array:
+    """`iou`, rounded as toolkits round that take x + w - 1 for the last pixel, and like theirs not limited to 1."""
+    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, :2] + a[:, 2:] - 1, b[:, :2] + b[:, 2:] - 1)
+    inner = np.clip(high - low + 1, 0, None).prod(axis=1)
+    return inner / (a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - inner)
+
+
+def centre_distance(a: Array, b: Array, unit: Array | float = 1.0) -> Array:
+    """Distance between the centres of a[i] and b[i], each axis in units of `unit`, (n,).
+
+    Rounded as the toolkits round, which take the centre of a box of whole pixels, x + (w - 1) / 2.
+    """
+    centre_a, centre_b = ((one[:, :2] + (one[:, 2:] - 1) / 2) / unit for one in (a, b))
+    return np.sqrt(((centre_a - centre_b) ** 2).sum(axis=1))
+
+
+def share_above(values: Array, thresholds: Array, frames: int) -> Array:
+    """How many of the values exceed each threshold, as a share of `frames`, (len(thresholds),)."""
+    # Counted one threshold at a time: several times as fast as one comparison of all with all.
+    return np.array([np.count_nonzero(values > limit) for limit in thresholds]) / frames
+
+
+def share_within(values: Array, thresholds: Array, frames: int) -> Array:
+    """How many of the values do not exceed each threshold, as a share of `frames`, (len(thresholds),)."""
+    return np.array([np.count_nonzero(values <= limit) for limit in thresholds]) / frames
+
+
+def repeat_last_box(predicted: Array, bad: NDArray[np.bool_]) -> Array:
+    """Rows where `bad` replaced by the last row before them that is not; the first row is never replaced."""
+    rows = np.where(bad, 0, np.arange(len(bad)))
+    return predicted[np.maximum.accumulate(rows)]

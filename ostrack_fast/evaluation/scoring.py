@@ -1,0 +1,147 @@
+"""Figures from result files: no tracking, any tracker, the protocol of any benchmark."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from ..data.truth import read_raw_boxes
+from .benchmarks import Loaded, Sequence, find_benchmark
+from .protocols import Truth, find_protocol
+from .results import Results, find_results
+
+_WORTH_PROCESSES = 2_000_000
+"""Boxes. Fewer are scored sooner than processes are started."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackerScore:
+    """A tracker's figures.
+
+    Args:
+        name: of the tracker.
+        summary: the benchmark's numbers over all sequences.
+        sequences: the same of each sequence, by its name; NaN where none of its frames counts.
+        scores: what the protocol's `summarize` takes, of each sequence by its name.
+    """
+
+    name: str
+    summary: dict[str, float]
+    sequences: dict[str, dict[str, float]]
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The figures of several trackers on one benchmark."""
+
+    benchmark: str
+    protocol: str
+    loaded: Loaded
+    trackers: tuple[TrackerScore, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON: `benchmark`, `protocol`, and of each of the `trackers` name, summary and sequences.
+
+        A figure that does not exist, of a sequence none of whose frames counts, is None.
+        """
+        trackers = [
+            {
+                "name": tracker.name,
+                "summary": _plain(tracker.summary),
+                "sequences": {name: _plain(numbers) for name, numbers in tracker.sequences.items()},
+            }
+            for tracker in self.trackers
+        ]
+        return {"benchmark": self.benchmark, "protocol": self.protocol, "trackers": trackers}
+
+
+def score_results(
+    benchmark: str,
+    data: str | Path,
+    results: SequenceOf[str | Path],
+    split: str | None = None,
+    protocol: str | None = None,
+) -> Scored:
+    """Score the result files of trackers.
+
+    Args:
+        benchmark: its name; see `benchmarks`.
+        data: the folder that it was unpacked into.
+        results: folders of result files; see `results.find_results`.
+        split: of the benchmark; by default the first that `data` holds.
+        protocol: its name; by default the benchmark's official one.
+
+    Raises:
+        FileNotFoundError: data or results are missing or incomplete; the message names them.
+        ValueError: an unknown name; a file that cannot be read; results that the protocol refuses.
+    """
+    found = find_benchmark(benchmark)
+    chosen = protocol or found.protocol
+    find_protocol(chosen)
+    loaded = found.load(data, split)
+    _check_truth(loaded.sequences, found.title)
+    return score_loaded(benchmark, chosen, loaded, find_results(results, loaded.sequences))
+
+
+def score_loaded(benchmark: str, protocol: str, loaded: Loaded, results: SequenceOf[Results]) -> Scored:
+    """As `score_results`, of what is loaded and found already."""
+    truths = {sequence.name: sequence.truth for sequence in loaded.sequences}
+    boxes = len(results) * sum(len(truth.boxes) for truth in truths.values())
+    workers = min(len(results), os.cpu_count() or 1)
+    if workers > 1 and boxes > _WORTH_PROCESSES:
+        # Forked processes have the truth already, and start without importing anything.
+        with ProcessPoolExecutor(workers, get_context("fork"), _keep, (protocol, truths)) as pool:
+            trackers = list(pool.map(_score_kept, results))
+    else:
+        trackers = [_score_tracker(each, protocol, truths) for each in results]
+    return Scored(benchmark, protocol, loaded, tuple(trackers))
+
+
+_kept: tuple[str, dict[str, Truth]] = ("", {})
+"""What a process of the pool was given when it was forked."""
+
+
+def _keep(protocol: str, truths: dict[str, Truth]) -> None:
+    global _kept
+    _kept = (protocol, truths)
+
+
+def _score_kept(results: Results) -> TrackerScore:
+    return _score_tracker(results, *_kept)
+
+
+def _score_tracker(results: Results, protocol: str, truths: dict[str, Truth]) -> TrackerScore:
+    chosen = find_protocol(protocol)
+    scores = {}
+    for name, truth in truths.items():
+        runs = []
+        for path in results.files[name]:
+            try:
+                runs.append(chosen.score(read_raw_boxes(path), truth))
+            except ValueError as error:
+                raise ValueError(f"{results.name}, {path}: {error}") from None
+        scores[name] = runs[0] if len(runs) == 1 else chosen.merge(runs)
+    summary = chosen.summarize(list(scores.values()))
+    return TrackerScore(
+        results.name, summary, {name: chosen.summarize([score]) for name, score in scores.items()}, scores
+    )
+
+
+def _check_truth(sequences: SequenceOf[Sequence], title: str) -> None:
+    """Raise ValueError where the data hold the first boxes alone, as the public part of a test set does."""
+    if all(len(sequence.truth.boxes) == 1 for sequence in sequences):
+        raise ValueError(
+            f"{title}: these data hold the first box of each sequence alone: the truth of this split is on the "
+            "benchmark's server, which scores a zip file of the results"
+        )
+
+
+def _plain(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
