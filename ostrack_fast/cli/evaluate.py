@@ -32,7 +32,13 @@ _CAPTION = "P: centres within 20 pixels; P_norm: within 0.2 of the target's size
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder of videos: NAME/img/*.jpg and NAME/groundtruth_rect.txt.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of videos: NAME/img/*.jpg and NAME/groundtruth_rect.txt. With --benchmark, the folder that it "
+            "was unpacked into."
+        ),
+    ],
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
     config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -44,8 +50,26 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write all numbers and curves to this file.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Write each video's boxes to NAME.txt in this folder.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write each video's boxes to NAME.txt in this folder; with --benchmark in the layout of its toolkit, "
+            "by default to results/BENCHMARK/WEIGHTS."
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this picture (png, pdf, svg).")] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="got10k, lasot, ...: see `ostrack-fast score`. Writes result files and scores them."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the benchmark; by default the usual one that DATA holds.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="By default the benchmark's official one.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, with --benchmark; GPUs are taken by turns.")] = 1,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a run of --benchmark that was interrupted or killed.")
+    ] = False,
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
@@ -53,7 +77,23 @@ def evaluate(
     holds the videos that are finished.
 
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
+
+    With --benchmark the sequences are tracked into result files, the longest first, and scored as `ostrack-fast score`
+    does. A sequence's file appears whole or not at all; --resume goes on after any kind of end.
     """
+    if benchmark is not None:
+        from ._benchmark import MakeTracker, evaluate_benchmark
+
+        if one_based or plot:
+            raise ValueError("--one-based and --plot are for folders of videos: leave them out with --benchmark")
+        make = MakeTracker(weights, config, device, dtype, workers)
+        evaluate_benchmark(
+            benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json
+        )
+        return
+    if split or protocol or resume or workers > 1:
+        raise ValueError("--split, --protocol, --workers and --resume need --benchmark")
+
     from ..evaluation import evaluate_folder
     from ..model import OSTrack
     from ..tracker import Tracker

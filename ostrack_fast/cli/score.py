@@ -53,10 +53,11 @@ def score(
         write_text(json, json_format.dumps(scored.to_dict(), indent=1, allow_nan=False) + "\n")
     for note in scored.loaded.notes:
         print(f"note: {note}", file=sys.stderr)
-    Console().print(_table(scored))
+    Console().print(scores_table(scored))
 
 
-def _table(scored: Scored) -> Table:
+def scores_table(scored: Scored) -> Table:
+    """The trackers' figures, the best first, for the terminal."""
     count = len(scored.loaded.sequences)
     title = f"{scored.benchmark}, split {scored.loaded.split}, {count} sequences, protocol {scored.protocol}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

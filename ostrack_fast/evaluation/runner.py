@@ -18,6 +18,7 @@ from ..data.videos import Video, check_first_box, raise_problems, scan_videos
 from ..files import write_text
 from ..progress import progress_bar
 from ..tracker import checked_box
+from .ahead import decoded_ahead
 from .metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS, Array, Scores, score_video
 
 FORMAT = 1
@@ -212,10 +213,9 @@ def evaluate_video(
     one: Any = tracker if is_instance else tracker()  # type: ignore[operator]
     boxes = np.full((len(video), 4), np.nan)
     seconds = 0.0
-    for index in range(len(video)):
+    for index, frame in enumerate(decoded_ahead(video.frame, len(video))):
         if stop():
             raise Stopped(f"{video.name}: stopped before frame {index} of {len(video)}")
-        frame = video.frame(index)
         if index == 0:
             boxes[0] = video.boxes[0]
             one.initialize(frame, tuple(video.boxes[0].tolist()))
@@ -223,14 +223,14 @@ def evaluate_video(
             start = perf_counter()
             answer = one.track(frame)
             seconds += perf_counter() - start
-            boxes[index] = _box(answer, video.frames[index])
+            boxes[index] = answered_box(answer, video.frames[index])
         on_frame()
     scored = int(present(video.boxes).sum())
     return VideoResult(video.name, boxes, scored, seconds, score_video(boxes, video.boxes))
 
 
-def _box(answer: Any, frame: Path) -> Array:
-    """What `track` returned as (4,) float64."""
+def answered_box(answer: Any, frame: Path) -> Array:
+    """What `track` returned as (4,) float64, NaN for None. Raises ValueError, which names the frame, for no box."""
     box = getattr(answer, "box", answer)
     if box is None:
         return np.full(4, np.nan)

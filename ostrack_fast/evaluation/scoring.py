@@ -86,7 +86,11 @@ def score_results(
     chosen = protocol or found.protocol
     find_protocol(chosen)
     loaded = found.load(data, split)
-    _check_truth(loaded.sequences, found.title)
+    if not has_truth(loaded.sequences):
+        raise ValueError(
+            f"{found.title}: these data hold the first box of each sequence alone: the truth of this split is on the "
+            "benchmark's server, which scores a zip file of the results"
+        )
     return score_loaded(benchmark, chosen, loaded, find_results(results, loaded.sequences))
 
 
@@ -134,13 +138,9 @@ def _score_tracker(results: Results, protocol: str, truths: dict[str, Truth]) ->
     )
 
 
-def _check_truth(sequences: SequenceOf[Sequence], title: str) -> None:
-    """Raise ValueError where the data hold the first boxes alone, as the public part of a test set does."""
-    if all(len(sequence.truth.boxes) == 1 for sequence in sequences):
-        raise ValueError(
-            f"{title}: these data hold the first box of each sequence alone: the truth of this split is on the "
-            "benchmark's server, which scores a zip file of the results"
-        )
+def has_truth(sequences: SequenceOf[Sequence]) -> bool:
+    """Whether there is more than the first box of each sequence, which is all that test sets make public."""
+    return any(len(sequence.truth.boxes) > 1 for sequence in sequences)
 
 
 def _plain(numbers: dict[str, float]) -> dict[str, float | None]:

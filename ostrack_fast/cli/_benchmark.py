@@ -1,0 +1,144 @@
+"""`ostrack-fast evaluate --benchmark`: track a benchmark's sequences into result files, then score them."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from ..files import check_folder, check_writable, write_text
+from ..interrupts import Interrupts
+from ..progress import progress_bar
+from .score import scores_table
+
+if TYPE_CHECKING:
+    from ..evaluation.benchmark_run import Outcome, Task
+    from ..evaluation.benchmarks import Loaded
+    from ..tracker import Tracker
+
+
+@dataclass(frozen=True)
+class MakeTracker:
+    """Makes the tracker of a process; several on one machine share its processor, and take its GPUs by turns."""
+
+    weights: str
+    config: str | None
+    device: str
+    dtype: str
+    workers: int
+
+    def __call__(self, number: int) -> Tracker:
+        """The tracker of process `number`."""
+        import torch
+
+        from ..model import OSTrack
+        from ..tracker import Tracker
+
+        device = self.device
+        if self.workers > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.workers))
+            if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+                device = f"cuda:{number % torch.cuda.device_count()}"
+        return Tracker(OSTrack.from_pretrained(self.weights, self.config), device, self.dtype)
+
+
+def evaluate_benchmark(
+    benchmark: str,
+    data: Path,
+    make: MakeTracker,
+    *,
+    split: str | None,
+    protocol: str | None,
+    results: Path | None,
+    resume: bool,
+    json: Path | None,
+) -> None:
+    """Track, write the result files, print speed and figures. Exit code 130 after an interrupt."""
+    from ..evaluation.benchmark_run import is_finished, make_tasks, own_share, write_run
+    from ..evaluation.benchmarks import find_benchmark
+    from ..evaluation.protocols import find_protocol
+
+    found = find_benchmark(benchmark)
+    find_protocol(protocol or found.protocol)
+    if json is not None:
+        check_writable(json)
+    folder = results or Path("results") / benchmark / Path(make.weights).name.split(".")[0]
+    check_folder(folder)
+    loaded = found.load(data, split)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    tasks, failed = make_tasks(found, loaded, folder)
+    there = [task for task in tasks if is_finished(task)]
+    if there and not resume:
+        raise ValueError(
+            f"{folder} holds results of {len(there)} sequences: go on with --resume, or give another --results folder"
+        )
+    left = [task for task in own_share(tasks) if task not in there]
+    with Interrupts() as interrupts:
+        outcome = _run(left, make, lambda: interrupts.requested)
+    outcome.failed.update(failed)
+    about = {"benchmark": benchmark, "data": str(data.resolve()), "split": loaded.split, "tracker": _about(make)}
+    write_run(folder, about, outcome)
+    _tell(outcome, folder)
+    if not outcome.unfinished:
+        _score(benchmark, protocol or found.protocol, loaded, folder, outcome, json)
+    if outcome.unfinished:
+        raise typer.Exit(130)
+
+
+def _about(make: MakeTracker) -> dict[str, Any]:
+    return {"weights": make.weights, "device": make.device, "dtype": make.dtype, "workers": make.workers}
+
+
+def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool]) -> Outcome:
+    from ..evaluation.benchmark_run import Outcome, run_tasks
+    from ..evaluation.workers import run_in_processes
+
+    if not tasks:
+        return Outcome()
+    with progress_bar(transient=True) as bar:
+        bar_task = bar.add_task("frames", total=sum(len(task.frames) for task in tasks), status="")
+        advance = lambda: bar.advance(bar_task)  # noqa: E731
+        if make.workers > 1:
+            return run_in_processes(tasks, make, min(make.workers, len(tasks)), advance, stop)
+        return run_tasks(tasks, make(0), advance, stop)
+
+
+def _tell(outcome: Outcome, folder: Path) -> None:
+    for name, reason in sorted(outcome.failed.items()):
+        print(f"failed, and left out: {name}: {reason}", file=sys.stderr)
+    if outcome.unfinished:
+        print(f"interrupted: {len(outcome.unfinished)} sequences are left; go on with --resume", file=sys.stderr)
+    if outcome.finished:
+        track, whole = outcome.fps()
+        print(
+            f"{len(outcome.finished)} sequences tracked into {folder}: {track:.1f} frames a second in track(), "
+            f"{whole:.1f} with decoding and writing (of one process)"
+        )
+
+
+def _score(benchmark: str, protocol: str, loaded: Loaded, folder: Path, outcome: Outcome, json: Path | None) -> None:
+    from ..evaluation.benchmarks import Loaded
+    from ..evaluation.results import find_results
+    from ..evaluation.scoring import has_truth, score_loaded
+
+    kept = tuple(each for each in loaded.sequences if each.name not in outcome.failed)
+    if not kept:
+        raise ValueError("no sequence could be tracked: there is nothing to score")
+    if not has_truth(kept):
+        print("the truth of this split is on the benchmark's server: nothing to score here")
+        return
+    if len(kept) < len(loaded.sequences):
+        print(f"figures of {len(kept)} of {len(loaded.sequences)} sequences are no official ones", file=sys.stderr)
+    loaded = Loaded(kept, loaded.split, loaded.notes)
+    scored = score_loaded(benchmark, protocol, loaded, find_results([folder], kept))
+    if json is not None:
+        write_text(json, json_format.dumps(scored.to_dict(), indent=1, allow_nan=False) + "\n")
+    Console().print(scores_table(scored))
