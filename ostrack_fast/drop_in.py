@@ -182,7 +182,7 @@ def _box_difference(out: dict[str, Tensor]) -> float:
     the same score, any may be the network's.
     """
     score, size, offset = (out[name][0].double().cpu().flatten(1) for name in _MAPS)
-    cells, side = torch.arange(score.shape[1]), out["score_map"].shape[-1]
+    cells, side = torch.arange(score.shape[1], dtype=torch.int64, device="cpu"), out["score_map"].shape[-1]
     centres = (torch.stack((cells % side, cells // side)) + offset) / side
     best = torch.cat((centres, size))[:, score[0] == score.max()]
     return float((best - out["pred_boxes"].double().cpu().reshape(4, 1)).abs().amax(0).min())
@@ -250,7 +250,7 @@ def _verify(network: nn.Module, engine: Engine) -> None:
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters()):
         network = deepcopy(network).float()
     for chosen in (None, tokens // 2) if engine.network.eliminates else (None,):
-        mask = None if chosen is None else (torch.arange(tokens) >= chosen)[None]
+        mask = None if chosen is None else (torch.arange(tokens, dtype=torch.int64, device="cpu") >= chosen)[None]
         differences = []
         for seed in (0, 1):
             differences.append(_difference(network, engine, mask, seed))
@@ -286,9 +286,12 @@ def _difference(network: nn.Module, engine: Engine, mask: Tensor | None, seed: i
     """The largest difference of an output as a share of its largest number, and that output's name."""
     cfg = engine.cfg
     generator = torch.Generator().manual_seed(seed)
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next(
+        (p for p in network.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32, device="cpu")
+    )
     template, search = (
-        torch.randn(1, 3, size, size, generator=generator) for size in (cfg.template_size, cfg.search_size)
+        torch.randn(1, 3, size, size, generator=generator, dtype=torch.float32, device="cpu")
+        for size in (cfg.template_size, cfg.search_size)
     )
     try:
         with _exactly(like.device.type):

@@ -299,7 +299,9 @@ class _Graph:
     def __init__(self, function: Callable[[Tensor], Any], like: Tensor, device: torch.device):
         self._device = device
         # Pageable memory would make the upload wait for the GPU and the GPU for the upload.
-        self._pinned = torch.zeros(like.shape, dtype=like.dtype, pin_memory=True) if not like.is_cuda else None
+        self._pinned = (
+            torch.zeros(like.shape, dtype=like.dtype, device="cpu", pin_memory=True) if not like.is_cuda else None
+        )
         self._input = torch.zeros(like.shape, dtype=like.dtype, device=device)
         self._upload_rows = enabled("upload_rows")
         with torch.cuda.device(device):

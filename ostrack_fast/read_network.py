@@ -120,7 +120,7 @@ def read_layers(network: Any, model: OSTrack, what: str) -> None:
         eps = getattr(theirs.get(name), "eps", None)
         if isinstance(eps, float) and hasattr(module, "eps"):
             module.eps = eps
-    probe = torch.linspace(-4, 4, 81)
+    probe = torch.linspace(-4, 4, 81, dtype=torch.float32, device="cpu")
     for index, block in enumerate(network.backbone.blocks):
         activation = getattr(block.mlp, "act", None)
         # By what it computes: a class of any name may be the exact GELU, or its approximation by tanh.

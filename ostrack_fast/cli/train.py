@@ -32,3 +32,5 @@ def train(
     rest = cfg.total_pairs - cfg.trained_pairs
     left = f" (the last {rest} fill no batch of {cfg.batch_size})" if trainer.finished and rest else ""
     print(f"{done}: {trainer.seen} of {cfg.total_pairs} pairs{left}, weights in {Path(cfg.output) / WEIGHTS}")
+    if not trainer.finished:
+        raise typer.Exit(130)

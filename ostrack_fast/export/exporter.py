@@ -120,7 +120,8 @@ def _check_choices(cfg: ModelConfig, format: str, dtype: str, batch: int | None,
 def _sample(cfg: ModelConfig) -> tuple[Tensor, Tensor]:
     """A template and a search crop of the shipped video, normalized, each with a batch of 1."""
     assets = resources.files("ostrack_fast") / "assets"
-    box = torch.tensor([json.loads((assets / "demo.json").read_text(encoding="utf-8"))["box"]], dtype=torch.float64)
+    facts = json.loads((assets / "demo.json").read_text(encoding="utf-8"))
+    box = torch.tensor([facts["box"]], dtype=torch.float64, device="cpu")
     with resources.as_file(assets / "demo.mp4") as path:
         frames = iter(open_source(path))
         first, second = (torch.from_numpy(next(frames)) for _ in range(2))

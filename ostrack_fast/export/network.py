@@ -65,7 +65,7 @@ class ExportNetwork(nn.Module):
         if self.eliminates:
             self.register_buffer("rows", template_mask(cfg, device="cpu").nonzero()[:, 0])
         # A new tensor of zeros would become the operator ConstantOfShape, which OpenCV does not read.
-        self.register_buffer("zero", torch.zeros(1, 1, 1, device="cpu"))
+        self.register_buffer("zero", torch.zeros(1, 1, 1, dtype=torch.float32, device="cpu"))
         copy = deepcopy(model).eval().float().requires_grad_(False)
         self.backbone, self.head = copy.backbone, copy.box_head
         for block in self.head.children():
@@ -88,7 +88,7 @@ class ExportNetwork(nn.Module):
         Returns score (B,1,F,F), size (B,2,F,F) in units of the crop and offset (B,2,F,F) in cells, all float32.
         """
         z, x = self.backbone.embed_template(template), self.backbone.embed_search(search)
-        ids = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        ids = torch.arange(x.shape[1], dtype=torch.int64, device=x.device).expand(x.shape[0], -1)
         tokens = torch.cat((z, x), dim=1)
         for block, keep in zip(cast("list[Block]", self.backbone.blocks), self._keep, strict=True):
             qkv = block.attn.packed(block.norm1(tokens))

@@ -202,7 +202,8 @@ def fitting(state: Mapping[str, Tensor], model: nn.Module, what: str) -> State:
     for name, expected in model.state_dict().items():
         value = state.get(name)
         if value is None:
-            value = torch.zeros(expected.shape, dtype=expected.dtype)
+            dtype = torch.float32 if expected.is_floating_point() else expected.dtype
+            value = torch.zeros(expected.shape, dtype=dtype, device="cpu")
         elif expected.is_floating_point():
             value = value.to(torch.float32)
             if not bool(torch.isfinite(value).all()):

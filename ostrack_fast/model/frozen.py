@@ -74,7 +74,7 @@ class FrozenOSTrack:
         self._patch = self._linear(projection.weight.flatten(1), cast(Tensor, projection.bias), dtype=self.dtype)
         self._template_position = _float(backbone.pos_embed_z, device)
         self._search_position = _float(backbone.pos_embed_x, device)
-        self._ids = torch.arange(cfg.search_grid**2, device=device)
+        self._ids = torch.arange(cfg.search_grid**2, dtype=torch.int64, device=device)
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True)) if candidate_elimination else {}
         left = cfg.search_grid**2
         self._blocks: list[_FrozenBlock] = []

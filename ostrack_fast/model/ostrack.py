@@ -165,7 +165,7 @@ def _box_mask(cfg: ModelConfig, box: Tensor) -> Tensor:
     edge = (box.double() * cfg.template_size).cpu()
     low, high = edge[:, :2].int(), (edge[:, :2] + edge[:, 2:] - 1).int()
     # A bilinear reduction by the patch size reads, of each patch, the two middle pixels along either side.
-    middle = torch.arange(cfg.template_grid, device="cpu") * cfg.patch_size + cfg.patch_size // 2
+    middle = torch.arange(cfg.template_grid, dtype=torch.int64, device="cpu") * cfg.patch_size + cfg.patch_size // 2
     inside = [
         ((middle - 1 < high[:, i, None]) & (middle >= low[:, i, None]) & (high > low)[:, i, None]) for i in (0, 1)
     ]

@@ -250,7 +250,7 @@ class _Pickled(WeightsFile):
             if wanted > 2 * size + _CHUNK or taken > 2 * wanted + _CHUNK:
                 # Reading it would take much more memory than the numbers that the file holds, or that are wanted.
                 raise CheckpointError(f"the tensor {name} shares its storage with others: save it after .clone()")
-            flat[name] = torch.empty(length, dtype=dtype)
+            flat[name] = torch.empty(length, dtype=dtype, device="cpu")
             begin = tensor.offset * dtype.itemsize
             spans.append((begin, begin + length * dtype.itemsize, _bytes(flat[name])))
         position = 0

@@ -158,7 +158,7 @@ class VisionTransformer(nn.Module):
         return_last_attn: bool = False,
     ) -> Features:
         ratios = dict(zip(self.cfg.ce_layers, self.cfg.ce_keep_ratio, strict=True))
-        ids = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        ids = torch.arange(x.shape[1], dtype=torch.int64, device=x.device).expand(x.shape[0], -1)
         tokens = torch.cat((z, x), dim=1)
         removed: list[Tensor | None] = []
         scores: list[tuple[Tensor, Tensor]] = []

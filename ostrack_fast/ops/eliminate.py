@@ -106,7 +106,9 @@ def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[t
         generator = torch.Generator().manual_seed(search)
         tokens = torch.randn(batch, template + search, channels, generator=generator, dtype=torch.float32, device="cpu")
         score = torch.randn(batch, search, generator=generator, dtype=torch.float32, device="cpu").round(decimals=1)
-        ids = torch.stack([torch.randperm(search, generator=generator, device="cpu") for _ in range(batch)])
+        ids = torch.stack(
+            [torch.randperm(search, generator=generator, dtype=torch.int64, device="cpu") for _ in range(batch)]
+        )
         yield tokens.to(device, dtype), score.to(device), ids.to(device), keep
 
 

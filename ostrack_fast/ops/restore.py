@@ -197,7 +197,10 @@ def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[t
     for batch, kept, channels, grid in sizes[size]:
         generator = torch.Generator().manual_seed(kept)
         tokens = torch.randn(batch, kept, channels, generator=generator, dtype=torch.float32, device="cpu")
-        order = [torch.randperm(grid * grid, generator=generator, device="cpu")[:kept] for _ in range(batch)]
+        order = [
+            torch.randperm(grid * grid, generator=generator, dtype=torch.int64, device="cpu")[:kept]
+            for _ in range(batch)
+        ]
         tokens, ids = tokens.to(device, dtype), torch.stack(order).to(device)
         norm = torch.randn(2, channels, generator=generator, dtype=torch.float32, device="cpu").to(device)
         yield tokens, ids, grid, None, None, 1e-6, False, None

@@ -137,7 +137,7 @@ class _From(Sampler):
 
 def _start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal, but it is the trainer that ends the run, after a last checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -61,10 +61,11 @@ def mark_template(vit: VisionTransformer, strength: float, seed: int = 0) -> Non
     """
     grid, table = vit.cfg.template_grid, vit.pos_embed_z
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.nn.functional.normalize(torch.randn(2, table.shape[2], generator=generator), dim=1)
-    place = (torch.arange(grid) + 0.5) / grid - 0.5
+    codes = torch.randn(2, table.shape[2], generator=generator, dtype=torch.float32, device="cpu")
+    codes = torch.nn.functional.normalize(codes, dim=1).to(table)
+    place = (torch.arange(grid, dtype=torch.float32, device=table.device) + 0.5) / grid - 0.5
     share = 0.5 / vit.cfg.template_factor
-    inside = ((place[:, None].abs() < share) & (place[None].abs() < share)).flatten().float()[:, None]
+    inside = ((place[:, None].abs() < share) & (place[None].abs() < share)).flatten().to(table.dtype)[:, None]
     norm = vit.pos_embed_x.norm(dim=2).mean()
     added = strength * norm * (inside * codes[0] + (1 - inside) * codes[1])
     table.add_(added)

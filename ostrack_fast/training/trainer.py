@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from math import isfinite, log
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..interrupts import Interrupts
 from ..model import OSTrack, template_mask
 from ..model.checkpoint import load_pretrained, save_weights
 from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 from ..progress import progress_bar
+from .ambient import as_configured
 from .checkpoint import find_checkpoint, write_checkpoint
 from .config import TrainConfig
 from .dataset import DataConfig, PairDataset, PairLoader, make_loader
@@ -45,6 +46,7 @@ class Trainer:
         ValueError: the output is no folder, or the weights do not fit. FileNotFoundError: there are no such weights.
     """
 
+    @as_configured()
     def __init__(self, cfg: TrainConfig, device: str | torch.device = "cpu"):
         self.cfg, self.device = cfg, torch.device(device)
         self.output = Path(cfg.output)
@@ -57,13 +59,15 @@ class Trainer:
         freeze_blocks(self.model, cfg.optim.freeze_blocks)
         self.optimizer = build_optimizer(self.model, cfg)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.optim.ema else None
-        mean_std = torch.tensor([IMAGE_MEAN, IMAGE_STD], device=self.device)
+        mean_std = torch.tensor([IMAGE_MEAN, IMAGE_STD], dtype=torch.float32, device=self.device)
         self.mean, self.std = mean_std[:, None, :, None, None].unbind(0)
         self.template_mask = template_mask(cfg.model, device=self.device) if cfg.model.ce_layers else None
-        self._stop = False
 
+    @as_configured()
     def run(self, progress: bool = True) -> None:
-        """Train to the end, or until SIGINT or SIGTERM: either way the last step is in the checkpoint.
+        """Train to the end, or until SIGINT, SIGTERM or SIGHUP: either way the last step is in the checkpoint.
+
+        However often these signals come, the step in hand and the checkpoint are finished.
 
         Raises:
             FileNotFoundError, ValueError: data that is missing or cannot be used, or another run's checkpoint.
@@ -81,7 +85,7 @@ class Trainer:
         recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=100)
         with (
             progress_bar(progress) as bar,
-            self._interruptible(),
+            Interrupts() as interrupts,
             open(self.output / LOG, "a", encoding="utf-8") as log,
             closing(self._batches(loader)) as batches,
         ):
@@ -95,12 +99,12 @@ class Trainer:
                     numbers |= _summary(recent, cfg.batch_size)
                     log.write(json.dumps({k: round(v, 5) for k, v in numbers.items()}) + "\n")
                     log.flush()
-                if self._stop or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
+                if interrupts.requested:
+                    break
+                if time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
-                if self._stop:
-                    return
-        self.save()
+            self.save()
 
     def _batches(self, loader: PairLoader) -> Generator[dict[str, Tensor], None, None]:
         """The loader's batches; where the data fails, what was trained until then is saved first."""
@@ -133,6 +137,7 @@ class Trainer:
         optim = self.cfg.optim
         return rate_factor(self.epoch, self.cfg.epochs, optim.warmup_epochs, optim.drop_epoch, optim.decay_epochs)
 
+    @as_configured()
     def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """One optimizer step on a batch of `PairDataset`; returns the terms of the loss.
 
@@ -145,6 +150,8 @@ class Trainer:
             group["lr"] = group["base_lr"] * self.rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
             out = self.model(template, search, self.template_mask, ce_keep_rate=self.keep)
+        # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
+        torch.clear_autocast_cache()
         loss, terms = ostrack_loss(out, batch["search_box"].to(self.device, non_blocking=True), cfg.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -237,21 +244,6 @@ class Trainer:
         torch._foreach_lerp_([self.average[n] for n in floating], [state[n] for n in floating], 1 - decay)
         for name in state.keys() - set(floating):
             self.average[name].copy_(state[name])
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Finish the step in hand on the first SIGINT or SIGTERM; the second one interrupts as usual."""
-
-        def request_stop(number: int, _: object) -> None:
-            self._stop = True
-            signal.signal(number, previous[signal.Signals(number)])
-
-        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def build_dataset(cfg: TrainConfig) -> PairDataset:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ostrack_fast import files
 from ostrack_fast.cli import main
 from ostrack_fast.model import OSTrack
 from ostrack_fast.training.checkpoint import CHECKPOINT, PREVIOUS
@@ -65,6 +67,50 @@ def test_a_finished_run_gives_its_weights_again(config, tmp_path):
     run(config, tmp_path / "run")
     exported = OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS).state_dict()
     assert same(dict(exported), {name: trained.average[name] for name in exported})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_interrupt_loses_nothing(config, tmp_path, monkeypatch, number):
+    """Two while a step is computed, and more while each file is written."""
+    whole = run(config, tmp_path / "whole")
+    before, written = signal.getsignal(number), []
+    config = replace(config, output=str(tmp_path / "parts"))
+    trainer = Trainer(config)
+    plain, publish = trainer.step, files.AtomicFile.publish
+
+    def step(batch):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        return plain(batch)
+
+    def interrupted(file):
+        signal.raise_signal(number)
+        publish(file)
+        written.append(file.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "step", step)
+        patch.setattr(files.AtomicFile, "publish", interrupted)
+        trainer.run(progress=False)
+    assert trainer.seen == config.batch_size and len(written) == 2 and signal.getsignal(number) is before
+    assert torch.load(tmp_path / "parts" / CHECKPOINT, weights_only=True)["seen"] == trainer.seen
+    OSTrack.from_pretrained(tmp_path / "parts" / WEIGHTS)
+    assert same(dict(run(config, tmp_path / "parts").average), dict(whole.average))
+
+
+def test_an_interrupted_run_says_so_and_ends_with_130(command, monkeypatch):
+    plain = Trainer.step
+
+    def step(self, batch):
+        signal.raise_signal(signal.SIGINT)
+        return plain(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        code, out, _ = command(pairs=12)
+    assert code == 130 and "stopped; the same command continues: 4 of 12 pairs" in " ".join(out.split())
+    code, out, _ = command(pairs=12)
+    assert code == 0 and "done: 12 of 12 pairs" in " ".join(out.split())
 
 
 def test_a_shorter_run_is_finished_too(config, tmp_path):

@@ -88,7 +88,9 @@ def _inputs(
     weight: Tensor, bias: Tensor, norm: Norm, tokens: int, grid: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     x = torch.randn(2, tokens, weight.shape[1], dtype=torch.float32, device=weight.device)
-    return x, torch.stack([torch.randperm(grid * grid, device=weight.device)[:tokens] for _ in range(2)])
+    return x, torch.stack(
+        [torch.randperm(grid * grid, dtype=torch.int64, device=weight.device)[:tokens] for _ in range(2)]
+    )
 
 
 restore_conv3x3_op = LayerOp(
