@@ -124,8 +124,8 @@ class Linear:
         if residual is out and out.dtype == torch.float32:
             added = to
         elif residual is not None:
-            if residual.shape != shape or not residual.is_cpu:
-                raise ValueError(f"residual must be {shape}, is {tuple(residual.shape)}")
+            if residual.shape != shape or not residual.is_floating_point() or not residual.is_cpu:
+                raise ValueError(f"residual must be float {shape} on the CPU, is {describe(residual)}")
             added = _dense(residual.resolve_neg().to(torch.float32))
         batch, count, _ = rows.shape
         item = to.stride(0)
