@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from .score import scores_table
 if TYPE_CHECKING:
     from ..evaluation.benchmark_run import Outcome, Task
     from ..evaluation.benchmarks import Loaded
-    from ..tracker import Tracker
+    from ..evaluation.runner import SingleObjectTracker
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,15 @@ class MakeTracker:
     device: str
     dtype: str
     workers: int
+    tracker: str = "ostrack"
+    peer_models: Path | None = None
 
-    def __call__(self, number: int) -> Tracker:
+    def __call__(self, number: int) -> SingleObjectTracker:
         """The tracker of process `number`."""
+        if self.tracker != "ostrack":
+            from ..evaluation.peers import make_peer
+
+            return make_peer(self.tracker, self.peer_models)
         import torch
 
         from ..model import OSTrack
@@ -59,9 +65,10 @@ def evaluate_benchmark(
     results: Path | None,
     resume: bool,
     json: Path | None,
+    one_based: Sequence[str] = (),
 ) -> None:
     """Track, write the result files, print speed and figures. Exit code 130 after an interrupt."""
-    from ..evaluation.benchmark_run import is_finished, make_tasks, own_share, write_run
+    from ..evaluation.benchmark_run import count_from_one, is_finished, make_tasks, own_share, write_run
     from ..evaluation.benchmarks import find_benchmark
     from ..evaluation.protocols import find_protocol
 
@@ -69,11 +76,14 @@ def evaluate_benchmark(
     find_protocol(protocol or found.protocol)
     if json is not None:
         check_writable(json)
-    folder = results or Path("results") / benchmark / Path(make.weights).name.split(".")[0]
+    name = Path(make.weights).name.split(".")[0] if make.tracker == "ostrack" else make.tracker
+    folder = results or Path("results") / benchmark / name
     check_folder(folder)
     loaded = found.load(data, split)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
+    if one_based:
+        loaded = count_from_one(loaded, one_based)
     tasks, failed = make_tasks(found, loaded, folder)
     there = [task for task in tasks if is_finished(task)]
     if there and not resume:
@@ -94,7 +104,15 @@ def evaluate_benchmark(
 
 
 def _about(make: MakeTracker) -> dict[str, Any]:
-    return {"weights": make.weights, "device": make.device, "dtype": make.dtype, "workers": make.workers}
+    if make.tracker != "ostrack":
+        return {"tracker": make.tracker}
+    return {
+        "tracker": "ostrack",
+        "weights": make.weights,
+        "device": make.device,
+        "dtype": make.dtype,
+        "workers": make.workers,
+    }
 
 
 def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool]) -> Outcome:

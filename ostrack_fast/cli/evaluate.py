@@ -70,6 +70,10 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option(help="Go on with a run of --benchmark that was interrupted or killed.")
     ] = False,
+    tracker: Annotated[
+        str, typer.Option(help="With --benchmark: ostrack, or OpenCV's mil, nano, vit, kcf or csrt to compare with.")
+    ] = "ostrack",
+    peer_models: Annotated[Path | None, typer.Option(help="Folder of the ONNX files of OpenCV's nano and vit.")] = None,
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
@@ -84,15 +88,16 @@ def evaluate(
     if benchmark is not None:
         from ._benchmark import MakeTracker, evaluate_benchmark
 
-        if one_based or plot:
+        if plot or (one_based and benchmark != "folder"):
             raise ValueError("--one-based and --plot are for folders of videos: leave them out with --benchmark")
-        make = MakeTracker(weights, config, device, dtype, workers)
+        make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models)
         evaluate_benchmark(
-            benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json
-        )
+            benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json,
+            one_based=one_based or (),
+        )  # fmt: skip
         return
-    if split or protocol or resume or workers > 1:
-        raise ValueError("--split, --protocol, --workers and --resume need --benchmark")
+    if split or protocol or resume or workers > 1 or tracker != "ostrack" or peer_models:
+        raise ValueError("--split, --protocol, --workers, --resume, --tracker and --peer-models need --benchmark")
 
     from ..evaluation import evaluate_folder
     from ..model import OSTrack
@@ -104,13 +109,13 @@ def evaluate(
         check_outside(path, data)
     if results is not None:
         check_folder(results)
-    tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
+    ours = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
     patterns = one_based or []
-    settings = {"weights": weights, "device": str(tracker.device), "dtype": str(tracker.dtype).removeprefix("torch.")}
+    settings = {"weights": weights, "device": str(ours.device), "dtype": str(ours.dtype).removeprefix("torch.")}
     notes = {"data": str(data), "one_based": patterns, "tracker": settings}
     with Interrupts() as interrupts:
         result = evaluate_folder(
-            data, tracker, one_based=patterns, results=results, progress=True, stop=lambda: interrupts.requested
+            data, ours, one_based=patterns, results=results, progress=True, stop=lambda: interrupts.requested
         )
         failures = _save(result, json, notes, plot, Path(weights).stem) if result.videos else []
     if result.videos:

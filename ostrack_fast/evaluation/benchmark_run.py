@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -63,6 +64,23 @@ class Outcome:
         times = (sum(getattr(each, name) for each in self.finished.values()) for name in ("track_seconds", "seconds"))
         track, whole = (frames / time if time else float("nan") for time in times)
         return track, whole
+
+
+def count_from_one(loaded: Loaded, patterns: Iterable[str]) -> Loaded:
+    """The same sequences, those whose names match a pattern counting pixels from 1.
+
+    Raises:
+        ValueError: a pattern that names no sequence.
+    """
+    patterns = list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(each.name, pattern) for each in loaded.sequences):
+            raise ValueError(f"no sequence is called {pattern!r}, given as counting from 1")
+    sequences = tuple(
+        replace(each, origin=1) if any(fnmatchcase(each.name, pattern) for pattern in patterns) else each
+        for each in loaded.sequences
+    )
+    return Loaded(sequences, loaded.split, loaded.notes)
 
 
 def make_tasks(benchmark: Benchmark, loaded: Loaded, results: Path) -> tuple[list[Task], dict[str, str]]:

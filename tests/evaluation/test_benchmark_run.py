@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,9 @@ from ostrack_fast.cli._benchmark import MakeTracker, evaluate_benchmark
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.data.truth import read_raw_boxes
 from ostrack_fast.evaluation.ahead import decoded_ahead
-from ostrack_fast.evaluation.benchmark_run import Task, is_finished, make_tasks, own_share, run_tasks
+from ostrack_fast.evaluation.benchmark_run import Task, count_from_one, is_finished, make_tasks, own_share, run_tasks
 from ostrack_fast.evaluation.benchmarks import find_benchmark
+from ostrack_fast.evaluation.peers import make_peer
 from ostrack_fast.evaluation.workers import run_in_processes
 from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
@@ -202,3 +204,25 @@ def test_a_sequence_that_fails_leaves_figures_that_are_called_unofficial(tmp_pat
     assert list(sequences) == ["airplane-1"]
     said = capsys.readouterr().err
     assert "failed, and left out: airplane-9" in said and "figures of 1 of 2 sequences are no official ones" in said
+
+
+def test_sequences_that_count_from_one(tmp_path):
+    layouts.folder(tmp_path)
+    loaded = count_from_one(find_benchmark("folder").load(tmp_path), ["t*"])
+    assert [each.origin for each in loaded.sequences] == [0, 1]
+    with pytest.raises(ValueError, match="no sequence is called 'x'"):
+        count_from_one(loaded, ["x"])
+
+
+def test_opencvs_trackers(tmp_path):
+    tasks, _ = tasks_of("folder", tmp_path / "data", tmp_path / "r")
+    assert not run_tasks(tasks, make_peer("mil")).failed and is_finished(tasks[0])
+    with pytest.raises(ValueError, match="no tracker 'x': choose ostrack or one of mil"):
+        make_peer("x")
+    with pytest.raises(ValueError, match="TrackerNano needs its model files"):
+        make_peer("nano")
+    with pytest.raises(FileNotFoundError, match="holds no vittrack"):
+        make_peer("vit", tmp_path)
+    if not hasattr(cv2, "TrackerKCF_create"):
+        with pytest.raises(ImportError, match="opencv-contrib-python"):
+            make_peer("kcf")
