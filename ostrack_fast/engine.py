@@ -63,10 +63,12 @@ class Engine:
     thread at a time.
 
     Args:
-        model: may be in any mode, dtype and device; it is read, not changed.
+        model: may be in any mode, dtype and device; it is read, not changed, unless `consume`.
         device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
         dtype: "auto" (see `devices.resolve_dtype`), a name in `devices.DTYPES`, or a torch.dtype.
         candidate_elimination: False keeps all candidates, as if the configuration eliminated none.
+        consume: free the model's weights block by block while they are packed. The model is of no use afterwards, and
+            no weight is in memory twice.
 
     Raises:
         ValueError: an unknown or unavailable device or dtype.
@@ -78,10 +80,12 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         candidate_elimination: bool = True,
+        consume: bool = False,
     ):
         on = resolve_device(device)
         with _isolated():
-            self._start(FrozenOSTrack(model, on, resolve_dtype(dtype, on), candidate_elimination), model.cfg, on)
+            network = FrozenOSTrack(model, on, resolve_dtype(dtype, on), candidate_elimination, consume)
+            self._start(network, model.cfg, on)
 
     def _start(self, network: FrozenOSTrack, cfg: ModelConfig, device: torch.device) -> None:
         self.network, self.cfg, self.device = network, cfg, device

@@ -56,8 +56,9 @@ class _OnEngine:
         lost_below: float = 0.4,
         candidate_elimination: bool = True,
     ):
+        given = isinstance(model_or_name, OSTrack)
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
-        self.engine = Engine(model, device, dtype, candidate_elimination)
+        self.engine = Engine(model, device, dtype, candidate_elimination, consume=not given)
         self.cfg = model.cfg
         self.lost_below = lost_below
 

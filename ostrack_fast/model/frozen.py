@@ -7,6 +7,8 @@ when it is set. The residual stream stays float32 whatever the dtype of the prod
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from math import ceil
@@ -55,9 +57,18 @@ class FrozenOSTrack:
     Args:
         dtype: of the products: float32, float16, bfloat16, or int8 (then everything else is bfloat16).
         candidate_elimination: False keeps all candidates, whatever the configuration says.
+        consume: give up each block's weights as soon as they are packed, so that no weight is in memory twice: the
+            model is of no use afterwards.
     """
 
-    def __init__(self, model: OSTrack, device: torch.device, dtype: torch.dtype, candidate_elimination: bool = True):
+    def __init__(
+        self,
+        model: OSTrack,
+        device: torch.device,
+        dtype: torch.dtype,
+        candidate_elimination: bool = True,
+        consume: bool = False,
+    ):
         cfg = self.cfg = model.cfg
         self.device, self.products = device, dtype
         self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
@@ -84,6 +95,9 @@ class FrozenOSTrack:
             # The first block's product stays whole: the template's is known.
             apart = self._counts_products and index > 0 and (keep < left or last)
             self._blocks.append(self._frozen_block(block, keep if keep < left else None, apart))
+            if consume:
+                block.to("meta")
+                _return_freed_memory()
             left = keep
         self.eliminates = any(block.keep is not None for block in self._blocks)
         self._bind_ops()
@@ -284,6 +298,13 @@ def _folded(block: nn.Sequential) -> tuple[Tensor, Tensor]:
     factor = norm.weight.detach().double() / (variance + norm.eps).sqrt()
     bias = (cast(Tensor, convolution.bias).detach().double() - mean) * factor + norm.bias.detach().double()
     return convolution.weight.detach().double() * factor[:, None, None, None], bias
+
+
+def _return_freed_memory() -> None:
+    """To the system: glibc keeps what was freed, and packed weights do not fit the gaps that single weights leave."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _float(value: Tensor, device: torch.device) -> Tensor:

@@ -210,8 +210,9 @@ class RestoreConv3x3:
     ):
         outputs, inputs = weight.shape[:2]
         scale, shift, eps = norm
-        taps = weight.detach().double().permute(2, 3, 0, 1).reshape(-1, inputs)
-        self.layer = Linear(taps * scale.double(), taps @ shift.double(), eps, dtype=dtype)
+        taps = weight.detach().permute(2, 3, 0, 1).reshape(-1, inputs).double()
+        shifted = taps @ shift.double()
+        self.layer = Linear(taps.mul_(scale.double()), shifted, eps, dtype=dtype)  # in place: it is a copy, and large
         self._bias = bias.detach().to(torch.float32).contiguous()
         self._outputs, self._grid, self._dtype = outputs, grid, _result_dtype(dtype)
         self._activation = _ACTIVATIONS[activation]

@@ -1,0 +1,39 @@
+"""A tracker that loads its weights itself never holds them twice."""
+
+import gc
+
+import torch
+
+from ostrack_fast import OSTrack, Tracker
+from ostrack_fast.model.frozen import FrozenOSTrack
+
+
+def tensor_bytes():
+    """Of all memory behind CPU tensors that Python knows."""
+    storages = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu" and each.layout == torch.strided:
+            storage = each.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_weights_are_never_in_memory_twice(monkeypatch):
+    """When the blocks are packed, their plain weights are gone; in the end those of the head are gone too."""
+    before = tensor_bytes()
+    at_head = []
+    freeze_head = FrozenOSTrack._freeze_head
+    monkeypatch.setattr(
+        FrozenOSTrack, "_freeze_head", lambda *args: (at_head.append(tensor_bytes() - before), freeze_head(*args))
+    )
+    tracker = Tracker("small", "cpu", "float32")
+    weights = 4 * tracker.engine.network.parameters
+    assert weights < at_head[0] < 1.2 * weights
+    gc.collect()
+    assert weights < tensor_bytes() - before < 1.2 * weights
+
+
+def test_a_given_model_is_not_changed():
+    model = OSTrack.from_pretrained("small")
+    Tracker(model, "cpu", "float32")
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
