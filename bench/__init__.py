@@ -5,4 +5,4 @@ A suite is a module with `NAMES`, what `--op` may choose, and `cases(options)`, 
 comparison. The suite `ops` collects the files `bench_X.py`, one an op, which run under pytest-benchmark too.
 """
 
-SUITES = ("ops", "model", "track", "training")
+SUITES = ("ops", "model", "track", "training", "switches", "ragged")

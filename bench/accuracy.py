@@ -10,11 +10,11 @@ rule.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -28,6 +28,8 @@ from ostrack_fast.evaluation import Video, evaluate_video, load_videos
 from . import report
 
 AUC_RULE, BOX_RULE = 0.005, 1.0
+
+Areas = dict[str, dict[str, list[float]]]  # dtype -> video -> AUC of every run
 
 
 class Compared:
@@ -62,58 +64,57 @@ def later(video: Video, index: int) -> Video:
     return replace(video, frames=video.frames[first:], boxes=video.boxes[first:])
 
 
+def judged(weights: str, areas: Areas, differences: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row for each dtype: its AUC beside float32's, how far its boxes are off, and whether the rule holds."""
+    means = {dtype: np.array([np.mean(each) for each in by_video.values()]) for dtype, by_video in areas.items()}
+    rows = []
+    for dtype, mean in means.items():
+        changes = mean - means["float32"]
+        change, moved = float(changes.mean()), float(np.median(differences.get(dtype, [0.0])))
+        rows.append(
+            {
+                "dtype": dtype,
+                "auc": float(mean.mean()),
+                "auc_change": change,
+                "standard_error": float(changes.std(ddof=1) / sqrt(len(changes))) if len(changes) > 1 else 0.0,
+                "median_box_difference": moved,
+                "holds": abs(change) <= AUC_RULE and moved < BOX_RULE,
+            }
+        )
+    table = Table(title=weights, box=SIMPLE_HEAD)
+    for title in ("dtype", "AUC", "AUC - float32", "standard error", "median box difference, px", "holds"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+    return rows
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = report.arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", default="small")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtypes", default="bfloat16,int8")
     parser.add_argument("--one-based", action="append", default=[], help="pattern of videos that count pixels from 1")
     parser.add_argument("--starts", type=int, default=20, help="first frames, 5 apart, that each video is run from")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     model = OSTrack.from_pretrained(options.weights)
     trackers = {dtype: Tracker(model, options.device, dtype) for dtype in ("float32", *options.dtypes.split(","))}
     compared = Compared(trackers["float32"], {dtype: one for dtype, one in trackers.items() if dtype != "float32"})
-
     videos = load_videos(options.data, options.one_based)
     starts = [(index, later(video, index)) for index in range(options.starts) for video in videos]
-    areas: dict[str, dict[str, list[float]]] = {dtype: {video.name: [] for video in videos} for dtype in trackers}
+    areas: Areas = {dtype: {video.name: [] for video in videos} for dtype in trackers}
     for index, video in track(starts, "videos", console=Console(stderr=True), transient=True):
         for dtype, tracker in trackers.items():
             # Box by box once: the runs from later frames see the same frames again.
             once = dtype == "float32" and index == 0
-            result = evaluate_video(video, compared if once else tracker)
-            areas[dtype][video.name].append(result.scores.auc)
-
-    table = Table(
-        title=f"{options.weights}, {len(videos)} videos, each from {options.starts} first frames", box=SIMPLE_HEAD
-    )
-    for title in ("dtype", "AUC", "AUC - float32", "standard error", "median box difference, px", "holds"):
-        table.add_column(title, justify="right")
-    rows = []
-    means = {dtype: np.array([np.mean(each) for each in by_video.values()]) for dtype, by_video in areas.items()}
-    for dtype, mean in means.items():
-        changes = mean - means["float32"]
-        change, moved = float(changes.mean()), float(np.median(compared.differences.get(dtype, [0.0])))
-        error = float(changes.std(ddof=1) / sqrt(len(changes))) if len(changes) > 1 else 0.0
-        holds = abs(change) <= AUC_RULE and moved < BOX_RULE
-        rows.append(
-            {
-                "dtype": dtype,
-                "auc": float(mean.mean()),
-                "auc_change": change,
-                "standard_error": error,
-                "median_box_difference": moved,
-                "holds": holds,
-                "videos": areas[dtype],
-            }
-        )
-        table.add_row(dtype, f"{mean.mean():.4f}", f"{change:+.4f}", f"{error:.4f}", f"{moved:.3f}", str(holds))
-    Console().print(table)
-    if options.json:
-        report.write(options.json, {"weights": options.weights, "dtypes": rows})
+            areas[dtype][video.name].append(evaluate_video(video, compared if once else tracker).scores.auc)
+    title = f"{options.weights}, {len(videos)} videos, each from {options.starts} first frames"
+    rows = judged(title, areas, compared.differences)
+    kept = [row | {"videos": areas[row["dtype"]]} for row in rows]
+    report.keep(options, {"weights": options.weights, "dtypes": kept})
     return int(not all(row["holds"] for row in rows))
 
 

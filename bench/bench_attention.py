@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from ostrack_fast.config import ModelConfig
 
-from .case import Case, Comparison, compare_op
+from .case import Case, Comparison, Setting, compare_op, run_under_pytest
 
 
 def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -26,10 +27,6 @@ def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, 
     rows = probability[:, :, :template, template:]
     chosen = template_mask.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, rows.shape[3])
     return out, rows[chosen].view(batch, heads, -1, rows.shape[3]).mean(dim=2).mean(dim=1), probability
-
-
-def upstream(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return dense_attention(qkv, template_mask)[:2]
 
 
 def torch_best(qkv: Tensor, row: int | None, template: int) -> tuple[Tensor, Tensor | None]:
@@ -47,22 +44,26 @@ def center_row(cfg: ModelConfig) -> int:
     return cfg.template_grid**2 // 2 - cfg.template_grid // 2 - 1
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    template, heads, width = cfg.template_grid**2, cfg.num_heads, cfg.embed_dim // cfg.num_heads
-    total, row = template + cfg.search_grid**2, center_row(cfg)
+def cases(at: Setting) -> Iterator[Case]:
+    """With the score of the search tokens and without, over all tokens and over those that the last block has."""
+    cfg, template = at.cfg, at.cfg.template_grid**2
+    heads, width, row = cfg.num_heads, cfg.embed_dim // cfg.num_heads, center_row(cfg)
 
-    def build() -> Comparison:
-        qkv = torch.randn(batch, total, 3, heads, width, device=device).to(dtype)
-        mask = torch.zeros(template, dtype=torch.bool, device=device)
+    def build(total: int, scored: bool) -> Comparison:
+        qkv = at.normal(at.batch, total, 3, heads, width).to(at.dtype)
+        mask = torch.zeros(template, dtype=torch.bool, device=at.device)
         mask[row] = True
-        baselines = partial(upstream, qkv, mask), partial(torch_best, qkv, row, template)
-        return compare_op("attention", {"qkv": qkv, "template_mask": mask}, dtype, *baselines)
+        arguments: dict[str, Any] = {"qkv": qkv, "template_mask": mask if scored else None}
+        baselines = partial(dense_attention, **arguments), partial(torch_best, qkv, row if scored else None, template)
+        return compare_op("attention", arguments, at.dtype, baselines, results=1 + scored)
 
-    flops = 4.0 * batch * heads * total**2 * width
-    moved = batch * (4.0 * total * cfg.embed_dim * dtype.itemsize + 4 * (total - template))
-    shape = f"{template}+{total - template} tokens, {heads} heads of {width}"
-    yield Case("attention", shape, batch, dtype, device, flops, moved, build)
+    for search in dict.fromkeys((cfg.search_tokens()[0], cfg.search_tokens()[-1])):
+        for scored in (True, False):
+            total = template + search
+            flops = 4.0 * at.batch * heads * total**2 * width
+            moved = at.batch * (4.0 * total * cfg.embed_dim * at.dtype.itemsize + 4 * search * scored)
+            shape = f"{template}+{search} tokens, {heads} heads of {width}{'' if scored else ', no score'}"
+            yield at.case("attention", shape, flops, moved, partial(build, total, scored))
 
 
-def test_attention(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_attention = run_under_pytest

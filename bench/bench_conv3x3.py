@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ostrack_fast import ops
-from ostrack_fast.config import ModelConfig
 from ostrack_fast.ops import layers
 
-from .case import TOLERANCE, Case, Comparison, Implementation, add_layer
+from .case import Case, Comparison, Setting, compare_layer, run_under_pytest
 
 _TOWERS = 3
 
@@ -36,45 +35,36 @@ def towers(run: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor, ...]:
     return run(*arguments).chunk(_TOWERS, dim=-1)
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    grid, widths = cfg.search_grid, [_TOWERS * cfg.head_channels >> level for level in range(4)]
-    for groups, inputs, outputs in zip((1, 3, 3, 3), (cfg.embed_dim, *widths), widths, strict=False):
-        weights = outputs * inputs // groups * 9
-        flops = 2.0 * batch * grid * grid * weights
-        moved = float((batch * grid * grid * (inputs + outputs) + weights) * dtype.itemsize)
-        build = partial(_compare, batch, grid, inputs, outputs, groups, dtype, device)
-        shape = f"{grid} x {grid}, {inputs} to {outputs}, {'towers apart' if groups > 1 else 'all towers'}"
-        yield Case("conv3x3", shape, batch, dtype, device, flops, moved, build)
-
-
-def random_weights(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def random_weights(at: Setting, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Weight and bias that a conversion to the dtype does not change."""
-    weight = (torch.randn(outputs, inputs, 3, 3, device=device) * (9 * inputs) ** -0.5).to(dtype)
-    return weight, torch.randn(outputs, device=device).to(dtype)
+    weight = (at.normal(outputs, inputs, 3, 3) * (9 * inputs) ** -0.5).to(at.dtype)
+    return weight, at.normal(outputs).to(at.dtype)
 
 
-def _compare(
-    batch: int, grid: int, inputs: int, outputs: int, groups: int, dtype: torch.dtype, device: torch.device
-) -> Comparison:
-    x = torch.randn(batch, grid, grid, inputs, device=device).to(dtype)
-    weight, bias = random_weights(outputs, inputs // groups, dtype, device)
+def cases(at: Setting) -> Iterator[Case]:
+    grid, widths = at.cfg.search_grid, [_TOWERS * at.cfg.head_channels >> level for level in range(4)]
+    for groups, inputs, outputs in zip((1, 3, 3, 3), (at.cfg.embed_dim, *widths), widths, strict=False):
+        weights = outputs * inputs // groups * 9
+        flops = 2.0 * at.batch * grid * grid * weights
+        moved = float((at.batch * grid * grid * (inputs + outputs) + weights) * at.dtype.itemsize)
+        shape = f"{grid} x {grid}, {inputs} to {outputs}, {'towers apart' if groups > 1 else 'all towers'}"
+        yield at.case("conv3x3", shape, flops, moved, partial(_compare, at, inputs, outputs, groups))
+
+
+def _compare(at: Setting, inputs: int, outputs: int, groups: int) -> Comparison:
+    x = at.normal(at.batch, at.cfg.search_grid, at.cfg.search_grid, inputs).to(at.dtype)
+    weight, bias = random_weights(at, outputs, inputs // groups)
     with ops.use("reference"):
         exact = layers.conv3x3(weight.double(), bias.double(), groups, dtype=torch.float64)
-        best = layers.conv3x3(weight, bias, groups, dtype=dtype)
+        best = layers.conv3x3(weight, bias, groups, dtype=at.dtype)
     planes = x.permute(0, 3, 1, 2).contiguous()
     images = [each.contiguous() for each in planes.chunk(groups, dim=1)] * (_TOWERS // groups)
-    baselines = {
-        "upstream": Implementation(partial(upstream, images, weight, bias), TOLERANCE[dtype]),
-        "torch": Implementation(partial(towers, best, x), TOLERANCE[dtype]),
-    }
-    comparison = Comparison(towers(exact, x.double()), baselines)
-    weight, bias = weight.float(), bias.float()
-    add_layer(
-        comparison, "conv3x3", weight, dtype,
-        lambda kind: partial(towers, layers.conv3x3(weight, bias, groups, dtype=kind), x),
-    )  # fmt: skip
-    return comparison
+    baselines = partial(upstream, images, weight, bias), partial(towers, best, x)
+
+    def build(kind: torch.dtype) -> partial:
+        return partial(towers, layers.conv3x3(weight.float(), bias.float(), groups, dtype=kind), x)
+
+    return compare_layer("conv3x3", weight.float(), at.dtype, towers(exact, x.double()), baselines, build)
 
 
-def test_conv3x3(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_conv3x3 = run_under_pytest

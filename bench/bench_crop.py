@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import cv2
 import torch
 from torch import Tensor
 
 from ostrack_fast.boxes import crop_window
-from ostrack_fast.config import ModelConfig
 from ostrack_fast.ops.reference import IMAGE_MEAN, IMAGE_STD
 
-from .case import Case, Comparison, compare_op
+from .case import Case, Comparison, Setting, compare_op, run_under_pytest
 
 # Frame size and target.
 _TARGETS = (((480, 854), (400.0, 220.0, 80.0, 50.0)), ((1080, 1920), (5.0, 5.0, 300.0, 200.0)))
@@ -61,37 +59,32 @@ def torch_best(
     return patch.sub_(mean).div_(std).to(dtype), scale
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    size, factor = cfg.search_size, cfg.search_factor
+def cases(at: Setting) -> Iterator[Case]:
+    size, factor = at.cfg.search_size, at.cfg.search_factor
 
-    def build(height: int, width: int, boxes: list[list[float]], windows: Any) -> Comparison:
+    def build(height: int, width: int, boxes: list[list[float]], windows: list[tuple[int, int, int]]) -> Comparison:
         frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
-        here, like = frame.to(device), torch.empty(0, dtype=dtype, device=device)
-        box = torch.tensor(boxes, dtype=torch.float64, device=device)
-        return compare_op(
-            "crop",
-            {"frame": here, "box": box, "factor": factor, "size": size, "dtype": dtype},
-            dtype,
+        here, like = frame.to(at.device), torch.empty(0, dtype=at.dtype, device=at.device)
+        box = torch.tensor(boxes, dtype=torch.float64, device=at.device)
+        baselines = (
             partial(upstream, frame, boxes, factor, size, like),
-            partial(torch_best, here, windows, size, dtype),
-            torch_tolerance=_GRAY_LEVEL,
+            partial(torch_best, here, windows, size, at.dtype),
         )
+        arguments = {"frame": here, "box": box, "factor": factor, "size": size, "dtype": at.dtype}
+        return compare_op("crop", arguments, at.dtype, baselines, slack=_GRAY_LEVEL)
 
     for (height, width), (x, y, *extent) in _TARGETS:
         # A few pixels from one target to the next: a batch is many targets of one frame.
-        boxes = [[x + 7 * i, y + 3 * i, *extent] for i in range(batch)]
+        boxes = [[x + 7 * i, y + 3 * i, *extent] for i in range(at.batch)]
         windows = [crop_window(box, factor) for box in boxes]
         # Each pixel of the window that lies in the frame is read once.
         inside = [
             max(0, min(left + side, width) - max(left, 0)) * max(0, min(top + side, height) - max(top, 0))
             for left, top, side in windows
         ]
-        moved = 3.0 * sum(inside) + 3.0 * batch * size**2 * dtype.itemsize
+        moved = 3.0 * sum(inside) + 3.0 * at.batch * size**2 * at.dtype.itemsize
         shape = f"{windows[0][2]} of {width} x {height} to {size} pixels"
-        yield Case(
-            "crop", shape, batch, dtype, device, 0.0, moved, partial(build, height, width, boxes, windows)
-        )  # fmt: skip
+        yield at.case("crop", shape, 0.0, moved, partial(build, height, width, boxes, windows))
 
 
-def test_crop(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_crop = run_under_pytest

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ostrack_fast.config import ModelConfig
-
-from .case import Case, Comparison, compare_op
+from .case import Case, Comparison, Setting, compare_op, run_under_pytest
 
 
 def upstream(score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,20 +41,19 @@ def hann(grid: int) -> Tensor:
     return side[:, None] * side[None]
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    grid = cfg.search_grid
+def cases(at: Setting) -> Iterator[Case]:
+    grid = at.cfg.search_grid
 
     def build() -> Comparison:
-        score, size, offset = (torch.rand(batch, n, grid, grid, device=device).to(dtype) for n in (1, 2, 2))
+        score, size, offset = (torch.rand(at.batch, n, grid, grid, device=at.device).to(at.dtype) for n in (1, 2, 2))
         # One clear peak: without it, rounding to bfloat16 would make several cells the highest.
         score *= 0.5
         score[:, 0, grid // 2, grid // 3] = 0.9
-        maps = {"score_map": score, "size_map": size, "offset_map": offset, "window": hann(grid).to(device)}
-        return compare_op("decode", maps, dtype, partial(upstream, **maps), partial(torch_best, **maps))
+        maps = {"score_map": score, "size_map": size, "offset_map": offset, "window": hann(grid).to(at.device)}
+        return compare_op("decode", maps, at.dtype, (partial(upstream, **maps), partial(torch_best, **maps)))
 
-    moved = grid * grid * (5.0 * batch * dtype.itemsize + 4)
-    yield Case("decode", f"{grid} x {grid}", batch, dtype, device, 0.0, moved, build)
+    moved = grid * grid * (5.0 * at.batch * at.dtype.itemsize + 4)
+    yield at.case("decode", f"{grid} x {grid}", 0.0, moved, build)
 
 
-def test_decode(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_decode = run_under_pytest

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ostrack_fast.config import ModelConfig
-
-from .case import Case, Comparison, compare_op
+from .case import Case, Comparison, Setting, compare_op, run_under_pytest
 
 
 def upstream(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,38 +28,35 @@ def torch_best(tokens: Tensor, score: Tensor, ids: Tensor, keep: int, template_r
     return tokens.flatten(0, 1).index_select(0, rows.flatten()).view(batch, -1, channels), ids.gather(1, kept)
 
 
-def all_cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> list[Case]:
+def all_cases(at: Setting) -> list[Case]:
     """A case for every block that eliminates."""
-    template, channels = cfg.template_grid**2, cfg.embed_dim
+    batch, template, channels = at.batch, at.cfg.template_grid**2, at.cfg.embed_dim
 
     def build(search: int, keep: int) -> Comparison:
         total = template + search
-        tokens = torch.randn(batch, total, channels, device=device).to(dtype)
+        tokens = at.normal(batch, total, channels).to(at.dtype)
         # No ties: PyTorch's top-k promises no order among them.
-        score = torch.stack([torch.randperm(search) for _ in range(batch)]).float().to(device)
-        ids = torch.arange(search, device=device).repeat(batch, 1)
-        cells, rows = ids.float(), torch.arange(batch * total, device=device).view(batch, total)[:, :template]
-        return compare_op(
-            "eliminate",
-            {"tokens": tokens, "score": score, "ids": ids, "keep": keep},
-            dtype,
-            lambda: upstream(tokens, score, cells, keep)[:2],
-            partial(torch_best, tokens, score, ids, keep, rows.contiguous()),
-            results=2,
+        score = torch.stack([torch.randperm(search) for _ in range(batch)]).float().to(at.device)
+        ids = torch.arange(search, device=at.device).repeat(batch, 1)
+        rows = torch.arange(batch * total, device=at.device).view(batch, total)[:, :template].contiguous()
+        baselines = (
+            partial(upstream, tokens, score, ids.float(), keep),
+            partial(torch_best, tokens, score, ids, keep, rows),
         )
+        arguments = {"tokens": tokens, "score": score, "ids": ids, "keep": keep}
+        return compare_op("eliminate", arguments, at.dtype, baselines, results=2)
 
     made = []
-    for search, keep in pairwise(cfg.search_tokens()):
+    for search, keep in pairwise(at.cfg.search_tokens()):
         if keep < search:
-            moved = batch * (2.0 * (template + keep) * channels * dtype.itemsize + (4 + 8 + 8) * search)
+            moved = batch * (2.0 * (template + keep) * channels * at.dtype.itemsize + (4 + 8 + 8) * search)
             shape = f"{template}+{search} to {template}+{keep} tokens, C {channels}"
-            made.append(Case("eliminate", shape, batch, dtype, device, 0.0, moved, partial(build, search, keep)))
+            made.append(at.case("eliminate", shape, 0.0, moved, partial(build, search, keep)))
     return made
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    yield from all_cases(cfg, batch, dtype, device)[:1]
+def cases(at: Setting) -> list[Case]:
+    return all_cases(at)[:1]
 
 
-def test_eliminate(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_eliminate = run_under_pytest

@@ -6,34 +6,27 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
-from ostrack_fast.config import ModelConfig
-
 from . import bench_decode, bench_eliminate, bench_restore
-from .case import TOLERANCE, Case, Comparison, Implementation
+from .case import TOLERANCE, Case, Comparison, Implementation, Setting, run_under_pytest
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    chosen = cfg, batch, dtype, device
-    eliminations = bench_eliminate.all_cases(*chosen)
-    parts = [*eliminations, *bench_restore.cases(*chosen), *bench_decode.cases(*chosen)]
+def cases(at: Setting) -> Iterator[Case]:
+    eliminations = bench_eliminate.all_cases(at)
+    parts = [*eliminations, *bench_restore.cases(at), *bench_decode.cases(at)]
 
     def build() -> Comparison:
         comparisons = [part.build() for part in parts]
         skipped = {name: reason for one in comparisons for name, reason in one.skipped.items()}
 
         def run(name: str) -> tuple[Any, ...]:
-            results = [one.implementations[name].run() for one in comparisons]
-            return tuple(tensor for result in results for tensor in (result if isinstance(result, tuple) else [result]))
+            return tuple(tensor for one in comparisons for tensor in one.implementations[name].run())
 
         names = [name for name in comparisons[0].implementations if name not in skipped]
-        made = {name: Implementation(partial(run, name), TOLERANCE[dtype]) for name in names}
+        made = {name: Implementation(partial(run, name), TOLERANCE[at.dtype]) for name in names}
         return Comparison(tuple(tensor for one in comparisons for tensor in one.expected), made, skipped)
 
-    shape = f"{len(eliminations)} times from {cfg.search_grid} x {cfg.search_grid}, C {cfg.embed_dim}"
-    yield Case("elimination_path", shape, batch, dtype, device, 0.0, sum(part.bytes for part in parts), build)
+    shape = f"{len(eliminations)} times from {at.cfg.search_grid} x {at.cfg.search_grid}, C {at.cfg.embed_dim}"
+    yield at.case("elimination_path", shape, 0.0, sum(part.bytes for part in parts), build)
 
 
-def test_elimination_path(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_elimination_path = run_under_pytest

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ostrack_fast import ops
-from ostrack_fast.config import ModelConfig
 from ostrack_fast.ops import layers
 
-from .case import TOLERANCE, Case, Comparison, Implementation, add_layer
+from .case import Case, Comparison, Implementation, Setting, compare_layer, run_under_pytest
 
 _NORM_EPS = 1e-6
 
@@ -30,52 +29,51 @@ def upstream(
     return x if residual is None else residual + x
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    tokens, hidden = cfg.template_grid**2 + cfg.search_grid**2, round(cfg.mlp_ratio * cfg.embed_dim)
-    for layer, inputs, outputs, normed, gelu in (
-        ("norm, qkv", cfg.embed_dim, 3 * cfg.embed_dim, True, False),
-        ("proj, residual", cfg.embed_dim, cfg.embed_dim, False, False),
-        ("norm, fc1, gelu", cfg.embed_dim, hidden, True, True),
-        ("fc2, residual", hidden, cfg.embed_dim, False, False),
-    ):
-        rows = batch * tokens
-        build = partial(_compare, (batch, tokens, inputs), outputs, normed, gelu, dtype, device)
-        # The residual stream is float32 on its way in and out.
-        ends = 4 * inputs + dtype.itemsize * outputs if normed else dtype.itemsize * inputs + 8 * outputs
-        moved = float(rows * ends + inputs * outputs * dtype.itemsize)
-        shape = f"{layer}: {tokens} x {inputs} to {outputs}"
-        yield Case("linear", shape, batch, dtype, device, 2.0 * rows * inputs * outputs, moved, build)
+def cases(at: Setting) -> Iterator[Case]:
+    """The four layers of a block, at each number of tokens that candidate elimination leaves."""
+    width, hidden = at.cfg.embed_dim, round(at.cfg.mlp_ratio * at.cfg.embed_dim)
+    for search in dict.fromkeys(at.cfg.search_tokens()):
+        tokens = at.cfg.template_grid**2 + search
+        for layer, inputs, outputs, normed, gelu in (
+            ("norm, qkv", width, 3 * width, True, False),
+            ("proj, residual", width, width, False, False),
+            ("norm, fc1, gelu", width, hidden, True, True),
+            ("fc2, residual", hidden, width, False, False),
+        ):
+            rows, size = at.batch * tokens, at.dtype.itemsize
+            # The residual stream is float32 on its way in and out.
+            ends = 4 * inputs + size * outputs if normed else size * inputs + 8 * outputs
+            moved = float(rows * ends + inputs * outputs * size)
+            build = partial(_compare, at, tokens, inputs, outputs, normed, gelu)
+            shape = f"{layer}: {tokens} x {inputs} to {outputs}"
+            yield at.case("linear", shape, 2.0 * rows * inputs * outputs, moved, build)
 
 
-def _compare(
-    shape: tuple[int, int, int], outputs: int, normed: bool, gelu: bool, dtype: torch.dtype, device: torch.device
-) -> Comparison:
-    x = torch.randn(shape, device=device)
+def _compare(at: Setting, tokens: int, inputs: int, outputs: int, normed: bool, gelu: bool) -> Comparison:
+    x, residual = at.normal(at.batch, tokens, inputs), None if normed else at.normal(at.batch, tokens, outputs)
     # Weights that a conversion to the dtype does not change: the implementations differ by their arithmetic alone.
-    weight = (torch.randn(outputs, shape[2], device=device) * shape[2] ** -0.5).to(dtype)
-    bias = torch.randn(outputs, device=device).to(dtype)
-    residual = None if normed else torch.randn(*shape[:2], outputs, device=device)
-    x = x if normed else x.to(dtype)
+    weight, bias = (at.normal(outputs, inputs) * inputs**-0.5).to(at.dtype), at.normal(outputs).to(at.dtype)
+    x = x if normed else x.to(at.dtype)
     how: dict[str, Any] = {"norm_eps": _NORM_EPS if normed else None, "activation": "gelu" if gelu else "none"}
     with ops.use("reference"):
         exact = layers.linear(weight.double(), bias.double(), **how, dtype=torch.float64)
-        best = layers.linear(weight, bias, **how, dtype=dtype)
+        best = layers.linear(weight, bias, **how, dtype=at.dtype)
     expected = exact(x.double(), None if residual is None else residual.double())
-    affine = (torch.ones(shape[2], dtype=dtype, device=device), torch.zeros(shape[2], dtype=dtype, device=device))
-    stream = None if residual is None else residual.to(dtype)
-    theirs = partial(upstream, x.to(dtype), weight, bias, affine if normed else None, gelu, stream)
-    baselines = {
-        "upstream": Implementation(theirs, TOLERANCE[dtype]),
-        "torch": Implementation(partial(best, x, residual), TOLERANCE[dtype]),
-    }
-    comparison = Comparison((expected,), baselines)
-    weight, bias = weight.float(), bias.float()
-    add_layer(
-        comparison, "linear", weight, dtype,
-        lambda kind: partial(layers.linear(weight, bias, **how, dtype=kind), x, residual),
-    )  # fmt: skip
+    affine = torch.ones_like(x[0, 0], dtype=at.dtype), torch.zeros_like(x[0, 0], dtype=at.dtype)
+    half, stream = x.to(at.dtype), None if residual is None else residual.to(at.dtype)
+    baselines = (
+        partial(upstream, half, weight, bias, affine if normed else None, gelu, stream),
+        partial(best, x, residual),
+    )
+
+    def build(kind: torch.dtype) -> partial:
+        return partial(layers.linear(weight.float(), bias.float(), **how, dtype=kind), x, residual)
+
+    comparison = compare_layer("linear", weight.float(), at.dtype, (expected,), baselines, build)
+    # Another function, there for comparison: what the library takes for the matmul by itself.
+    alone = Implementation(partial(functional.linear, half, weight, bias), float("inf"))
+    comparison.implementations["matmul alone"] = alone
     return comparison
 
 
-def test_linear(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_linear = run_under_pytest

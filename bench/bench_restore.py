@@ -8,9 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ostrack_fast.config import ModelConfig
-
-from .case import Case, Comparison, compare_op
+from .case import Case, Comparison, Setting, compare_op, run_under_pytest
 
 
 def upstream(tokens: Tensor, ids: Tensor, removed: Tensor, grid: int) -> Tensor:
@@ -31,20 +29,19 @@ def torch_best(tokens: Tensor, ids: Tensor, grid: int, first: Tensor) -> Tensor:
     return full.view(batch, grid * grid, channels).transpose(1, 2).contiguous().view(batch, channels, grid, grid)
 
 
-def cases(cfg: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    grid, kept, channels = cfg.search_grid, cfg.search_tokens()[-1], cfg.embed_dim
+def cases(at: Setting) -> Iterator[Case]:
+    grid, kept, channels = at.cfg.search_grid, at.cfg.search_tokens()[-1], at.cfg.embed_dim
 
     def build() -> Comparison:
-        tokens = torch.randn(batch, kept, channels, device=device).to(dtype)
-        order = torch.stack([torch.randperm(grid * grid) for _ in range(batch)]).to(device)
+        tokens = at.normal(at.batch, kept, channels).to(at.dtype)
+        order = torch.stack([torch.randperm(grid * grid) for _ in range(at.batch)]).to(at.device)
         ids, removed = order[:, :kept].contiguous(), order[:, kept:].float()
-        first = torch.arange(0, batch * grid * grid, grid * grid, device=device)[:, None]
+        first = torch.arange(0, at.batch * grid * grid, grid * grid, device=at.device)[:, None]
         baselines = partial(upstream, tokens, ids.float(), removed, grid), partial(torch_best, tokens, ids, grid, first)
-        return compare_op("restore", {"tokens": tokens, "ids": ids, "grid": grid}, dtype, *baselines)
+        return compare_op("restore", {"tokens": tokens, "ids": ids, "grid": grid}, at.dtype, baselines)
 
-    moved = batch * ((kept + grid * grid) * channels * dtype.itemsize + 8.0 * kept)
-    yield Case("restore", f"{kept} to {grid} x {grid}, C {channels}", batch, dtype, device, 0.0, moved, build)
+    moved = at.batch * ((kept + grid * grid) * channels * at.dtype.itemsize + 8.0 * kept)
+    yield at.case("restore", f"{kept} to {grid} x {grid}, C {channels}", 0.0, moved, build)
 
 
-def test_restore(check_then_time, case, implementation):
-    check_then_time(case, implementation)
+test_restore = run_under_pytest

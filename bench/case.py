@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ostrack_fast import ops
+from ostrack_fast.config import ModelConfig
 from ostrack_fast.ops import reference
 
 # Largest error allowed, as a share of the largest value: this tells a wrong result from a rounded one. The tests hold
 # how exact a kernel is. int8 rounds both factors of each matmul to 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2, torch.int8: 5e-2}
-IMPLEMENTATIONS = ("upstream", "torch", "native", "native int8", "triton")
+IMPLEMENTATIONS = ("upstream", "torch", "matmul alone", "native", "native int8", "triton")
 
 # On a CPU the batches nobody chose stop here: more would take minutes and tell nothing new.
 _MAX_CPU_FLOPS = 4e9
@@ -34,6 +35,7 @@ class Options:
     Args:
         names: ops (or whatever else a suite names its cases by).
         quick: the smallest shapes only.
+        only: implementations by name; the others are not built where building takes long.
     """
 
     device: torch.device
@@ -41,6 +43,7 @@ class Options:
     batches: Sequence[int] | None = None
     dtypes: Sequence[torch.dtype] | None = None
     quick: bool = False
+    only: Sequence[str] | None = None
 
     @property
     def chosen_batches(self) -> Sequence[int]:
@@ -49,6 +52,9 @@ class Options:
     @property
     def chosen_dtypes(self) -> Sequence[torch.dtype]:
         return self.dtypes or (torch.float32, torch.bfloat16)
+
+    def wants(self, implementation: str) -> bool:
+        return self.only is None or implementation in self.only
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class Comparison:
     skipped: dict[str, str] = field(default_factory=dict)
     mean_error: bool = False
 
-    def check(self, name: str) -> None:
-        """Run an implementation once.
+    def check(self, name: str) -> list[float]:
+        """Run an implementation once; returns the error of each result, as a share of its size.
 
         Raises:
             WrongResult: its result differs from the expected one by more than its tolerance.
@@ -90,6 +96,7 @@ class Comparison:
         result = result if isinstance(result, tuple) else (result,)
         if len(result) != len(self.expected):
             raise WrongResult(f"{name} returns {len(result)} tensors, expected are {len(self.expected)}")
+        errors = []
         for index, (got, expected) in enumerate(zip(result, self.expected, strict=True)):
             if got.shape != expected.shape:
                 raise WrongResult(f"{name}, result {index}: shape {tuple(got.shape)}, not {tuple(expected.shape)}")
@@ -100,6 +107,8 @@ class Comparison:
             bound = implementation.tolerance * size if expected.is_floating_point() else 0.0
             if not error <= bound:  # so written, NaN is an error
                 raise WrongResult(f"{name}, result {index}: wrong by {error:.3g}, allowed is {bound:.3g}")
+            errors.append(error / size if size else error)
+        return errors
 
 
 @dataclass(frozen=True)
@@ -134,56 +143,69 @@ class Case:
         return f"{self.op}, {self.shape}, batch {self.batch}, {short_name(self.dtype)}"
 
 
+class Setting(NamedTuple):
+    """A network and how it runs: an op's shapes follow from it."""
+
+    cfg: ModelConfig
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Random float32 numbers on the device."""
+        return torch.randn(*shape, device=self.device)
+
+    def case(self, op: str, shape: str, flops: float, moved: float, build: Callable[[], Comparison]) -> Case:
+        return Case(op, shape, self.batch, self.dtype, self.device, flops, moved, build)
+
+
 def short_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+Baselines = tuple[Callable[[], Any], Callable[[], Any]]  # upstream, and PyTorch's best
+
+
 def compare_op(
-    op: str,
-    arguments: dict[str, Any],
-    dtype: torch.dtype,
-    upstream: Callable[[], Any],
-    torch_best: Callable[[], Any],
-    results: int | None = None,
-    torch_tolerance: float = 0.0,
+    op: str, arguments: dict[str, Any], dtype: torch.dtype, baselines: Baselines, results: int = 9, slack: float = 0.0
 ) -> Comparison:
     """An op's baselines beside every backend through the public function, as users call it.
 
     Args:
         results: compare that many of the results, where not every implementation gives all.
-        torch_tolerance: of `torch_best`, where it computes less exactly than its dtype explains.
+        slack: tolerance of PyTorch's best, where it computes less exactly than its dtype explains.
     """
     exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
     exact |= {"dtype": torch.float64} if "dtype" in arguments else {}
-    expected = getattr(reference, op)(**exact)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    tolerance = TOLERANCE[dtype]
-    comparison = Comparison(
-        expected[:results],
-        {
-            "upstream": Implementation(upstream, tolerance),
-            "torch": Implementation(torch_best, max(tolerance, torch_tolerance)),
-        },
-    )
 
-    def run(backend: str) -> Any:
+    def asked(run: Callable[[], Any], backend: str = "auto") -> tuple[Any, ...]:
         with ops.use(backend):
-            result = getattr(ops, op)(**arguments)
-        return result[:results] if isinstance(result, tuple) else result
+            result = run()
+        return result[:results] if isinstance(result, tuple) else (result,)
 
+    upstream, best = (partial(asked, run) for run in baselines)
+    expected = asked(partial(getattr(reference, op), **exact))
+    comparison = _beside_baselines(expected, dtype, (upstream, best), slack)
     for backend in ("native", "triton"):
         reason = ops.OPS[op].unsupported_reason(backend, **arguments)
         if reason is None:
-            comparison.implementations[backend] = Implementation(partial(run, backend), tolerance)
+            run = partial(asked, partial(getattr(ops, op), **arguments), backend)
+            comparison.implementations[backend] = Implementation(run, TOLERANCE[dtype])
         else:
             comparison.skipped[backend] = reason
     return comparison
 
 
-def add_layer(
-    comparison: Comparison, op: str, weight: Tensor, dtype: torch.dtype, build: Callable[[torch.dtype], Callable]
-) -> None:
-    """Add every backend of a layer. `build(compute_dtype)` makes it in the backend in use and returns a run of it."""
+def compare_layer(
+    op: str,
+    weight: Tensor,
+    dtype: torch.dtype,
+    expected: tuple[Tensor, ...],
+    baselines: Baselines,
+    build: Callable[[torch.dtype], Callable[[], Any]],
+) -> Comparison:
+    """A layer's baselines beside every backend. `build(compute_dtype)` makes it in the backend in use, with inputs."""
+    comparison = _beside_baselines(expected, dtype, baselines)
     variants = {"native": dtype, "triton": dtype}
     if dtype == torch.bfloat16 and weight.device.type == "cpu":
         variants["native int8"] = torch.int8  # takes and gives bfloat16
@@ -196,3 +218,18 @@ def add_layer(
         with ops.use(backend):
             run = build(compute_dtype)
         comparison.implementations[name] = Implementation(run, TOLERANCE[compute_dtype], compute_dtype)
+    return comparison
+
+
+def _beside_baselines(
+    expected: tuple[Tensor, ...], dtype: torch.dtype, baselines: Baselines, slack: float = 0.0
+) -> Comparison:
+    upstream, best = baselines
+    tolerance = TOLERANCE[dtype]
+    made = {"upstream": Implementation(upstream, tolerance), "torch": Implementation(best, max(tolerance, slack))}
+    return Comparison(expected, made)
+
+
+def run_under_pytest(check_then_time: Callable[[], None]) -> None:
+    """The test of every `bench_X.py`, which pytest calls for each case and implementation: see conftest.py."""
+    check_then_time()

@@ -1,8 +1,8 @@
-"""pytest-benchmark over the cases of `ostrack-fast bench`: a test for every implementation of every case of a file's
-op."""
+"""pytest-benchmark over the cases of `ostrack-fast bench ops`: a test for every implementation of every case."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 
 import pytest
@@ -23,18 +23,17 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
-def check_then_time(benchmark):
+def check_then_time(benchmark, case: Case, implementation: str) -> Callable[[], None]:
     """Compare the implementation's result with the expected one, then time it; medians are what to read."""
-    timer = clock(DEVICE)
 
-    def measure(case: Case, implementation: str) -> None:
+    def measure() -> None:
         torch.manual_seed(0)
         with torch.inference_mode():
             comparison = case.build()
             if implementation not in comparison.implementations:
                 pytest.skip(comparison.skipped.get(implementation, "does not take part in this case"))
             comparison.check(implementation)
-            run = comparison.implementations[implementation].run
+            run, timer = comparison.implementations[implementation].run, clock(DEVICE)
 
             def timed() -> None:
                 run()
@@ -42,9 +41,8 @@ def check_then_time(benchmark):
                     torch.cuda.synchronize()
 
             amount, _ = timer.prepare(run)
-            samples = [timer.sample(run, amount) for _ in range(15)]
             # On a GPU the time of the wall is that of launching; this is the device's, its cache flushed.
-            benchmark.extra_info["clock_seconds"] = median(samples)
+            benchmark.extra_info["clock_seconds"] = median(timer.sample(run, amount) for _ in range(15))
             benchmark.group = str(case)
             benchmark.pedantic(timed, rounds=15, iterations=amount if DEVICE.type == "cpu" else 1, warmup_rounds=2)
 

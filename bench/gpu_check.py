@@ -24,20 +24,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ostrack_fast"
+PLAN = ROOT / "bench" / "gpu_plan.txt"
 WORK = ROOT / "build" / "gpu_check"  # what a machine need not hand out: compiled Triton kernels
+COMMAND = (sys.executable, "-m", "ostrack_fast.cli")
 PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={ROOT}")
-TESTS = str(ROOT / "tests")
-LINK = (sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--in-place")
-# It takes the whole memory of the GPU, which tests in other processes need.
-ALONE = "tests/test_soak.py::test_out_of_memory_leaves_a_usable_process"
-NETWORKS = ("ostrack_256_ce", "ostrack_384_ce")
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,6 @@ class Step:
     call: int = 0
     skip: str | None = None
     tuned: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def stem(name: str) -> str:
@@ -65,119 +60,41 @@ def stem(name: str) -> str:
     return "".join(character if character.isalnum() else "_" for character in name)
 
 
-def steps(device: str, out: Path) -> Iterator[Step]:
-    """All steps, in order."""
-    yield from _first_call(device, out)
-    yield from _second_call(device, out)
-    yield from _on_demand(device, out)
-
-
-def _measure(name: str, section: str, seconds: int, call: int, device: str, out: Path) -> Step:
-    command = (sys.executable, "-m", "ostrack_fast.bench.gpu_measure", section, "--device", device)
-    return Step(name, seconds, (*command, "--json", str(out / f"{stem(name)}.json")), call, tuned=call == 2)
-
-
-def _bench(suite: str, names: str, seconds: int, out: Path, *options: str, call: int = 0, name: str = "") -> Step:
-    name = name or f"bench {suite} {names}"
-    command = (sys.executable, "-m", "ostrack_fast.cli", "bench", suite, "--op", names, *options)
-    return Step(name, seconds, (*command, "--json", str(out / f"{stem(name)}.json")), call, tuned=call != 1)
-
-
-def _first_call(device: str, out: Path) -> Iterator[Step]:
-    gpu = device != "cpu"
-    # Without a build Triton's kernels still serve every op: the script goes on in place.
-    install = f"{shlex.quote(sys.executable)} -m pip install --no-index --no-deps --no-build-isolation -e "
-    install += shlex.quote(str(ROOT))
-    link = shlex.join(LINK)
-    # For the one GPU that is here, a Hopper unless the environment says otherwise: a seventh of the time for all.
-    architecture = os.environ.get("OSTRACK_FAST_CUDA_ARCHITECTURES", "90-real")
-    environment = {"OSTRACK_FAST_CUDA": "ON", "OSTRACK_FAST_CUDA_ARCHITECTURES": architecture}
-    skip = None if gpu else "a rehearsal uses the package as it is installed"
-    yield Step("build", 90, ("sh", "-c", f"{install} || {link}"), 1, skip, environment=environment)
-    for name, section, seconds in (
-        ("error", "error", 35), ("graph time", "graph_time", 25), ("nodes", "nodes", 25), ("upstream", "upstream", 20),
-        ("frames", "frames", 25), ("GEMMs", "gemms", 45), ("attention", "attention", 20), ("batches", "batches", 30),
-    ):  # fmt: skip
-        yield _measure(name, section, seconds, 1, device, out)
-    names = ",".join(NETWORKS if gpu else ("small",))
-    yield _bench("model", names, 30, out, "--quick", "--batch", "1", "--device", device, call=1, name="waterfall")
-    processes = str(max(1, min(12, (os.cpu_count() or 1) - 2)))
-    parallel = ("-n", processes) if importlib.util.find_spec("xdist") else ()
-    # Without a GPU: a few of the same tests, as far as the CPU can run them.
-    chosen = (TESTS, "-m", "gpu", "--deselect", ALONE) if gpu else (f"{TESTS}/ops/test_decode.py", "-m", "not gpu")
-    yield Step("tests", 75, (*PYTEST, *chosen, *parallel), 1, environment={"OMP_NUM_THREADS": "1"})
-
-
-def _second_call(device: str, out: Path) -> Iterator[Step]:
-    gpu = device != "cpu"
-    no_gpu = None if gpu else "needs a GPU"
-    yield Step("library", 5, LINK, 2, no_gpu)
-    yield _measure("switches", "switches", 25, 2, device, out)
-    for network, seconds in zip(NETWORKS, (55, 35), strict=True):
-        options = ("--weights", network, "--batch", "1", "--seconds", "0.5", "--device", device)
-        command = (sys.executable, "-m", "ostrack_fast.cli", "tune", str(tiles_file(out)), *options)
-        yield Step(f"tune {network}", seconds, command, 2, no_gpu)
-    for name, section, seconds in (
-        ("graph time, tuned", "graph_time", 15), ("nodes, tuned", "nodes", 15), ("frames, tuned", "frames", 15),
-    ):  # fmt: skip
-        yield _measure(name, section, seconds, 2, device, out)
-    yield from (_sanitizer("memcheck", backend, 25, 2, no_gpu) for backend in ("native", "triton"))
-    chosen = ("-m", "gpu") if gpu else ("-m", "not gpu and not slow", "-k", "cpu and step_as")
-    yield Step("training", 25, (*PYTEST, f"{TESTS}/training/test_on_device.py", *chosen), 2)
-
-
-def _sanitizer(tool: str, backend: str, seconds: int, call: int, no_gpu: str | None) -> Step:
-    missing = no_gpu or (None if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH")
-    # PyTorch asks the driver for functions that may not be there: such API errors are no faults of the kernels.
-    command: tuple[str, ...] = (
-        "compute-sanitizer",
-        "--tool",
-        tool,
-        "--report-api-errors",
-        "no",
-        "--error-exitcode",
-        "1",
-    )
-    command += (sys.executable, "-m", "ostrack_fast.bench.check_kernels", "--backend", backend)
-    command += ("--op", "attention") if call else ()
-    # PyTorch's allocator hands out parts of large blocks, whose ends the tools do not see.
-    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    name = f"{tool} {backend}" + (", all ops" if tool == "memcheck" and not call else "")
-    return Step(name, seconds, command, call, missing, environment=alone)
-
-
-def _on_demand(device: str, out: Path) -> Iterator[Step]:
-    gpu = device != "cpu"
-    no_gpu = None if gpu else "needs a GPU"
-
-    def bench(suite: str, names: str, seconds: int, *options: str) -> Step:
-        return _bench(suite, names, seconds, out, "--device", device, *options, *(() if gpu else ("--quick",)))
-
-    where = ("--device", device)
-    yield Step("kernels native", 120, (sys.executable, "-m", "ostrack_fast.bench.check_kernels", *where))
-    for tool in ("memcheck", "racecheck", "initcheck"):
-        yield from (_sanitizer(tool, backend, 600, 0, no_gpu) for backend in ("native", "triton"))
-    ops = ("attention", "eliminate", "restore", "decode", "elimination_path", "crop", "linear", "conv3x3")
-    yield from (bench("ops", op, 300) for op in (*ops, "restore_conv3x3"))
-    # These compile the upstream network with max-autotune as well.
-    yield from (bench("model", name, 600, "--batch", "1") for name in (NETWORKS if gpu else ("small",)))
-    yield from (bench("track", name, 300) for name in (("small", *NETWORKS) if gpu else ("small",)))
-    yield bench("training", NETWORKS[0] if gpu else "small", 450)
-    soak = (sys.executable, "-m", "ostrack_fast.bench.soak", *where, "--frames", "100000" if gpu else "1000")
-    yield Step("soak", 450, (*soak, "--json", str(out / "soak.json")))
-    data = os.environ.get("OSTRACK_FAST_DATA")
-    accuracy: tuple[str, ...] = (
-        sys.executable,
-        "-m",
-        "ostrack_fast.bench.accuracy",
-        "--data",
-        f"{data}/sequences",
-        "--starts=2",
-    )
-    accuracy += ("--dtypes", "float16,bfloat16", "--one-based=OTB_*", "--one-based=VOT_*")
-    no_data = None if data else "OSTRACK_FAST_DATA does not name the folder that holds sequences/"
-    yield Step("accuracy", 300, (*accuracy, "--json", str(out / "accuracy.json")), skip=no_gpu or no_data)
-    yield Step("out of memory", 60, (*PYTEST, str(ROOT / ALONE)), skip=no_gpu)
+def steps(device: str, out: Path) -> list[Step]:
+    """All steps of the plan, in order."""
+    missing = {
+        "gpu": "needs a GPU" if device == "cpu" else None,
+        "sanitizer": None if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH",
+        "data": None if "OSTRACK_FAST_DATA" in os.environ else "OSTRACK_FAST_DATA names no folder with sequences/",
+    }
+    processes = max(1, min(12, (os.cpu_count() or 1) - 2))
+    words = {
+        "device": device,
+        "out": shlex.quote(str(out)),
+        "root": shlex.quote(str(ROOT)),
+        "python": shlex.quote(sys.executable),
+        "command": shlex.join(COMMAND),
+        "pytest": shlex.join(PYTEST),
+        "parallel": f"-n {processes}" if importlib.util.find_spec("xdist") else "",
+        "data": os.environ.get("OSTRACK_FAST_DATA", ""),
+        "architecture": os.environ.get("OSTRACK_FAST_CUDA_ARCHITECTURES", "90-real"),  # a Hopper
+    }
+    found = []
+    for line in PLAN.read_text(encoding="utf-8").splitlines():
+        columns = [part.strip() for part in line.split("|", 4)]
+        if line.startswith("#") or not line:
+            continue
+        if len(columns) == 3:
+            words[columns[0]] = columns[1 if device == "cpu" else 2].format(**words)
+            continue
+        call, seconds, name, needs, text = columns
+        command = tuple(shlex.split(text.format(**words)))
+        measures = command[0] in ("bench", "profile")
+        if measures:
+            command = (*COMMAND, *command, "--device", device, "--json", str(out / f"{stem(name)}.json"))
+        skip = next((missing[need] for need in needs.split() if missing[need]), None)
+        found.append(Step(name, int(seconds), command, int(call), skip, measures and call != "1"))
+    return found
 
 
 def tiles_file(out: Path) -> Path:
@@ -199,7 +116,7 @@ def link_in_place() -> int:
 def run(step: Step, log: Path, limit: float, tiles: Path) -> tuple[str, str, float]:
     """Status, what it found, and seconds. A step that reaches its limit is ended with all it started: "cut off"."""
     start = time.monotonic()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | step.environment
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if (PACKAGE / "bench").exists():  # linked in place
         environment["PYTHONPATH"] = str(ROOT)
     if step.tuned and tiles.exists():
@@ -238,17 +155,21 @@ def _verdict(step: Step, code: int | None, lines: list[str]) -> tuple[str, str]:
         return "failed", f"exit code {code}: " + "; ".join(dict.fromkeys((last, *_complaint(lines))))
     if "pytest" in step.command and " passed" not in last:
         return "failed", f"no test ran: {last}"
-    if "bench" in step.command:
+    if "bench" in step.command and "--json" in step.command:
         return "ok", _times(json.loads(Path(step.command[-1]).read_text(encoding="utf-8"))["results"])
     return "ok", last
 
 
 def _times(results: list[dict[str, Any]]) -> str:
-    """Of a benchmark's results: each implementation's microseconds, shape by shape."""
+    """Of a benchmark's results: each implementation's microseconds, shape by shape, or its errors if none was timed."""
     lines = []
     for result in results:
-        times = (f"{name} {1e6 * one['seconds']:.0f}" for name, one in result["implementations"].items())
-        lines.append(f"{result['shape']}, batch {result['batch']}, {result['dtype']}: {', '.join(times)} us")
+        numbers = {
+            name: f"{1e6 * one['seconds']:.0f}" if "seconds" in one else " ".join(f"{e:.1g}" for e in one["errors"])
+            for name, one in result["implementations"].items()
+        }
+        found = ", ".join(f"{name} {number}" for name, number in numbers.items()) + " us" * ("roofline" in result)
+        lines.append(f"{result['shape']}, batch {result['batch']}, {result['dtype']}: {found}")
     return "; ".join(lines)
 
 
@@ -305,7 +226,7 @@ def chosen_steps(options: argparse.Namespace, out: Path) -> list[Step]:
     Raises:
         SystemExit: a name is none of them.
     """
-    every = list(steps(options.device, out))
+    every = steps(options.device, out)
     if not options.only:
         calls = (1, 2) if options.list and not options.call else (options.call or 1,)
         return [step for step in every if step.call in calls]

@@ -43,6 +43,12 @@ def make_model(name: str, device: torch.device | str = "cpu") -> OSTrack:
     return model.to(device).requires_grad_(False)
 
 
+def images(cfg: ModelConfig, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random template and search images."""
+    z, x = (torch.randn(batch, 3, side, side, device=device) for side in (cfg.template_size, cfg.search_size))
+    return z, x
+
+
 def half_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 

@@ -6,10 +6,9 @@ On a CPU stage by stage, from the ranges that the engine names in a trace; on a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from .timing import clock
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """Median seconds of a frame in one stage, how often a frame enters it, and its multiply-adds times two."""
 
     name: str
@@ -35,8 +33,7 @@ class Stage:
     flops: float
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A kernel, copy or fill on the device: median seconds, and the median idle seconds before it."""
 
     name: str
@@ -44,8 +41,7 @@ class Node:
     gap: float
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """A frame: seconds as a user sees them, its stages (empty on a GPU), its nodes in order (empty on a CPU), and the
     roofline: weights read or matmuls computed, whichever takes longer.
     """
@@ -55,6 +51,11 @@ class Profile:
     nodes: list[Node]
     roofline: float
     bound: str
+
+    def numbers(self) -> dict[str, Any]:
+        """For a file: seconds, with stages and nodes as dictionaries."""
+        parts = {"stages": [one._asdict() for one in self.stages], "nodes": [one._asdict() for one in self.nodes]}
+        return self._asdict() | parts
 
 
 def profile(engine: Engine, frame: np.ndarray, box: Box, frames: int = 50) -> Profile:
@@ -72,20 +73,18 @@ def profile(engine: Engine, frame: np.ndarray, box: Box, frames: int = 50) -> Pr
 
     for _ in range(3):
         step()
-    seconds = median(_seconds(step) for _ in range(frames))
+    times = []
+    for _ in range(frames):
+        begin = perf_counter()
+        step()
+        times.append(perf_counter() - begin)
     work = stage_flops(engine.cfg, engine.network.eliminates)
     on_gpu = engine.device.type == "cuda"
     roofline = Roofline(engine.device, clock(engine.device))
     weights = float(engine.network.parameters * engine.dtype.itemsize)
     least, bound = roofline.seconds(sum(work.values()), weights, engine.dtype)
     stages = [] if on_gpu else _stages(step, frames, work)
-    return Profile(seconds, stages, nodes(step, frames) if on_gpu else [], least, bound)
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    begin = perf_counter()
-    run()
-    return perf_counter() - begin
+    return Profile(median(times), stages, nodes(step, frames) if on_gpu else [], least, bound)
 
 
 def _recorded(run: Callable[[], Any], times: int, activity: ProfilerActivity) -> list[Any]:

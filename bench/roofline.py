@@ -16,8 +16,7 @@ from ostrack_fast.ops import layers
 from .timing import Clock
 
 # Sides of square matmuls, the fastest of which counts.
-_CPU_SIDES, _CUDA_SIDES = (512, 1024, 2048), (4096, 8192)
-_QUICK_SIDES = (256,)
+_CPU_SIDES, _CUDA_SIDES, _QUICK_SIDES = (512, 1024, 2048), (4096, 8192), (256,)
 
 
 class Roofline:
@@ -37,7 +36,7 @@ class Roofline:
         half = 1 << max(12, round(moved / 2).bit_length() - 1)
         if half not in self.bytes_per_second:
             source, target = (torch.zeros(half, dtype=torch.uint8, device=self._device) for _ in range(2))
-            self.bytes_per_second[half] = 2 * half / self._fastest(lambda: target.copy_(source))
+            self.bytes_per_second[half] = 2 * half / self._fastest([lambda: target.copy_(source)])
         return self.bytes_per_second[half]
 
     def compute_rate(self, dtype: torch.dtype) -> float:
@@ -47,26 +46,27 @@ class Roofline:
         """
         if dtype not in self.flops_per_second:
             sides = _CUDA_SIDES if self._device.type == "cuda" else _QUICK_SIDES if self._quick else _CPU_SIDES
-            rates = [self._matmul(side, dtype) for side in sides] + [self._convolution(min(sides) // 2, dtype)]
+            rates = [2 * side**3 / self._fastest(self._matmuls(side, dtype)) for side in sides]
+            channels = min(sides) // 2
+            rates.append(2 * 48 * 48 * 9 * channels**2 / self._fastest(self._convolutions(channels, dtype)))
             self.flops_per_second[dtype] = max(rates)
         return self.flops_per_second[dtype]
 
-    def _matmul(self, side: int, dtype: torch.dtype) -> float:
+    def _matmuls(self, side: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
         x, weight = (torch.randn(side, side, device=self._device) for _ in range(2))
-        runs = self._ours("linear", x, weight, dtype)
-        if dtype.is_floating_point:
-            a, b = x.to(dtype), weight.to(dtype)
-            runs += [lambda: a @ b, lambda: functional.linear(a, b)]
-        return 2 * side**3 / min(map(self._fastest, runs))
+        if not dtype.is_floating_point:
+            return self._ours("linear", x, weight, dtype)
+        a, b = x.to(dtype), weight.to(dtype)
+        return [*self._ours("linear", x, weight, dtype), lambda: a @ b, lambda: functional.linear(a, b)]
 
-    def _convolution(self, channels: int, dtype: torch.dtype) -> float:
+    def _convolutions(self, channels: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
         x = torch.randn(1, 48, 48, channels, device=self._device)
         weight = torch.randn(channels, channels, 3, 3, device=self._device)
-        runs = self._ours("conv3x3", x, weight, dtype)
-        if dtype.is_floating_point:
-            planes, filters = x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype, memory_format=torch.channels_last)
-            runs.append(lambda: functional.conv2d(planes, filters, padding=1))
-        return 2 * 48 * 48 * 9 * channels**2 / min(map(self._fastest, runs))
+        ours = self._ours("conv3x3", x, weight, dtype)
+        if not dtype.is_floating_point:
+            return ours
+        planes, filters = x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype, memory_format=torch.channels_last)
+        return [*ours, lambda: functional.conv2d(planes, filters, padding=1)]
 
     def _ours(self, op: str, x: Tensor, weight: Tensor, dtype: torch.dtype) -> list[Callable[[], Any]]:
         if ops.LAYERS[op].unsupported_reason("native", weight=weight, dtype=dtype) is not None:
@@ -75,9 +75,12 @@ class Roofline:
             layer = getattr(layers, op)(weight, torch.zeros(len(weight), device=self._device), dtype=dtype)
         return [partial(layer, x.to(dtype if dtype.is_floating_point else torch.bfloat16))]
 
-    def _fastest(self, run: Callable[[], Any]) -> float:
-        amount, _ = self.timer.prepare(run)
-        return min(self.timer.sample(run, amount) for _ in range(3 if self._quick else 15))
+    def _fastest(self, runs: list[Callable[[], Any]]) -> float:
+        def best(run: Callable[[], Any]) -> float:
+            amount, _ = self.timer.prepare(run)
+            return min(self.timer.sample(run, amount) for _ in range(3 if self._quick else 15))
+
+        return min(map(best, runs))
 
     def seconds(self, flops: float, moved: float, dtype: torch.dtype) -> tuple[float, str]:
         """The least time this work can take, and what bounds it: "compute" or "memory"."""

@@ -7,7 +7,6 @@ Exits with 1 if the resident memory at the end is more than 16 MiB above that af
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -39,10 +38,9 @@ def resident() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = report.arguments(__doc__)
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     random = np.random.default_rng(0)
@@ -66,8 +64,7 @@ def main() -> int:
             print(f"{index + 1:>8} frames  {memory[-1] / 2**20:8.1f} MiB  {perf_counter() - begin:6.0f} s", flush=True)
     grown = memory[-1] - memory[0]
     print(f"grown by {grown / 2**20:.1f} MiB since the first tenth")
-    if options.json:
-        report.write(options.json, {"frames": options.frames, "resident_bytes": memory})
+    report.keep(options, {"frames": options.frames, "resident_bytes": memory})
     return int(grown > 16 << 20)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from ostrack_fast.config import get_config
+from ostrack_fast.config import ModelConfig, get_config
 
 from . import (
     bench_attention,
@@ -17,7 +17,7 @@ from . import (
     bench_restore,
     bench_restore_conv3x3,
 )
-from .case import Case, Options
+from .case import Case, Options, Setting
 
 MODULES = {
     "attention": bench_attention,
@@ -37,8 +37,12 @@ _PRESETS = ("small", "ostrack_256_ce", "ostrack_384_ce")
 def cases(options: Options) -> Iterator[Case]:
     """All cases of the options, ordered by op."""
     presets = [get_config(name) for name in (_PRESETS[:1] if options.quick else _PRESETS)]
+    yield from of_networks(options, presets, options.chosen_batches)
+
+
+def of_networks(options: Options, networks: Sequence[ModelConfig], batches: Sequence[int]) -> Iterator[Case]:
     for op in options.names or NAMES:
-        for cfg in presets:
+        for cfg in networks:
             for dtype in options.chosen_dtypes:
-                for batch in options.chosen_batches:
-                    yield from MODULES[op].cases(cfg, batch, dtype, options.device)
+                for batch in batches:
+                    yield from MODULES[op].cases(Setting(cfg, batch, dtype, options.device))

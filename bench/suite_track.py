@@ -22,17 +22,28 @@ _FRAME = 1080, 1920
 # Largest error of a box, as a share of its largest coordinate: a score map of random pixels has many near maxima.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.2, torch.bfloat16: 0.2, torch.int8: 0.3}
 
+Run = Callable[[], Tensor]
+# (name, compute dtype, what makes a run of the engine that it is given)
+Variants = Iterator[tuple[str, torch.dtype, Callable[[Callable[[], Run]], Run]]]
 
-def cases(options: Options) -> Iterator[Case]:
-    """A case for every network and number of targets."""
+
+def cases(
+    options: Options, suite: str = "track", variants: Callable[[Options], Variants] | None = None
+) -> Iterator[Case]:
+    """A case for every network and number of targets. `variants` are the ways to run an engine, by default dtypes."""
     for name in options.names or (NAMES[:1] if options.quick else NAMES[:3]):
-        cfg = get_config(name)
         for targets in options.chosen_batches:
-            flops = targets * sum(stage_flops(cfg).values())
+            flops = targets * sum(stage_flops(get_config(name)).values())
             shape = f"{name}: {_FRAME[1]} x {_FRAME[0]} px frame"
-            build = partial(_compare, name, targets, options)
+            build = partial(_compare, name, targets, options, variants)
             moved = float(_FRAME[0] * _FRAME[1] * 3)
-            yield Case("track", shape, targets, torch.float32, options.device, flops, moved, build)
+            yield Case(suite, shape, targets, torch.float32, options.device, flops, moved, build)
+
+
+def _dtypes(options: Options) -> Variants:
+    for dtype in engine_dtypes(options.device):
+        if options.dtypes is None or dtype in options.dtypes:
+            yield f"engine {short_name(dtype)}", dtype, lambda make: make()
 
 
 def smooth_frame() -> Tensor:
@@ -42,9 +53,8 @@ def smooth_frame() -> Tensor:
     return (fine.permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8).contiguous()
 
 
-def _compare(name: str, targets: int, options: Options) -> Comparison:
-    device = options.device
-    model, frame = make_model(name, device), smooth_frame()
+def _compare(name: str, targets: int, options: Options, variants: Callable[[Options], Variants] | None) -> Comparison:
+    model, frame = make_model(name, options.device), smooth_frame()
     boxes = [(300.0 + 37 * index, 250.0 + 11 * index, 180.0, 140.0 + index) for index in range(targets)]
     trackers = [UpstreamTracker(UpstreamNetwork(model)) for _ in boxes]
     for tracker, box in zip(trackers, boxes, strict=True):
@@ -57,19 +67,21 @@ def _compare(name: str, targets: int, options: Options) -> Comparison:
             rows.append(tracker.track(frame))
         return torch.tensor(rows, dtype=torch.float64)
 
+    def by_engine(dtype: torch.dtype) -> Run:
+        engine = Engine(model, options.device, dtype)
+        for box in boxes:
+            engine.add(frame.numpy(), box)
+
+        def run() -> Tensor:
+            engine.place(boxes)
+            return torch.tensor(engine.step(frame.numpy()), dtype=torch.float64)[:, :4]
+
+        run()  # captures the frame's graph
+        return run
+
     comparison = Comparison((upstream(),), {"upstream": Implementation(upstream, 0.0, torch.float32)})
-    for dtype in (each for each in engine_dtypes(device) if options.dtypes is None or each in options.dtypes):
-        run = _by_engine(Engine(model, device, dtype), frame.numpy(), boxes)
-        comparison.implementations[f"engine {short_name(dtype)}"] = Implementation(run, _TOLERANCE[dtype], dtype)
+    for label, dtype, make in (variants or _dtypes)(options):
+        if options.wants(label):
+            run = make(partial(by_engine, dtype))
+            comparison.implementations[label] = Implementation(run, _TOLERANCE[dtype], dtype)
     return comparison
-
-
-def _by_engine(engine: Engine, frame: np.ndarray, boxes: list[tuple[float, float, float, float]]) -> Callable:
-    for box in boxes:
-        engine.add(frame, box)
-
-    def run() -> Tensor:
-        engine.place(boxes)
-        return torch.tensor(engine.step(frame), dtype=torch.float64)[:, :4]
-
-    return run

@@ -95,15 +95,14 @@ class UpstreamStep:
 class TrainerStep:
     """`Trainer.step`, with the model compiled or not."""
 
-    def __init__(self, model: OSTrack, batch: Batch, precision: str = "bfloat16", compiled: bool = False):
-        device = batch["template"].device
+    def __init__(self, model: OSTrack, batch: Batch, precision: str, compiled: bool = False):
         cfg = TrainConfig(
             model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
             precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
         )  # fmt: skip
-        self._trainer, self._batch = Trainer(cfg, device), batch
-        self._trainer.model.load_state_dict(model.state_dict())
+        self._trainer, self._batch = Trainer(cfg, batch["template"].device), batch
         self.model = self._trainer.model
+        self.model.load_state_dict(model.state_dict())
         if compiled:
             self._trainer.model = torch.compile(self.model)  # type: ignore[assignment]
 
@@ -117,12 +116,6 @@ def gradients(model: OSTrack) -> tuple[Tensor, ...]:
     names = ("backbone.patch_embed.proj.weight", "box_head.conv1_ctr.0.weight", "box_head.conv5_ctr.weight")
     found = [model.get_parameter(name).grad for name in names]
     return tuple(grad.detach() for grad in found if grad is not None)
-
-
-def _enable_gradients(step: Callable[[], Any]) -> Any:
-    """The suites run without gradients."""
-    with torch.inference_mode(False), torch.enable_grad():
-        return step()
 
 
 def _model(cfg: ModelConfig, device: torch.device) -> OSTrack:
@@ -145,27 +138,33 @@ def compare(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str,
 
 
 def _build(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Comparison:
-    model = _model(cfg, device)
-    batch = _pairs(cfg, count, device)
-    expected = tuple(each.cpu() for each in UpstreamStep(deepcopy(model).double(), batch)())
+    model, batch = _model(cfg, device), _pairs(cfg, count, device)
+    expected = tuple(UpstreamStep(deepcopy(model).double(), batch)())
+    comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
     single, half = torch.float32, torch.bfloat16
     makers: dict[str, tuple[Callable[[], Run], torch.dtype]] = {
         "upstream": (lambda: UpstreamStep(deepcopy(model), batch), single),
         "upstream bfloat16": (lambda: UpstreamStep(deepcopy(model), batch, half=True), half),
         "trainer float32": (lambda: TrainerStep(model, batch, "float32"), single),
-        "trainer bfloat16": (lambda: TrainerStep(model, batch), half),
+        "trainer bfloat16": (lambda: TrainerStep(model, batch, "bfloat16"), half),
     }
-    comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
+    compiled = "trainer bfloat16, torch.compile"
     if device.type == "cuda":
-        makers["trainer bfloat16, torch.compile"] = (lambda: TrainerStep(model, batch, compiled=True), half)
+        makers[compiled] = (lambda: TrainerStep(model, batch, "bfloat16", compiled=True), half)
     else:
-        comparison.skipped["trainer bfloat16, torch.compile"] = "on a CPU its compiling takes minutes"
+        comparison.skipped[compiled] = "on a CPU its compiling takes minutes"
     for label, (make, dtype) in makers.items():
         step, loss = _measured(make, device, label, peaks)
         if not abs(loss - expected[0]) <= _LOSS_TOLERANCE[dtype] * abs(expected[0]):
             raise WrongResult(f"{label}: the loss is {loss:.5g}, expected is {expected[0]:.5g}")
         comparison.implementations[label] = Implementation(partial(_enable_gradients, step), _TOLERANCE[dtype], dtype)
     return comparison
+
+
+def _enable_gradients(step: Callable[[], Any]) -> Any:
+    """The suites run without gradients."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return step()
 
 
 def _measured(make: Callable[[], Run], device: torch.device, label: str, peaks: dict[str, int]) -> tuple[Run, float]:

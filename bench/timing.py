@@ -118,29 +118,6 @@ def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
     return replay
 
 
-def back_to_back(run: Callable[[], Any], device: torch.device, calls: int = 100) -> float:
-    """Seconds of a call among others like it, nothing flushed between them: device time on a GPU.
-
-    The median over five blocks of calls, of the mean within a block. Weights of 172 MB, as a ViT-B has in float16, stay
-    in no cache of a GPU from call to call.
-    """
-    for _ in range(max(3, calls // 10)):
-        run()
-    means = []
-    for _ in range(5):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(calls):
-                run()
-            end.record()
-            end.synchronize()
-            means.append(start.elapsed_time(end) / 1e3 / calls)
-        else:
-            means.append(_timed(run, calls) / calls)
-    return median(means)
-
-
 def _timed(run: Callable[[], Any], calls: int) -> float:
     start = perf_counter()
     for _ in range(calls):

@@ -157,18 +157,14 @@ def tune(engine: Engine, batches: Sequence[int], seconds: float, done: Callable[
     return tuned
 
 
-def _measured_on(device: torch.device) -> str:
+def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, seconds: float) -> Tuned:
     import triton
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
-    return f"measured on {name}, Triton {triton.__version__}"
-
-
-def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, seconds: float) -> Tuned:
     from ostrack_fast.kernels import tiles
 
     device = arguments[0].device
     capability = _capability(device)
+    here = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
     used = tiles.config_for(problem, device)
     expected = layer(*arguments).float()
     bound = _TOLERANCE[layer.weight.dtype] * float(expected.abs().max())
@@ -191,5 +187,5 @@ def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, seconds: fl
     best = min(middle, key=lambda key: middle[key])
     if middle[best] > _WORTH * middle[str(used)]:
         best = str(used)
-    tiles.set_config(problem, configs[best], capability, _measured_on(device))
+    tiles.set_config(problem, configs[best], capability, f"measured on {here}, Triton {triton.__version__}")
     return Tuned(name, problem, configs[best], middle[best], middle[str(used)])

@@ -9,98 +9,84 @@ keeps what those before it gained. A GPU comes first.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from .report import read, replace_between
 
-from .report import read
-
-BEGIN, END = "<!-- waterfall -->", "<!-- end of waterfall -->"
+Result = dict[str, Any]
 
 
-def load(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+def load(folder: Path) -> list[tuple[str, Result]]:
     """(machine in words, result) for every network at batch 1, GPUs first, fewest threads first."""
     found = []
     for path in sorted(folder.glob("*model*.json")):
         document = read(path)
-        machine = document["machine"]
         for result in document["results"]:
             if result["op"] == "model" and result["batch"] == 1:
-                gpu = result["device"] != "cpu"
                 threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
-                where = machine["gpus"][0] if gpu else f"{machine['cpu'].split(',')[0]}, {threads}"
-                found.append((where, result))
+                cpu = f"{document['machine']['cpu'].split(',')[0]}, {threads}"
+                found.append((cpu if result["device"] == "cpu" else document["machine"]["gpus"][0], result))
     return sorted(found, key=lambda one: (one[1]["device"] == "cpu", one[1]["threads"]))
 
 
-def steps(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: one for name, one in result["implementations"].items() if name == "upstream" or name.startswith("+")}
+def is_step(name: str) -> bool:
+    """Whether an implementation is a bar of the waterfall; the others are there for comparison."""
+    return name == "upstream" or name.startswith("+")
 
 
-def tables(found: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def tables(found: list[tuple[str, Result]]) -> list[str]:
     """A table for every network, with a group of columns for every machine and number of threads."""
-    networks: dict[str, dict[str, dict[str, Any]]] = {}
+    networks: dict[str, dict[str, Result]] = defaultdict(dict)
     for where, result in found:
-        networks.setdefault(result["shape"].split(":")[0], {})[where] = result
-    written = []
-    for network, results in networks.items():
-        columns = "".join(f" {where}: ms | x upstream |" for where in results)
-        parts = [f"| {network}, batch 1 |{columns} peak memory, MB |", "|---|" + "--:|--:|" * len(results) + "--:|"]
-        for name in dict.fromkeys(name for result in results.values() for name in result["implementations"]):
-            label = name if name == "upstream" or name.startswith("+") else f"*{name}*"
-            memory = ""
-            for result in results.values():
-                one = result["implementations"].get(name)
-                if one is None:
-                    label += " | |"
-                    continue
-                label += f" | {milliseconds(one)} | {one['speedup_over']['upstream']:.2f}"
-                if one["peak_bytes"]:
-                    memory = f"{one['peak_bytes'] / 1e6:.0f}"
-            parts.append(f"| {label} | {memory} |")
-        written.append("\n".join(parts) + "\n")
-    return written
+        networks[result["shape"].split(":")[0]][where] = result["implementations"]
+    return [table(network, columns) for network, columns in networks.items()]
 
 
-def replace_between_marks(path: Path, text: str) -> None:
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+def table(network: str, columns: dict[str, Result]) -> str:
+    heads = "".join(f" {where}: ms | x upstream |" for where in columns)
+    lines = [f"| {network}, batch 1 |{heads} peak memory, MB |", "|---|" + "--:|--:|" * len(columns) + "--:|"]
+    for name in dict.fromkeys(name for implementations in columns.values() for name in implementations):
+        runs = [implementations.get(name) for implementations in columns.values()]
+        cells = [f"{milliseconds(one)} | {one['speedup_over']['upstream']:.2f}" if one else "|" for one in runs]
+        memory = [f"{one['peak_bytes'] / 1e6:.0f}" for one in runs if one and one["peak_bytes"]]
+        label = name if is_step(name) else f"*{name}*"
+        lines.append(f"| {label} | {' | '.join(cells)} | {memory[-1] if memory else ''} |")
+    return "\n".join(lines) + "\n"
 
 
-def milliseconds(one: dict[str, Any]) -> str:
+def milliseconds(one: Result) -> str:
     """Three digits: a GPU's frame takes less than one."""
     time = 1e3 * one["seconds"]
     return f"{time:.1f}" if time >= 10 else f"{time:.2f}"
 
 
-def draw(found: list[tuple[str, dict[str, Any]]], picture: Path) -> None:
+def draw(found: list[tuple[str, Result]], picture: Path) -> None:
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.0 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(found) :]:
-        axis.set_visible(False)
-    for axis, (where, result) in zip(axes.flat, found, strict=False):
-        bars = steps(result)
-        times = [1e3 * one["seconds"] for one in bars.values()]
-        rows_of_bars = range(len(bars))
-        colours = ["#9a9a9a"] + ["#2f6db5"] * (len(bars) - 1)
-        axis.barh(rows_of_bars, times, color=colours)
-        for row, one in zip(rows_of_bars, bars.values(), strict=True):
-            label = f" {milliseconds(one)} ms, {one['speedup_over']['upstream']:.1f}x"
-            axis.text(1e3 * one["seconds"], row, label, va="center", fontsize=7)
-        axis.set_yticks(rows_of_bars, list(bars), fontsize=8)
-        axis.invert_yaxis()
-        axis.set_xlim(0, 1.45 * max(times))
-        axis.set_xlabel("ms a frame", fontsize=8)
-        axis.tick_params(axis="x", labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_title(f"{result['shape'].split(':')[0]}\n{where}", fontsize=8)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+    for number, (where, result) in enumerate(found, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(f"{result['shape'].split(':')[0]}\n{where}", fontsize=8)
+        draw_bars(axes, {name: one for name, one in result["implementations"].items() if is_step(name)})
     figure.savefig(picture, dpi=130)
+
+
+def draw_bars(axes: Axes, steps: dict[str, Result]) -> None:
+    times = [1e3 * one["seconds"] for one in steps.values()]
+    bars = axes.barh(list(steps), times, color=["#9a9a9a"] + ["#2f6db5"] * (len(steps) - 1))
+    labels = [f" {milliseconds(one)} ms, {one['speedup_over']['upstream']:.1f}x" for one in steps.values()]
+    axes.bar_label(bars, labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.45 * max(times))
+    axes.set_xlabel("ms a frame", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:
@@ -111,8 +97,8 @@ def main() -> None:
         raise SystemExit(f"no *model*.json in {results}: run ostrack-fast bench model --json FILE first")
     draw(found, root / "docs" / "waterfall.png")
     written = tables(found)
-    replace_between_marks(root / "README.md", written[0])
-    replace_between_marks(root / "docs" / "speed.md", "\n".join(written))
+    replace_between(root / "README.md", "waterfall", written[0])
+    replace_between(root / "docs" / "speed.md", "waterfall", "\n".join(written))
     print(f"{len(found)} results: docs/waterfall.png, README.md and docs/speed.md written")
 
 

@@ -21,8 +21,8 @@ def a_case(runs, expected):
     return Case("sum", "2 numbers", 1, torch.float32, CPU, 0.0, 8.0, lambda: comparison)
 
 
-def run_one(case):
-    return report.run([case], threads=1, seconds=0.01, quick=True, done=lambda: None)
+def run_one(case, **how):
+    return report.run(case, threads=1, seconds=0.01, quick=True, **how)
 
 
 @pytest.mark.parametrize("op", NAMES)
@@ -81,6 +81,16 @@ def test_speedup_compares_within_rounds():
     assert timing.speedup([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
 
 
+def test_only_what_was_asked_for_is_timed_and_a_check_times_nothing():
+    right = torch.tensor([1.0, 2.0])
+    case = a_case({"upstream": lambda: right, "native": lambda: right + 5e-4}, right)
+    found = run_one(case, only=["native"])["implementations"]
+    assert set(found) == {"native"} and found["native"]["seconds"] > 0
+    checked = run_one(case, check_only=True)["implementations"]
+    assert checked["upstream"] == {"errors": [0.0]} and set(checked["native"]) == {"errors"}
+    assert checked["native"]["errors"][0] == pytest.approx(2.5e-4, rel=1e-2)
+
+
 def test_the_roofline_is_the_slower_of_the_two_bounds():
     limits = roofline.Roofline(CPU, timing.clock(CPU), quick=True)
     limits.flops_per_second[torch.float32] = 1e9
@@ -94,7 +104,7 @@ def test_the_threads_are_given_back():
     before = torch.get_num_threads()
     seen = []
     case = a_case({"upstream": lambda: seen.append(torch.get_num_threads()) or torch.ones(1)}, torch.ones(1))
-    report.run([case], threads=before + 1, seconds=0.01, quick=True, done=lambda: None)
+    report.run(case, threads=before + 1, seconds=0.01, quick=True)
     assert set(seen) == {before + 1} and torch.get_num_threads() == before
 
 
@@ -133,6 +143,30 @@ def test_the_command_prints_a_row_an_implementation_and_keeps_the_numbers(bench,
     assert result["implementations"]["torch"]["speedup_over"]["torch"] == 1.0
     for reason in result["skipped"].values():
         assert reason in out
+
+
+def test_a_case_that_fails_is_told_and_the_others_are_kept(bench, tmp_path, monkeypatch):
+    """The file is there before the next case is measured: a run that is cut off has lost nothing."""
+    path, seen = tmp_path / "ops.json", []
+    measured = report.run
+
+    def broken(case, *arguments, **how):
+        seen.append(json.loads(path.read_text())["results"] if path.exists() else [])
+        if case.batch == 2:
+            raise WrongResult("no such thing\nat all")
+        return measured(case, *arguments, **how)
+
+    monkeypatch.setattr(report, "run", broken)
+    only = ("--op", "decode", "--dtype", "float32", "--batch", "1,2,3", "--device", "cpu")
+    code, out, error = bench("--quick", "--check", *only, "--json", path)
+    assert code == 1 and "Traceback" in error
+    assert "failed: decode, 12 x 12, batch 2, float32" in out and "WrongResult: no such thing" in out
+    assert [len(each) for each in seen] == [0, 1, 1]
+    kept = json.loads(path.read_text())
+    assert [result["batch"] for result in kept["results"]] == [1, 3]
+    assert list(kept["failed"].values()) == ["WrongResult: no such thing"]
+    code, _, error = bench("--quick", "--check", *only, "--only", "nobody")
+    assert code == 2 and "nothing was measured" in error
 
 
 @pytest.mark.parametrize(

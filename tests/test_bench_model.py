@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.bench import report, suite_model, suite_track
+from ostrack_fast.bench import report, suite_model, suite_switches, suite_track
 from ostrack_fast.bench.case import Options, WrongResult
-from ostrack_fast.bench.memory import peak_bytes
+from ostrack_fast.bench.suite_model import peak_bytes
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ QUICK = Options(CPU, ("small",), (1,), quick=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", [suite_model, suite_track])
+@pytest.mark.parametrize("suite", [suite_model, suite_track, suite_switches])
 def test_implementations_agree(suite):
     (case,) = suite.cases(QUICK)
     torch.manual_seed(0)

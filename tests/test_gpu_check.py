@@ -93,17 +93,19 @@ def test_a_rehearsal_keeps_everything(tmp_path):
     document = json.loads((tmp_path / "gpu_check.json").read_text())
     statuses = {name: one["status"] for name, one in document["steps"].items()}
     assert statuses == {"build": "skipped", "attention": "ok"}
-    rows = document["results"]["attention"]["rows"]
-    kinds = ("native", "native with score", "SDPA", "SDPA with score")
-    assert [*rows] == [f"N {tokens}, {kind}" for tokens in (180, 107) for kind in kinds]
-    assert all(time > 0 for time in rows.values())
+    results = document["results"]["attention"]["results"]
+    shapes = [f"36+{tokens} tokens, 6 heads of 64{score}" for tokens in (144, 71) for score in ("", ", no score")]
+    assert [result["shape"] for result in results] == shapes
+    for result in results:
+        assert {"native", "torch"} <= set(result["implementations"])
+        assert all(one["seconds"] > 0 for one in result["implementations"].values())
     assert document["results"]["attention"]["machine"]["cpu"]
     log = tmp_path / document["steps"]["attention"]["log"]
-    assert "ostrack_fast.bench.gpu_measure attention" in log.read_text().splitlines()[0]
+    assert "ostrack_fast.cli bench ops --op attention" in log.read_text().splitlines()[0]
     lines = done.stdout.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("step "))
     assert [line.split("  ")[0] for line in lines[begin + 1 : -1]] == ["build", "attention", "memcheck native"]
-    assert "SDPA with score" in lines[begin + 2] and "needs a GPU" in lines[begin + 3]
+    assert "torch" in lines[begin + 2] and "us" in lines[begin + 2] and "needs a GPU" in lines[begin + 3]
     assert lines[-1].startswith("0 failed or cut off; everything is in")
 
 
@@ -152,26 +154,6 @@ def test_tiles_are_used_only_once_they_are_there(tmp_path, gpu_check):
     tiles.write_text("[]")
     assert gpu_check.run(step_of(gpu_check, code, tuned=True), log, 60.0, tiles)[1] == f"tiles {tiles}"
     assert gpu_check.run(step_of(gpu_check, code), log, 60.0, tiles)[1] == "tiles None"
-
-
-def test_a_section_keeps_the_rows_before_one_that_fails(tmp_path):
-    import torch
-
-    from ostrack_fast.bench.gpu_measure import Section, summary
-
-    section = Section(torch.device("cpu"), tmp_path / "rows.json")
-    section.row("first", lambda: 1.5)
-
-    def broken():
-        kept = json.loads((tmp_path / "rows.json").read_text())["rows"]
-        assert kept == {"first": 1.5}, "the file is there before the next row is measured"
-        raise ValueError("no such thing\nat all")
-
-    section.row("second", broken)
-    section.row("third", lambda: {"us": 2, "nodes": [1, 2]})
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert rows["second"] == "failed: ValueError: no such thing" and section.failed == 1
-    assert summary(rows) == "first: 1.5; second: failed: ValueError: no such thing; third: {us: 2}"
 
 
 def test_a_benchmark_is_summed_up(tmp_path, gpu_check):

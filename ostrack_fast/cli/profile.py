@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,11 +13,17 @@ from ._weights import Config
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..bench.profiling import Profile
+    from ..model import OSTrack
+
 
 def profile(
     weights: Annotated[
-        str, typer.Option(help="Name of weights that ship with the package, a file, or a preset (untrained).")
-    ] = "small",
+        list[str],
+        typer.Option(
+            help="Name of weights that ship with the package, a file, or a preset (untrained); again for another."
+        ),
+    ] = ["small"],  # noqa: B006
     config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
@@ -24,30 +31,47 @@ def profile(
     frames: Annotated[int, typer.Option(min=1, help="How many frames to time.")] = 50,
     width: Annotated[int, typer.Option(min=64, help="Of the frame, pixels.")] = 1920,
     height: Annotated[int, typer.Option(min=64, help="Of the frame, pixels.")] = 1080,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers and the machine's description here.")] = None,
 ) -> None:
     """Time every stage of a tracked frame, on a GPU every node of its CUDA graph, beside the least it could take."""
+    if json is not None and json.is_dir():
+        raise ValueError(f"{json} is a folder: give the name of a file to write")
+
     import numpy as np
     import torch
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
 
+    from ..bench import report
     from ..bench.profiling import profile as measure
-    from ..config import PRESETS
     from ..engine import Engine
-    from ..model import OSTrack
-    from ..model.checkpoint import shipped_weights
 
     if threads is not None:
         torch.set_num_threads(threads)
-    untrained = weights in PRESETS and weights not in shipped_weights()
-    model = OSTrack.from_preset(weights) if untrained else OSTrack.from_pretrained(weights, config)
-    engine = Engine(model, device, dtype)
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = measure(engine, frame, (0.4 * width, 0.4 * height, 0.1 * width, 0.1 * width), frames)
+    profiles = {}
+    for name in weights:
+        engine = Engine(_model(name, config), device, dtype)
+        found = measure(engine, frame, (0.4 * width, 0.4 * height, 0.1 * width, 0.1 * width), frames)
+        profiles[name] = found.numbers()
+        if json is not None:
+            report.write(json, {"profiles": profiles})
+        where = f"{engine.device}" if engine.device.type != "cpu" else f"cpu, {torch.get_num_threads()} thread(s)"
+        _print(f"{name} on {where}, {str(engine.dtype).removeprefix('torch.')}", found)
 
-    where = f"{engine.device}" if engine.device.type != "cpu" else f"cpu, {torch.get_num_threads()} thread(s)"
-    kind = str(engine.dtype).removeprefix("torch.")
-    table = Table(title=f"{weights} on {where}, {kind}", title_justify="left", box=SIMPLE_HEAD)
+
+def _model(weights: str, config: str | None) -> OSTrack:
+    from ..config import PRESETS
+    from ..model import OSTrack
+    from ..model.checkpoint import shipped_weights
+
+    untrained = weights in PRESETS and weights not in shipped_weights()
+    return OSTrack.from_preset(weights) if untrained else OSTrack.from_pretrained(weights, config)
+
+
+def _print(title: str, found: Profile) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     if found.nodes:
         _add_nodes(table, found)
     else:
@@ -63,7 +87,7 @@ def _columns(table: Table, *titles: str) -> None:
         table.add_column(title, justify="left" if title in ("stage", "node") else "right")
 
 
-def _add_stages(table: Table, found) -> None:
+def _add_stages(table: Table, found: Profile) -> None:
     _columns(table, "stage", "calls", "ms", "share", "GFLOP/s")
     for stage in sorted(found.stages, key=lambda one: -one.seconds):
         rate = f"{stage.flops / stage.seconds / 1e9:.0f}" if stage.flops else ""
@@ -73,7 +97,7 @@ def _add_stages(table: Table, found) -> None:
     table.add_row("between stages", "", f"{1e3 * rest:.3f}", f"{rest / found.seconds:.1%}", "")
 
 
-def _add_nodes(table: Table, found) -> None:
+def _add_nodes(table: Table, found: Profile) -> None:
     """The nodes by name, and the gaps between them."""
     _columns(table, "node", "calls", "ms", "share", "")
     by_name: dict[str, list[float]] = {}

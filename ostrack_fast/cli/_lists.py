@@ -1,0 +1,25 @@
+"""Options that hold several values with commas between them."""
+
+from __future__ import annotations
+
+
+def chosen(option: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
+    """The names in an option's text, all of which must be known; None where it was not given."""
+    names = None if text is None else text.split(",")
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{option} {name!r} is unknown: choose {', '.join(known)}")
+    return names
+
+
+def counts(option: str, text: str | None) -> list[int] | None:
+    """The positive numbers in an option's text; None where it was not given."""
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise ValueError(f"{option} {text!r} is not a list of positive numbers, such as 1,8")
+    return numbers
