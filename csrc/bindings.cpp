@@ -73,7 +73,7 @@ void check(int status, const char* function) {
   throw std::runtime_error(name + ": unknown status " + std::to_string(status));
 }
 
-// An argument as Python passes it: a tensor as above, any other pointer as an integer, anything else itself.
+// An argument as Python passes it: a tensor as above, a stream as an integer, anything else itself.
 template <class A>
 struct FromPython {
   using Type = A;
@@ -134,6 +134,21 @@ py::dict dtypes() {
   return out;
 }
 
+// The numbers of ostf_activation by the names of `ostrack_fast.ops.layers`.
+py::dict activations() {
+  py::dict out;
+  out["none"] = static_cast<int>(OSTF_NONE);
+  out["gelu"] = static_cast<int>(OSTF_GELU);
+  out["relu"] = static_cast<int>(OSTF_RELU);
+  return out;
+}
+
+int64_t linear_packed_bytes(const TensorArgument& weight, int dtype, int groups) {
+  int64_t bytes = 0;
+  check(ostf_cpu_linear_packed_bytes(&weight.view, dtype, groups, &bytes), "cpu_linear_packed_bytes");
+  return bytes;
+}
+
 py::dict build_info() {
   py::dict out;
   out["version"] = OSTF_VERSION;
@@ -172,6 +187,7 @@ py::tuple cuda_device_count() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of ostrack_fast; csrc/ostrack_fast.h documents each argument.";
   module.attr("dtypes") = dtypes();
+  module.attr("activations") = activations();
   module.def("build_info", &build_info, "Version, compilers, CUDA architectures and the CPU features found.");
   module.def("cuda_device_count", &cuda_device_count, "(number of CUDA devices, reason why there is none).");
   define(module, "cpu_attention", ostf_cpu_attention);
@@ -181,7 +197,7 @@ PYBIND11_MODULE(_C, module) {
   define(module, "cpu_eliminate", ostf_cpu_eliminate);
   define(module, "cpu_linear", ostf_cpu_linear);
   define(module, "cpu_linear_pack", ostf_cpu_linear_pack);
-  define(module, "cpu_linear_packed_bytes", ostf_cpu_linear_packed_bytes);
+  module.def("cpu_linear_packed_bytes", &linear_packed_bytes);
   define(module, "cpu_restore", ostf_cpu_restore);
   define(module, "cpu_restore_conv3x3", ostf_cpu_restore_conv3x3);
   define(module, "cpu_update_box", ostf_cpu_update_box);

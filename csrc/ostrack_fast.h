@@ -41,6 +41,13 @@ typedef struct {
   int64_t stride[5];
 } ostf_tensor;
 
+// What follows the sum of a GEMM.
+typedef enum {
+  OSTF_NONE = 0,
+  OSTF_GELU = 1,  // with the exact erf
+  OSTF_RELU = 2,
+} ostf_activation;
+
 typedef enum {
   OSTF_OK = 0,
   OSTF_EINVAL = -1,       // a size is out of the supported range
@@ -108,30 +115,30 @@ OSTF_API int ostf_cpu_update_box(const ostf_tensor* found, const ostf_tensor* bo
 OSTF_API int ostf_cuda_update_box(const ostf_tensor* found, const ostf_tensor* box, const ostf_tensor* moved,
                                   int64_t height, int64_t width, double factor, double margin, void* stream);
 
-// linear, conv3x3: products with weights that are packed once. dtype is the arithmetic: OSTF_F32, OSTF_BF16, or OSTF_I8
-// (weights quantized symmetrically beforehand, activations as they come, each 64 inputs of a row and a tap by
-// themselves; sums of products of 64 exact); sums are float32. OSTF_EDTYPE where this processor has no kernel for it.
-// packed: opaque, of the size that packed_bytes writes to *bytes. weight (O,taps,I/groups) and bias (O) float32; taps
-// 1 for linear, 9 row by row for conv3x3. OSTF_I8 takes only finite weights (else OSTF_EINVAL).
-OSTF_API int ostf_cpu_linear_packed_bytes(int dtype, int O, int I, int taps, int groups, int64_t* bytes);
-OSTF_API int ostf_cpu_linear_pack(int dtype, const float* weight, const float* bias, void* packed, int O, int I,
-                                  int taps, int groups, int threads);
+// linear, conv3x3: GEMMs with prepacked weights. dtype is the compute dtype: OSTF_F32, OSTF_BF16, or OSTF_I8 (weights
+// quantized symmetrically beforehand, activations as they come, each 64 inputs of a row and a tap by themselves; sums of
+// products of 64 exact); sums are float32. OSTF_EDTYPE where this processor has no kernel for it.
+// weight (O,taps,I/groups) and bias (O) float32; taps is 1 for linear, 9 row by row for conv3x3. packed: opaque uint8, as
+// many as packed_bytes writes to *bytes, which reads only the shape of weight. OSTF_I8 takes only finite weights (else
+// OSTF_EINVAL).
+OSTF_API int ostf_cpu_linear_packed_bytes(const ostf_tensor* weight, int dtype, int groups, int64_t* bytes);
+OSTF_API int ostf_cpu_linear_pack(const ostf_tensor* weight, const ostf_tensor* bias, const ostf_tensor* packed,
+                                  int dtype, int groups, int threads);
 // linear: out (B,R,O) = residual + activation(norm(x) W' + bias); x (B,R,I); residual float32 (B,R,O) or null, it may
-// be out. x and out are OSTF_F32 or OSTF_BF16. Rows are dense; items of the batch lie x_item, residual_item and out_item
-// elements apart. norm is LayerNorm without affine if norm_eps >= 0, else nothing. activation: 0 none, 1 gelu (with the
-// exact erf), 2 relu.
-OSTF_API int ostf_cpu_linear(int dtype, const void* packed, int x_dtype, const void* x, int64_t x_item,
-                             const float* residual, int64_t residual_item, int out_dtype, void* out, int64_t out_item,
-                             int B, int R, int O, int I, double norm_eps, int activation, int threads);
+// be out. x and out are float32 or bfloat16. Batch items of x, residual and out may lie at any distance. norm is LayerNorm
+// without affine if norm_eps >= 0, else nothing. activation: ostf_activation.
+OSTF_API int ostf_cpu_linear(const ostf_tensor* packed, const ostf_tensor* x, const ostf_tensor* residual,
+                             const ostf_tensor* out, int dtype, double norm_eps, int activation, int threads);
 // conv3x3: out (B,F,F,O) = activation(3 x 3 convolution of x (B,F,F,I) with a border of zeros). Group g of the outputs
-// sees group g of the inputs.
-OSTF_API int ostf_cpu_conv3x3(int dtype, const void* packed, int x_dtype, const void* x, int out_dtype, void* out,
-                              int B, int F, int O, int I, int groups, int activation, int threads);
-// restore_conv3x3: the second half of a 3 x 3 convolution over a restored map of which few places hold a token. The first
-// is a linear layer: products (B,K,9,O) of every token with the nine taps, row by row. -> map (B,F,F,O), OSTF_F32 or
-// OSTF_BF16, activation(bias + the products of the neighbours there are). ids (B,K), bias (O); activation: 0 none, 2 relu.
-OSTF_API int ostf_cpu_restore_conv3x3(const float* products, const int64_t* ids, const float* bias, int map_dtype,
-                                      void* map, int B, int K, int O, int F, int activation, int threads);
+// sees group g of the inputs. x and out are float32 or bfloat16.
+OSTF_API int ostf_cpu_conv3x3(const ostf_tensor* packed, const ostf_tensor* x, const ostf_tensor* out, int dtype,
+                              int groups, int activation, int threads);
+// restore_conv3x3: the second half of a 3 x 3 convolution over a restored map of which few cells hold a token. The first
+// is a linear layer: taps (B,K,9,O) float32, what each token gives its nine neighbours, row by row. ids (B,K) int64, bias
+// (O) float32 -> map (B,F,F,O), float32 or bfloat16: activation(bias + what the neighbours that exist give); activation
+// is OSTF_NONE or OSTF_RELU.
+OSTF_API int ostf_cpu_restore_conv3x3(const ostf_tensor* taps, const ostf_tensor* ids, const ostf_tensor* bias,
+                                      const ostf_tensor* map, int activation, int threads);
 
 #ifdef __cplusplus
 }

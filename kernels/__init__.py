@@ -13,8 +13,8 @@ from .conv3x3 import Conv3x3
 from .crop import crop
 from .decode import decode
 from .eliminate import MAX_CANDIDATES, eliminate
+from .gemm import Workspace
 from .linear import Linear
-from .product import Workspace
 from .restore import MAX_CHANNELS, restore
 from .update_box import update_box
 

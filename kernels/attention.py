@@ -5,9 +5,9 @@ backward pass recomputes the probabilities from the log-sum-exp.
 
 The score (section 3.3 of the OSTrack paper, equation 6) is the probability that the chosen template rows give to each
 search key, averaged over rows and heads. The programs that own template rows know their log-sum-exp first, so they go
-over the search keys once more, write what their rows give to each key to their own row of `partial`, and take a ticket.
-Whoever takes the last ticket of a batch element adds the rows of `partial` in a fixed order: the sum does not depend
-on who came last, so the score, and with it the ranking of candidates, is the same on every run.
+over the search keys once more, write the sums over their rows to their own row of `partial`, and count their arrival.
+Whoever arrives last at a batch element adds the rows of `partial` in a fixed order: the sum does not depend on who that
+is, so the score, and with it the ranking of candidates, is the same on every run.
 """
 
 import torch
@@ -38,8 +38,8 @@ def _store_rows(base, rows, value, N, row_stride, D: tl.constexpr, BLOCK_D: tl.c
 @triton.jit
 def _score_candidates(
     q, largest, total, k_base, row_stride, scale_log2, rows, block, head, batch, template_mask, mask_stride, score,
-    partial, tickets, N, H, T, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TEMPLATE_BLOCKS: tl.constexpr, PART_BLOCK: tl.constexpr, SCORE_BLOCK: tl.constexpr,
+    partial, arrivals, N, H, T, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TEMPLATE_BLOCKS: tl.constexpr, PARTIAL_BLOCK: tl.constexpr, SCORE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     S = N - T
     mask_base = template_mask + batch * mask_stride
@@ -50,9 +50,9 @@ def _score_candidates(
     # Blocks without a chosen row stay out. The first always takes part, so that an empty mask still writes its zeros.
     active = ((in_block > 0) | (blocks == 0)).to(tl.int32)
     if tl.sum(tl.where(blocks == block, active, 0), axis=0) > 0:
-        parts = tl.sum(active, axis=0) * H
-        part = tl.sum(tl.where(blocks < block, active, 0), axis=0) * H + head
-        first_part = partial + batch.to(tl.int64) * TEMPLATE_BLOCKS * H * S
+        partials = tl.sum(active, axis=0) * H
+        own = tl.sum(tl.where(blocks < block, active, 0), axis=0) * H + head
+        first_partial = partial + batch.to(tl.int64) * TEMPLATE_BLOCKS * H * S
         chosen = tl.load(mask_base + rows, mask=rows < T, other=0) != 0
         for start in range(T, N, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
@@ -60,32 +60,35 @@ def _score_candidates(
             logits = tl.dot(q, tl.trans(k), input_precision="ieee")
             weights = tl.exp2((logits - largest[:, None]) * scale_log2) / total[:, None]
             weights = tl.where(chosen[:, None], weights, 0.0)
-            tl.store(first_part + part * S + keys - T, tl.sum(weights, axis=0), mask=keys < N)
-        # Every thread's part must be written before one thread takes the ticket that publishes it.
+            tl.store(first_partial + own * S + keys - T, tl.sum(weights, axis=0), mask=keys < N)
+        # Every thread's values must be written before one thread counts the arrival that publishes them.
         tl.debug_barrier()
-        if tl.atomic_add(tickets + batch, 1, sem="acq_rel") == parts - 1:
+        if tl.atomic_add(arrivals + batch, 1, sem="acq_rel") == partials - 1:
             count = H * tl.maximum(chosen_rows, 1).to(tl.float32)
             for start in range(0, S, SCORE_BLOCK):
-                places = start + tl.arange(0, SCORE_BLOCK)
+                columns = start + tl.arange(0, SCORE_BLOCK)
                 summed = tl.zeros([SCORE_BLOCK], tl.float32)
-                for first in range(0, parts, PART_BLOCK):
-                    members = first + tl.arange(0, PART_BLOCK)
-                    mask = (members[:, None] < parts) & (places[None, :] < S)
+                for first in range(0, partials, PARTIAL_BLOCK):
+                    members = first + tl.arange(0, PARTIAL_BLOCK)
+                    mask = (members[:, None] < partials) & (columns[None, :] < S)
                     # Other multiprocessors wrote these: read past this one's own cache.
                     values = tl.load(
-                        first_part + members[:, None] * S + places[None, :], mask=mask, other=0.0, cache_modifier=".cg"
+                        first_partial + members[:, None] * S + columns[None, :],
+                        mask=mask,
+                        other=0.0,
+                        cache_modifier=".cg",
                     )
                     summed += tl.sum(values, axis=0)
-                tl.store(score + batch * S + places, summed / count, mask=places < S)
+                tl.store(score + batch * S + columns, summed / count, mask=columns < S)
             # Leave the counter as it was found: the next launch, or the next replay of a graph, needs no memset.
-            tl.atomic_xchg(tickets + batch, 0, sem="relaxed")
+            tl.atomic_xchg(arrivals + batch, 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["N", "T", "H", "mask_stride"])
 def _attention_forward(
-    qkv, template_mask, out, lse, score, partial, tickets, mask_stride, N, H, T, scale,
+    qkv, template_mask, out, lse, score, partial, arrivals, mask_stride, N, H, T, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SCORE: tl.constexpr,
-    TEMPLATE_BLOCKS: tl.constexpr, PART_BLOCK: tl.constexpr, SCORE_BLOCK: tl.constexpr,
+    TEMPLATE_BLOCKS: tl.constexpr, PARTIAL_BLOCK: tl.constexpr, SCORE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row_stride = 3 * H * D
@@ -117,8 +120,8 @@ def _attention_forward(
         if block * BLOCK_M < T:
             _score_candidates(
                 q, largest, total, k_base, row_stride, scale_log2, rows, block, head, batch, template_mask,
-                mask_stride, score, partial, tickets, N, H, T, D, BLOCK_D, BLOCK_M, BLOCK_N, TEMPLATE_BLOCKS,
-                PART_BLOCK, SCORE_BLOCK,
+                mask_stride, score, partial, arrivals, N, H, T, D, BLOCK_D, BLOCK_M, BLOCK_N, TEMPLATE_BLOCKS,
+                PARTIAL_BLOCK, SCORE_BLOCK,
             )  # fmt: skip
 
 
@@ -180,7 +183,7 @@ def _attention_backward_kv(
         row_delta = tl.load(delta + row_of_lse, mask=rows < N, other=0.0)
         q = _load_rows(qkv + start_of_batch, rows, N, row_stride, D, BLOCK_D)
         grad = _load_rows(grad_base, rows, N, H * D, D, BLOCK_D)
-        # Transposed (keys down, rows across): both products below then take it as their left operand as it is.
+        # Transposed (keys down, rows across): both matmuls below then take it as their left operand as it is.
         # Rows from N on need no mask: their q and grad are zero, and so is all they add.
         logits = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2
         probability = tl.exp2(logits - log2_sum[None, :])
@@ -213,14 +216,14 @@ def _backward_blocks(qkv: torch.Tensor) -> tuple[int, int]:
 
 
 def attention(
-    qkv: torch.Tensor, template_mask: torch.Tensor | None = None, tickets: torch.Tensor | None = None
+    qkv: torch.Tensor, template_mask: torch.Tensor | None = None, arrivals: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """softmax(Q K' / sqrt D) V, the score of every search token, and what the backward pass needs; one launch.
 
     Args:
         qkv: (B,N,3,H,D), float32, float16 or bfloat16; D one of 32, 64, 96, 128.
         template_mask: (T,) or (B,T) bool with 1 <= T <= N, the template rows that score; None for no score.
-        tickets: (B,) int32 zeros, left as zeros, to spare a memset; not to be shared between streams. Allocated
+        arrivals: (B,) int32 zeros, left as zeros, to spare a memset; not to be shared between streams. Allocated
             when None.
 
     Returns:
@@ -241,13 +244,13 @@ def attention(
         template_blocks = triton.next_power_of_2(triton.cdiv(template, blocks["BLOCK_M"]))
         score = qkv.new_empty(batch, tokens - template, dtype=torch.float32)
         partial = qkv.new_empty(batch, template_blocks * heads, tokens - template, dtype=torch.float32)
-        if tickets is None:
-            tickets = torch.zeros(batch, dtype=torch.int32, device=qkv.device)
+        if arrivals is None:
+            arrivals = torch.zeros(batch, dtype=torch.int32, device=qkv.device)
     with torch.cuda.device_of(qkv):
         _attention_forward[(triton.cdiv(tokens, blocks["BLOCK_M"]), heads, batch)](
-            qkv, template_mask, out, lse, score, partial, tickets, mask_stride, tokens, heads, template, dim**-0.5,
+            qkv, template_mask, out, lse, score, partial, arrivals, mask_stride, tokens, heads, template, dim**-0.5,
             D=dim, BLOCK_D=triton.next_power_of_2(dim), SCORE=template_mask is not None,
-            TEMPLATE_BLOCKS=template_blocks, PART_BLOCK=16, SCORE_BLOCK=256, enable_fp_fusion=True, **blocks,
+            TEMPLATE_BLOCKS=template_blocks, PARTIAL_BLOCK=16, SCORE_BLOCK=256, enable_fp_fusion=True, **blocks,
         )  # fmt: skip
     return out, score, lse
 

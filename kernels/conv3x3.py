@@ -1,24 +1,24 @@
 """A 3 x 3 convolution with frozen weights over channels-last maps, bias and ReLU included, in one launch.
 
-A matrix product without the matrix: row (b, y, x) of the left operand is its nine neighbours' channels one after the
-other, of which each step of the loop reads a few channels of one neighbour, zeros where that lies outside the map.
+An implicit GEMM, whose left matrix is never stored: its row (b, y, x) is the channels of nine neighbours one after the
+other. Each step of the main loop reads a few channels of one neighbour, zeros where that lies outside the map.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .product import Workspace, finish_tile
+from .gemm import Workspace, reduce_and_store
 from .tiles import Problem, config_for
 
 
 @triton.jit(do_not_specialize=["M"])
 def _conv3x3(
-    x, weight, bias, out, partial, tickets, M, F: tl.constexpr, K: tl.constexpr, N: tl.constexpr, GROUPS: tl.constexpr,
+    x, weight, bias, out, partial, arrivals, M, F: tl.constexpr, K: tl.constexpr, N: tl.constexpr, GROUPS: tl.constexpr,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Map side F, and in each group K inputs and N outputs."""
-    tile, part = tl.program_id(0), tl.program_id(1)
+    tile, split = tl.program_id(0), tl.program_id(1)
     row_tiles = tl.cdiv(M, BLOCK_M)
     COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     first_row = (tile % row_tiles) * BLOCK_M
@@ -34,21 +34,21 @@ def _conv3x3(
     STEPS: tl.constexpr = 9 * CHUNKS // SPLIT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
-        tap = (part * STEPS + step) // CHUNKS
-        k = (part * STEPS + step) % CHUNKS * BLOCK_K + tl.arange(0, BLOCK_K)
+        tap = (split * STEPS + step) // CHUNKS
+        k = (split * STEPS + step) % CHUNKS * BLOCK_K + tl.arange(0, BLOCK_K)
         dy, dx = tap // 3 - 1, tap % 3 - 1
         inside = (map_y + dy >= 0) & (map_y + dy < F) & (map_x + dx >= 0) & (map_x + dx < F)
-        a_place = x + x_rows[:, None] + (dy * F + dx) * (GROUPS * K) + k[None, :]
-        b_place = weight + weight_rows[:, None] + tap * K + k[None, :]
+        a_at = x + x_rows[:, None] + (dy * F + dx) * (GROUPS * K) + k[None, :]
+        b_at = weight + weight_rows[:, None] + tap * K + k[None, :]
         if K % BLOCK_K == 0:
-            a = tl.load(a_place, mask=inside[:, None], other=0.0)
-            b = tl.load(b_place)
+            a = tl.load(a_at, mask=inside[:, None], other=0.0)
+            b = tl.load(b_at)
         else:
-            a = tl.load(a_place, mask=inside[:, None] & (k < K)[None, :], other=0.0)
-            b = tl.load(b_place, mask=(k < K)[None, :], other=0.0)
+            a = tl.load(a_at, mask=inside[:, None] & (k < K)[None, :], other=0.0)
+            b = tl.load(b_at, mask=(k < K)[None, :], other=0.0)
         acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
-    finish_tile(
-        acc, tile, part, first_row, columns, bias + group * N, None, out + group * N, partial, tickets, M, N, M, 0, 0,
+    reduce_and_store(
+        acc, tile, split, first_row, columns, bias + group * N, None, out + group * N, partial, arrivals, M, N, M, 0, 0,
         0, GROUPS * N, ACTIVATION, SPLIT, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ class Conv3x3:
         activation: "relu" or "none".
         dtype: of operands and result: float16, bfloat16, or float32, which is IEEE float32 throughout, never tf32.
             Sums, bias and activation are float32 always.
-        workspace: for sums that several programs share; a new one by default. Layers of one stream may share one.
+        workspace: for split-K partials; a new one by default. Layers of one stream may share one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Conv3x3:
         self.workspace = Workspace() if workspace is None else workspace
 
     def problem(self, rows: int) -> Problem:
-        """The product for that many cells, as `tiles` names it."""
+        """The GEMM for that many cells, as `tiles` names it."""
         outputs, _, _, inputs = self.weight.shape
         half = self.weight.dtype != torch.float32
         return Problem(rows, outputs // self.groups, inputs, half=half, groups=self.groups, taps=9)
@@ -104,13 +104,13 @@ class Conv3x3:
         problem = self.problem(rows)
         config = config_for(problem, x.device)
         tiles = config.tiles(problem)
-        partial = tickets = None
+        partial = arrivals = None
         if config.split > 1:
-            parts = tiles * config.split * config.block_m * config.block_n
-            partial, tickets = self.workspace.reserve(x.device, parts, tiles)
+            partials = tiles * config.split * config.block_m * config.block_n
+            partial, arrivals = self.workspace.reserve(x.device, partials, tiles)
         with torch.cuda.device_of(x):
             _conv3x3[(tiles, config.split)](
-                x, self.weight, self.bias, out, partial, tickets, rows, F=grid, K=problem.k, N=problem.n,
+                x, self.weight, self.bias, out, partial, arrivals, rows, F=grid, K=problem.k, N=problem.n,
                 GROUPS=self.groups, ACTIVATION=self.activation, enable_fp_fusion=True, **config.options(),
             )  # fmt: skip
         return out

@@ -23,7 +23,7 @@ def _round_half_even(x):
 
 @triton.jit
 def _taps(index, side, step):
-    """First and second source place and their weights in 1/2048, for destination places `index`."""
+    """First and second source index and their weights in 1/2048, for destination indices `index`."""
     position = ((index.to(tl.float64) + 0.5) * step - 0.5).to(tl.float32)
     low = tl.floor(position)
     fraction = position - low

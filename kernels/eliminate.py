@@ -1,8 +1,8 @@
 """Candidate elimination: keep the search tokens with the best scores, in one launch.
 
-No sort: each program owns a few tokens, counts how many candidates beat each of them, and that count is the place the
-token goes to. The counts are a permutation because the order is total: by score descending, ties to the lower position
-(so -0.0 equals 0.0), NaN after everything.
+No sort: each program owns a few tokens, counts how many candidates beat each of them, and that count is the position
+the token goes to. The counts are a permutation because the order is total: by score descending, ties to the lower
+position (so -0.0 equals 0.0), NaN after everything.
 """
 
 import torch
@@ -19,12 +19,12 @@ def _destinations(score, tokens, S, T, BLOCK_S: tl.constexpr):
     own = tokens - T
     is_candidate = (own >= 0) & (own < S)
     mine = tl.load(score + own, mask=is_candidate, other=0.0)[:, None]
-    places = tl.arange(0, BLOCK_S)[None, :]
-    others = tl.load(score + places, mask=places < S, other=0.0)
-    earlier = places < own[:, None]
+    positions = tl.arange(0, BLOCK_S)[None, :]
+    others = tl.load(score + positions, mask=positions < S, other=0.0)
+    earlier = positions < own[:, None]
     # A comparison with NaN is false, so NaN among the others beats nothing but a later NaN.
     beats = tl.where(mine != mine, (others == others) | earlier, (others > mine) | ((others == mine) & earlier))
-    rank = tl.sum((beats & (places < S)).to(tl.int32), axis=1)
+    rank = tl.sum((beats & (positions < S)).to(tl.int32), axis=1)
     return tl.where(own < 0, tokens, T + rank)
 
 

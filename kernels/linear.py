@@ -13,17 +13,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .product import Workspace, finish_tile
+from .gemm import Workspace, reduce_and_store
 from .tiles import Problem, config_for
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_batch"])
 def _linear(
-    x, weight, bias, weight_sum, residual, out, partial, tickets, M, rows_per_batch, residual_batch_stride,
+    x, weight, bias, weight_sum, residual, out, partial, arrivals, M, rows_per_batch, residual_batch_stride,
     residual_row_stride, out_batch_stride, out_row_stride, eps, N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    tile, part = tl.program_id(0), tl.program_id(1)
+    tile, split = tl.program_id(0), tl.program_id(1)
     # Neighbours share the columns: their weights come from memory once, and from the L2 cache after.
     row_tiles = tl.cdiv(M, BLOCK_M)
     first_row = (tile % row_tiles) * BLOCK_M
@@ -40,7 +40,7 @@ def _linear(
         total = tl.zeros([BLOCK_M, BLOCK_K // 4], tl.float32)
         squares = tl.zeros([BLOCK_M, BLOCK_K // 4], tl.float32)
     for step in range(STEPS):
-        k = (part * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
+        k = (split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
         if K % BLOCK_K == 0:
             a = tl.load(x + x_rows[:, None] + k[None, :])
             b = tl.load(weight + weight_rows[:, None] + k[None, :])
@@ -64,8 +64,8 @@ def _linear(
         scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
         sums = tl.load(weight_sum + columns, mask=columns < N, other=0.0)
         acc = (acc - mean[:, None] * sums[None, :]) * scale[:, None]
-    finish_tile(
-        acc, tile, part, first_row, columns, bias, residual, out, partial, tickets, M, N, rows_per_batch,
+    reduce_and_store(
+        acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N, rows_per_batch,
         residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, ACTIVATION, SPLIT, BLOCK_M,
         BLOCK_N,
     )  # fmt: skip
@@ -91,7 +91,7 @@ class Linear:
         activation: "none", "gelu" (the exact one, by the error function) or "relu".
         dtype: of the operands: float16, bfloat16, or float32, which is IEEE float32 throughout, never tf32.
             Sums, bias, activation and residual are float32 always.
-        workspace: for sums that several programs share; a new one by default. Layers of one stream may share one.
+        workspace: for split-K partials; a new one by default. Layers of one stream may share one.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Linear:
         self.workspace = Workspace() if workspace is None else workspace
 
     def problem(self, rows: int) -> Problem:
-        """The product for that many rows, as `tiles` names it."""
+        """The GEMM for that many rows, as `tiles` names it."""
         features, channels = self.weight.shape
         half = self.weight.dtype != torch.float32
         return Problem(rows, features, channels, half=half, norm=self.norm_eps is not None)
@@ -144,13 +144,13 @@ class Linear:
         problem = self.problem(rows)
         config = config_for(problem, x.device)
         tiles = config.tiles(problem)
-        partial = tickets = None
+        partial = arrivals = None
         if config.split > 1:
-            parts = tiles * config.split * config.block_m * config.block_n
-            partial, tickets = self.workspace.reserve(x.device, parts, tiles)
+            partials = tiles * config.split * config.block_m * config.block_n
+            partial, arrivals = self.workspace.reserve(x.device, partials, tiles)
         with torch.cuda.device_of(x):
             _linear[(tiles, config.split)](
-                x, self.weight, self.bias, self.weight_sum, residual, target, partial, tickets, rows,
+                x, self.weight, self.bias, self.weight_sum, residual, target, partial, arrivals, rows,
                 target.shape[-2], *((0, 0) if residual is None else _row_strides(residual)), *_row_strides(target),
                 self.norm_eps or 0.0, N=features, K=channels, NORM=self.norm_eps is not None,
                 ACTIVATION=self.activation, enable_fp_fusion=True, **config.options(),

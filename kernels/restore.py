@@ -23,9 +23,9 @@ def _restore(
     batch = tl.program_id(2)
     cells = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    places = tl.arange(0, BLOCK_K)
-    at = tl.load(ids + batch * K + places, mask=places < K, other=-1)
-    token = tl.max(tl.where(at[None, :] == cells[:, None], places[None, :], -1), axis=1)
+    index = tl.arange(0, BLOCK_K)
+    at = tl.load(ids + batch * K + index, mask=index < K, other=-1)
+    token = tl.max(tl.where(at[None, :] == cells[:, None], index[None, :], -1), axis=1)
     tokens += batch.to(tl.int64) * batch_stride
     mask = (token >= 0)[:, None] & (channels < C)[None, :]
     value = tl.load(tokens + token[:, None] * C + channels[None, :], mask=mask, other=0.0)
@@ -71,7 +71,7 @@ def restore(
 
     Args:
         tokens: (B,K,C), any floating dtype; may be a slice along K.
-        ids: (B,K) int64, distinct places in [0, grid * grid).
+        ids: (B,K) int64, distinct cells in [0, grid * grid).
         grid: F, side of the grid.
         norm_weight, norm_bias: (C,), apply LayerNorm over channels first, computed in float32; both or
             neither.

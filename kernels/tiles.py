@@ -1,4 +1,4 @@
-"""Which tile a matrix product runs with: measured where someone measured, else the cheapest by a model of the GPU.
+"""Which tile a GEMM runs with: measured where someone measured, else the cheapest by a model of the GPU.
 
 A tile is part of a result's definition: another split adds in another order. So nothing is timed while tracking. What
 `set_config` and the file named by OSTRACK_FAST_TUNING say holds, then tiles.json beside this file, and the model
@@ -34,7 +34,7 @@ def _pipeline_bytes(capability: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """`groups` products side by side, each (m, taps * k) times (taps * k, n).
+    """`groups` GEMMs side by side, each (m, taps * k) times (taps * k, n).
 
     half: operands of two bytes, on the matrix units; else float32. norm: the left operand is float32 and gets its
     LayerNorm on the way, which needs whole rows.
@@ -56,7 +56,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A tile, into how many parts its sum is split, and how the compiler maps it to threads."""
+    """A tile, how many programs share its K (split-K), and how the compiler maps it to threads."""
 
     block_m: int
     block_n: int
@@ -123,7 +123,7 @@ def candidate_configs(problem: Problem, capability: int) -> list[Config]:
     configs = []
     for block_k in sorted({min(depth, widest) for depth in depths}):
         steps = _steps(problem, block_k)
-        # Equal parts, so that the number of steps is known when compiling. Statistics of a row cannot be split.
+        # Equal shares, so that the number of steps is known when compiling. Statistics of a row cannot be split.
         splits = [s for s in range(1, 2 if problem.norm else MAX_SPLIT + 1) if steps % s == 0]
         for block in _blocks(problem, capability):
             # Four warps hold a normalized 64 x 128 operand and its sums only by spilling.
@@ -186,7 +186,7 @@ def _modelled(problem: Problem, capability: int, multiprocessors: int) -> Config
 
 
 def config_for(problem: Problem, device: torch.device) -> Config:
-    """The tile that a product of these sizes runs with on this device."""
+    """The tile that a GEMM of these sizes runs with on this device."""
     _read_user_file()
     capability, multiprocessors = _device_facts(device)
     key = capability, problem.bucket()

@@ -116,7 +116,7 @@ class Engine:
     @property
     def dtype(self) -> torch.dtype:
         """Compute dtype of the matmuls: float32, float16, bfloat16 or int8."""
-        return self.network.products
+        return self.network.compute_dtype
 
     def _allocate(self, rows: int) -> Targets:
         cfg, device = self.cfg, self.device

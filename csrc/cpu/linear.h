@@ -17,8 +17,6 @@ constexpr int kQuantBlock = 64;  // inputs that share a scale in int8: one scale
 // The largest micro-tile of any kernel: 9 x 48 with AVX-512, whose 27 sums and 4 operands fit the 32 registers.
 constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
 
-enum Activation { kNoActivation, kGelu, kRelu };
-
 // How weights and activations are encoded, which fixes the number of inputs in a K-group.
 // kInt8Pairs is kInt8 for processors that add two products in 16 bits, which neighbouring weights must fit.
 enum Encoding { kFloat, kBf16, kInt8, kInt8Pairs };
@@ -28,7 +26,7 @@ inline bool quantized(Encoding encoding) { return encoding == kInt8 || encoding 
 // What is done with a tile's sums, and where the result goes.
 struct Epilogue {
   const float* bias;
-  Activation activation;
+  int activation;  // ostf_activation
   const float* residual;  // float32, or null
   void* out;              // float32 or bfloat16
   bool out_bf16;
@@ -133,7 +131,7 @@ struct Gemm {
   ptrdiff_t item, line, pitch;  // from one item, line, row to the next
   int tap_line;                 // rows from one line to the next, for the taps of a convolution
   const float* scale;           // (rows, conv_groups, blocks), int8 only
-  Activation activation;
+  int activation;  // ostf_activation
   const float* residual;
   ptrdiff_t residual_item;
   void* out;

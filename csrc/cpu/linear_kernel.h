@@ -144,8 +144,8 @@ OSTF_INLINE void finish_vector(PendingTile& pending) {
   const int column = pending.vector * kWidth;
   const Lanes lanes = first_lanes(to.columns - column);
   Vec y = add(load(pending.sums), load(to.bias + column));
-  if (to.activation == ostf::kGelu) y = gelu(y);
-  if (to.activation == ostf::kRelu) y = max(zero(), y);
+  if (to.activation == OSTF_GELU) y = gelu(y);
+  if (to.activation == OSTF_RELU) y = max(zero(), y);
   if (to.residual) y = add(load_lanes(to.residual + column, lanes), y);
   if (to.out_bf16) {
     store_lanes(static_cast<uint16_t*>(to.out) + column, lanes, S::to_bf16(y));

@@ -1,8 +1,8 @@
 """OSTrack with frozen weights, laid out for speed.
 
 Everything that does not change between frames is done once: BatchNorm is folded into the convolutions and LayerNorm's
-affine into the product behind it, the head's three towers run side by side as one, a target's template is embedded
-when it is set. The residual stream stays float32 whatever the dtype of the products.
+affine into the linear layer behind it, the head's three towers run side by side as one, a target's template is embedded
+when it is set. The residual stream stays float32 whatever the compute dtype.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def stage(name: str) -> AbstractContextManager:
 
 class _FrozenBlock(NamedTuple):
     qkv: Layer | None
-    q: Layer | None  # apart from kv where not every token's query is wanted, and then there is no qkv
+    q: Layer | None  # with kv instead of qkv, where some tokens need no query
     kv: Layer | None
     proj: Layer
     fc1: Layer
     fc2: Layer
-    keep: int | None  # candidates left behind this block's attention; None where none is eliminated
+    keep: int | None  # candidates that this block's elimination keeps; None where it eliminates none
 
 
 class Template(NamedTuple):
     """What does not change between frames: tokens (B,T,C) float32 with positions, and the first block's qkv of them.
 
-    qkv is (B,T,3C) in the dtype of the products (bfloat16 for int8).
+    qkv is (B,T,3C) in the compute dtype (bfloat16 for int8).
     """
 
     tokens: Tensor
@@ -55,7 +55,7 @@ class FrozenOSTrack:
     """The network of an `OSTrack` in evaluation mode, its weights folded and laid out for the kernels that run here.
 
     Args:
-        dtype: of the products: float32, float16, bfloat16, or int8 (then everything else is bfloat16).
+        dtype: compute dtype of the matmuls: float32, float16, bfloat16, or int8 (then activations are bfloat16).
         candidate_elimination: False keeps all candidates, whatever the configuration says.
         consume: give up each block's weights as soon as they are packed, so that no weight is in memory twice: the
             model is of no use afterwards.
@@ -70,14 +70,14 @@ class FrozenOSTrack:
         consume: bool = False,
     ):
         cfg = self.cfg = model.cfg
-        self.device, self.products = device, dtype
+        self.device, self.compute_dtype = device, dtype
         self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
         # The backbone's and the head's, without the class token and position table that are never read.
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
-        # A CPU gains by every product less. On a GPU the launches that save them should cost more: not measured yet.
-        self._counts_products = device.type == "cpu"
+        # Every query left out saves time on a CPU. On a GPU the extra launches should cost more: not measured yet.
+        self._skips_unused_queries = device.type == "cpu"
         self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
         backbone = model.backbone
         projection = backbone.patch_embed.proj
@@ -92,9 +92,9 @@ class FrozenOSTrack:
         for index, block in enumerate(cast("list[Block]", backbone.blocks)):
             keep = ceil(ratios.get(index, 1) * left)
             last = index == cfg.depth - 1
-            # The first block's product stays whole: the template's is known.
-            apart = self._counts_products and index > 0 and (keep < left or last)
-            self._blocks.append(self._frozen_block(block, keep if keep < left else None, apart))
+            # The first block keeps one qkv layer, because the template's part of its result is computed beforehand.
+            split_qkv = self._skips_unused_queries and index > 0 and (keep < left or last)
+            self._blocks.append(self._frozen_block(block, keep if keep < left else None, split_qkv))
             if consume:
                 block.to("meta")
                 _return_freed_memory()
@@ -111,8 +111,8 @@ class FrozenOSTrack:
         tokens = torch.empty(1, template + candidates, width, dtype=torch.float32, device=self.device)
         mask = torch.empty(template, dtype=torch.bool, device=self.device)
         qkv = self._heads(tokens.to(self.dtype).repeat(1, 1, 3), 3)
-        self._attention = OPS["attention"].bind(qkv, mask)
-        self._eliminate = OPS["eliminate"].bind(tokens, tokens[:, :candidates, 0], self._ids[None], 1)
+        self._attention_op = OPS["attention"].bind(qkv, mask)
+        self._eliminate_op = OPS["eliminate"].bind(tokens, tokens[:, :candidates, 0], self._ids[None], 1)
 
     def _linear(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, **how: Any) -> Layer:
         weight, bias = weight.detach().double(), bias.detach().double()
@@ -120,15 +120,15 @@ class FrozenOSTrack:
             bias = bias + weight @ norm.bias.detach().double()
             weight = weight * norm.weight.detach().double()
             how["norm_eps"] = norm.eps
-        return linear(_float(weight, self.device), _float(bias, self.device), **{"dtype": self.products, **how})
+        return linear(_float(weight, self.device), _float(bias, self.device), **{"dtype": self.compute_dtype, **how})
 
-    def _frozen_block(self, block: Block, keep: int | None, apart: bool) -> _FrozenBlock:
+    def _frozen_block(self, block: Block, keep: int | None, split_qkv: bool) -> _FrozenBlock:
         qkv, proj, fc1, fc2 = block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2
         width = self.cfg.embed_dim
         return _FrozenBlock(
-            None if apart else self._linear(qkv.weight, qkv.bias, block.norm1),
-            self._linear(qkv.weight[:width], qkv.bias[:width], block.norm1) if apart else None,
-            self._linear(qkv.weight[width:], qkv.bias[width:], block.norm1) if apart else None,
+            None if split_qkv else self._linear(qkv.weight, qkv.bias, block.norm1),
+            self._linear(qkv.weight[:width], qkv.bias[:width], block.norm1) if split_qkv else None,
+            self._linear(qkv.weight[width:], qkv.bias[width:], block.norm1) if split_qkv else None,
             self._linear(proj.weight, proj.bias),
             self._linear(fc1.weight, fc1.bias, block.norm2, activation="gelu"),
             self._linear(fc2.weight, fc2.bias),
@@ -142,15 +142,15 @@ class FrozenOSTrack:
             folded = [_folded(cast(nn.Sequential, head.get_submodule(f"conv{layer}_{tower}"))) for tower in towers]
             layers.append([_float(torch.cat(parts), self.device) for parts in zip(*folded, strict=True)])
         (weight, bias), *others = layers
-        self._first_convolution = restore_conv3x3(weight, bias, norm, tokens, self.cfg.search_grid, self.products)
-        self._convolutions = [conv3x3(w, b, groups=len(towers), dtype=self.products) for w, b in others]
+        self._first_convolution = restore_conv3x3(weight, bias, norm, tokens, self.cfg.search_grid, self.compute_dtype)
+        self._convolutions = [conv3x3(w, b, groups=len(towers), dtype=self.compute_dtype) for w, b in others]
         last = [cast(nn.Conv2d, head.get_submodule(f"conv5_{tower}")) for tower in towers]
-        # In float32: half precision would resolve a place on the grid to no better than a pixel of the crop.
+        # In float32: half precision would resolve a position on the grid no better than to a pixel of the crop.
         weight = torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last))
         self._last = self._linear(weight, torch.cat([cast(Tensor, layer.bias) for layer in last]), dtype=torch.float32)
 
     def embed_template(self, template: Tensor) -> Template:
-        """Of template images (B,3,Z,Z)."""
+        """Template images (B,3,Z,Z) -> their part of the network's input, computed once."""
         tokens = self._embedded(template, self._template_position)
         return Template(tokens, cast(Layer, self._blocks[0].qkv)(tokens))
 
@@ -166,8 +166,8 @@ class FrozenOSTrack:
         """Every linear layer and convolution of a frame, in order: (name, layer, rows for one target).
 
         A linear layer's input is (B, rows, layer.inputs); that of "conv1" to "conv4" is (B,F,F,layer.inputs) with
-        F*F = rows. "patch embedding", "proj" and "fc2" take a residual. "taps" stands in the place of "conv1" where
-        the head's first convolution multiplies the tokens that are left instead of the restored map.
+        F*F = rows. "patch embedding", "proj" and "fc2" take a residual. "taps" replaces "conv1" where the head's first
+        convolution multiplies the tokens that are left instead of the restored map.
         """
         template, cells = self.cfg.template_grid**2, self.cfg.search_grid**2
         yield "patch embedding", self._patch, cells
@@ -193,7 +193,7 @@ class FrozenOSTrack:
         yield "conv5", self._last, cells
 
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> the maps of `CenterHead`."""
+        """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> score (B,1,F,F), size and offset maps (B,2,F,F)."""
         cfg = self.cfg
         batch, rows, channels = template.tokens.shape
         tokens = template.tokens.new_empty(batch, rows + cfg.search_grid**2, channels)
@@ -202,10 +202,10 @@ class FrozenOSTrack:
         ids = self._ids.expand(batch, -1)
         for index, block in enumerate(self._blocks):
             if block.qkv is None:
-                tokens, ids, rows = self._attention_of_some(block, tokens, ids, rows, mask)
+                tokens, ids, rows = self._attention_skipping_queries(block, tokens, ids, rows, mask)
             else:
-                known = template.qkv if index == 0 and self._counts_products else None
-                tokens, ids, rows = self._attention_of_all(block, tokens, ids, rows, mask, known)
+                computed = template.qkv if index == 0 and self._skips_unused_queries else None
+                tokens, ids, rows = self._attention(block, tokens, ids, rows, mask, computed)
             with stage("norm, fc1, gelu"):
                 hidden = block.fc1(tokens)
             with stage("fc2, residual"):
@@ -213,17 +213,27 @@ class FrozenOSTrack:
         with stage("norm, restoration, head"):
             return self._head(tokens[:, rows:], ids)
 
-    def _attention_of_all(
-        self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None, known: Tensor | None
+    def _attention(
+        self,
+        block: _FrozenBlock,
+        tokens: Tensor,
+        ids: Tensor,
+        rows: int,
+        mask: Tensor | None,
+        template_qkv: Tensor | None,
     ) -> tuple[Tensor, Tensor, int]:
-        """Attention, projection and elimination. `known`: qkv of the template's `rows` tokens, which come first.
+        """Attention, projection and elimination.
 
-        Returns the tokens and places that are left, and how many of the tokens are the template's.
+        Args:
+            rows: how many of the tokens are the template's, which come first.
+            template_qkv: theirs, if it is computed already.
+
+        Returns the tokens and cells that are left, and how many of the tokens are the template's.
         """
         with stage("norm, qkv"):
-            qkv = self._heads(self._qkv(block, tokens, known), 3)
+            qkv = self._heads(self._qkv(block, tokens, template_qkv), 3)
         with stage("attention and score"):
-            attended, score, _ = self._attention(qkv, mask if block.keep is not None else None)
+            attended, score, _ = self._attention_op(qkv, mask if block.keep is not None else None)
         if block is self._blocks[-1] and block.keep is None:
             # Nothing reads the template's tokens after the last attention.
             attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
@@ -231,15 +241,15 @@ class FrozenOSTrack:
             tokens = block.proj(attended, tokens, tokens)
         if block.keep is not None:
             with stage("elimination"):
-                tokens, ids, _ = self._eliminate(tokens, cast(Tensor, score), ids, block.keep)
+                tokens, ids, _ = self._eliminate_op(tokens, cast(Tensor, score), ids, block.keep)
         return tokens, ids, rows
 
-    def _attention_of_some(
+    def _attention_skipping_queries(
         self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, int]:
-        """The same without the queries nobody reads: an eliminated candidate's, and at last the template's.
+        """The same without unused queries: those of eliminated candidates, and in the last block the template's.
 
-        Everything an eliminated token gives is its key and value, and the template's queries alone find out which.
+        Scores need only the template's queries, so eliminated tokens contribute keys and values but no queries.
         """
         with stage("norm, qkv"):
             kv = self._heads(cast(Layer, block.kv)(tokens), 2)
@@ -252,7 +262,7 @@ class FrozenOSTrack:
             attended = kv.new_empty(batch, rows + block.keep, channels)
             score = self._attend_queries(block, tokens[:, :rows], kv, mask, attended[:, :rows])
             with stage("elimination"):
-                tokens, ids, _ = self._eliminate(tokens, cast(Tensor, score), ids, block.keep)
+                tokens, ids, _ = self._eliminate_op(tokens, cast(Tensor, score), ids, block.keep)
             self._attend_queries(block, tokens[:, rows:], kv, None, attended[:, rows:])
         with stage("projection, residual"):
             return block.proj(attended, tokens, tokens), ids, rows
@@ -260,7 +270,7 @@ class FrozenOSTrack:
     def _attend_queries(
         self, block: _FrozenBlock, tokens: Tensor, kv: Tensor, mask: Tensor | None, out: Tensor
     ) -> Tensor | None:
-        """What these tokens attend to, written to `out`; returns the score, if there is a mask."""
+        """Attention with the queries of these tokens, written to `out`; returns the score, if there is a mask."""
         with stage("norm, qkv"):
             queries = self._heads(cast(Layer, block.q)(tokens))
         with stage("attention and score"):
@@ -271,12 +281,13 @@ class FrozenOSTrack:
         heads = self.cfg.num_heads
         return x.view(*x.shape[:2], *parts, heads, self.cfg.embed_dim // heads)
 
-    def _qkv(self, block: _FrozenBlock, tokens: Tensor, known: Tensor | None) -> Tensor:
+    def _qkv(self, block: _FrozenBlock, tokens: Tensor, template_qkv: Tensor | None) -> Tensor:
         layer = cast(Layer, block.qkv)
-        if known is None:
+        if template_qkv is None:
             return layer(tokens)
-        qkv, rows = known.new_empty(*tokens.shape[:2], known.shape[2]), known.shape[1]
-        qkv[:, :rows] = known
+        rows, width = template_qkv.shape[1:]
+        qkv = template_qkv.new_empty(*tokens.shape[:2], width)
+        qkv[:, :rows] = template_qkv
         layer(tokens[:, rows:], out=qkv[:, rows:])
         return qkv
 

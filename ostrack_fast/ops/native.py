@@ -80,6 +80,11 @@ def element_reason(dtype: torch.dtype) -> str | None:
     return None if dtype in (*FLOATS, torch.float64) else f"no kernel for {dtype}"
 
 
+def code(dtype: torch.dtype) -> int:
+    """The dtype's number in the C ABI."""
+    return _DTYPES[dtype]
+
+
 def dense(tensor: Tensor) -> Tensor:
     """The tensor's values row by row in memory. PyTorch keeps a sign apart from memory where `is_neg()`."""
     return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()

@@ -120,8 +120,9 @@ void tokens(int threads) {
   print("restore", map);
   check(ostf_cpu_restore(&keeps, &lefts, &weights, &biases, &last, 1e-6, threads), OSTF_OK, "restore with a LayerNorm");
   print("restore_norm", map);
-  check(ostf_cpu_restore_conv3x3(products.data(), left.data(), bias.data(), OSTF_F32, map.data(), B, K, C, F, 2,
-                                 threads), OSTF_OK, "restore_conv3x3");
+  const ostf_tensor taps = view(products, {B, K, 9, C}), cells_of_map = view(map, {B, F, F, C});
+  check(ostf_cpu_restore_conv3x3(&taps, &lefts, &biases, &cells_of_map, OSTF_RELU, threads), OSTF_OK,
+        "restore_conv3x3");
   print("restore_conv3x3", map);
 }
 
@@ -152,8 +153,10 @@ void frame(int threads) {
 
 int main() {
   int64_t bytes;
+  const float one = 1;
+  const ostf_tensor weight = view(&one, {4, 1, 4});
   for (const int dtype : {OSTF_F32, OSTF_BF16, OSTF_I8}) {  // PyTorch's run here
-    check(ostf_cpu_linear_packed_bytes(dtype, 4, 4, 1, 1, &bytes), OSTF_EDTYPE, "linear");
+    check(ostf_cpu_linear_packed_bytes(&weight, dtype, 1, &bytes), OSTF_EDTYPE, "linear");
   }
   for (const int threads : {1, 2}) {
     constexpr int count = 2 * 70 * 3 * 2 * 33;

@@ -131,10 +131,10 @@ def test_score_does_not_depend_on_the_order_of_programs():
 
 def test_tickets_are_left_ready_for_the_next_launch():
     qkv, mask = random(2, 40, 3, 2, 32), template_mask("all", 2, 33)
-    tickets = torch.zeros(2, dtype=torch.int32)
-    first = kernels.attention(qkv, mask, tickets)[1]
-    assert tickets.tolist() == [0, 0]
-    assert torch.equal(first, kernels.attention(qkv, mask, tickets)[1])
+    arrivals = torch.zeros(2, dtype=torch.int32)
+    first = kernels.attention(qkv, mask, arrivals)[1]
+    assert arrivals.tolist() == [0, 0]
+    assert torch.equal(first, kernels.attention(qkv, mask, arrivals)[1])
 
 
 def test_a_mask_broadcast_over_the_batch_equals_one_per_element():

@@ -5,7 +5,7 @@ import torch
 from race_guard import guard
 
 from ostrack_fast.kernels import linear, tiles
-from ostrack_fast.kernels.product import Workspace
+from ostrack_fast.kernels.gemm import Workspace
 from ostrack_fast.ops import reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
