@@ -24,8 +24,9 @@ const AttentionKernel& choose([[maybe_unused]] int level, [[maybe_unused]] int d
   return ostf::attention_portable;
 }
 
-// score (B,S) = mean over heads and chosen rows of the shares of the blocks that hold chosen rows, in a fixed order.
-void sum_shares(const AttentionCall& call, int block, float* score) {
+// score (B,S) = mean over heads and selected rows, from the partial scores of the blocks that hold selected rows, added
+// in a fixed order.
+void sum_partial_scores(const AttentionCall& call, int block, float* score) {
   const int S = call.N - call.T;
   const int blocks = (call.T + block - 1) / block;
   for (int b = 0; b < call.B; ++b, score += S) {
@@ -40,8 +41,8 @@ void sum_shares(const AttentionCall& call, int block, float* score) {
         bool any = false;
         for (int row = i * block; row < end; ++row) any |= mask[row] != 0;
         if (!any) continue;
-        const float* share = call.shares + ((static_cast<ptrdiff_t>(b) * call.H + h) * blocks + i) * S;
-        for (int j = 0; j < S; ++j) score[j] += share[j];
+        const float* partial = call.partial_scores + ((static_cast<ptrdiff_t>(b) * call.H + h) * blocks + i) * S;
+        for (int j = 0; j < S; ++j) score[j] += partial[j];
       }
     }
     const float weight = 1.0f / (static_cast<float>(rows) * static_cast<float>(call.H));
@@ -109,7 +110,7 @@ int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_t
   call.mask_batch = mask_of_each ? B : 1;
   call.out = ostf::data<char>(out);
   call.out_item = out->stride[0] * element;
-  call.shares = block_shares;
+  call.partial_scores = block_shares;
   call.lse = ostf::data<float>(lse);
   call.B = B;
   call.M = M;
@@ -127,6 +128,6 @@ int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_t
       }
     }
   });
-  if (mask) sum_shares(call, kernel.block, ostf::data<float>(score));
+  if (mask) sum_partial_scores(call, kernel.block, ostf::data<float>(score));
   return OSTF_OK;
 }

@@ -17,7 +17,7 @@ struct AttentionCall {
   int mask_batch;
   char* out;
   ptrdiff_t out_item;
-  float* shares;  // (B,H,template_blocks,S): what each block of queries with chosen rows adds to the score
+  float* partial_scores;  // (B,H,template_blocks,S): what each block of queries with selected rows adds to the score
   float* lse;     // or null
   int B, M, N, H, D, T;  // M queries, N keys
 };

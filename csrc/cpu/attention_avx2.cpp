@@ -15,8 +15,8 @@ struct Avx2 {
   static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // of 16 registers at most 12 accumulate
 
   using Vec = __m256;
-  using Unit = float;
-  using Units = __m256;
+  using KGroup = float;
+  using KGroups = __m256;
 
   static OSTF_INLINE Vec zero() { return _mm256_setzero_ps(); }
   static OSTF_INLINE Vec set(float a) { return _mm256_set1_ps(a); }
@@ -49,16 +49,16 @@ struct Avx2 {
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
   }
 
-  static OSTF_INLINE Units load_units(const Unit* from) { return _mm256_loadu_ps(from); }
-  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm256_broadcast_ss(from); }
-  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) { sum = _mm256_fmadd_ps(a, b, sum); }
+  static OSTF_INLINE KGroups load_groups(const KGroup* from) { return _mm256_loadu_ps(from); }
+  static OSTF_INLINE KGroups broadcast_group(const KGroup* from) { return _mm256_broadcast_ss(from); }
+  static OSTF_INLINE void dot(KGroups a, KGroups b, Vec& sum) { sum = _mm256_fmadd_ps(a, b, sum); }
 
-  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
+  static OSTF_INLINE void store_pair(KGroup* to, ptrdiff_t row, Vec first, Vec second) {
     store(to, first);
     store(to + row, second);
   }
 
-  static void pack_row(int dtype, const void* from, int D, Unit* to) {
+  static void pack_row(int dtype, const void* from, int D, KGroup* to) {
     const auto* half = static_cast<const uint16_t*>(from);
     if (dtype == OSTF_F32) {
       std::memcpy(to, from, sizeof(float) * D);
@@ -77,7 +77,7 @@ struct Avx2 {
       for (; d < D; ++d) to[d] = ostf::bf16_to_float(half[d]);
     }
   }
-  static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
+  static void pack_values(int dtype, const void* even, const void*, int D, KGroup* to) { pack_row(dtype, even, D, to); }
 
   static void unpack_row(int dtype, const float* from, float factor, int D, void* to) {
     auto* half = static_cast<uint16_t*>(to);
@@ -102,7 +102,7 @@ struct Avx2 {
     }
   }
 
-  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+  static void transpose_tile(const KGroup* from, ptrdiff_t from_stride, KGroup* to, ptrdiff_t to_stride) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * from_stride);
     for (int i = 0; i < 8; i += 2) {

@@ -10,8 +10,8 @@ struct Avx512 {
   static constexpr int rows(int vectors) { return vectors >= 4 ? 4 : 8; }  // of 32 registers at most 24 accumulate
 
   using Vec = __m512;
-  using Unit = float;
-  using Units = __m512;
+  using KGroup = float;
+  using KGroups = __m512;
 
   static OSTF_INLINE Vec zero() { return _mm512_setzero_ps(); }
   static OSTF_INLINE Vec set(float a) { return _mm512_set1_ps(a); }
@@ -35,19 +35,19 @@ struct Avx512 {
   static constexpr float kLowestExponent = -160.0f;  // scale() gives 0
   static OSTF_INLINE Vec scale(Vec a, Vec whole) { return _mm512_scalef_ps(a, whole); }
 
-  static OSTF_INLINE Units load_units(const Unit* from) { return _mm512_loadu_ps(from); }
-  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm512_set1_ps(*from); }
+  static OSTF_INLINE KGroups load_groups(const KGroup* from) { return _mm512_loadu_ps(from); }
+  static OSTF_INLINE KGroups broadcast_group(const KGroup* from) { return _mm512_set1_ps(*from); }
   // In assembly, since GCC 12 copies sums from register to register around the intrinsic.
-  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) {
+  static OSTF_INLINE void dot(KGroups a, KGroups b, Vec& sum) {
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
+  static OSTF_INLINE void store_pair(KGroup* to, ptrdiff_t row, Vec first, Vec second) {
     store(to, first);
     store(to + row, second);
   }
 
-  static void pack_row(int dtype, const void* from, int D, Unit* to) {
+  static void pack_row(int dtype, const void* from, int D, KGroup* to) {
     const auto* half = static_cast<const uint16_t*>(from);
     if (dtype == OSTF_F32) {
       std::memcpy(to, from, sizeof(float) * D);
@@ -61,7 +61,7 @@ struct Avx512 {
       _mm512_mask_storeu_ps(to + d, lanes, wide);
     }
   }
-  static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
+  static void pack_values(int dtype, const void* even, const void*, int D, KGroup* to) { pack_row(dtype, even, D, to); }
 
   static void unpack_row(int dtype, const float* from, float factor, int D, void* to) {
     for (int d = 0; d < D; d += 16) {
@@ -78,7 +78,7 @@ struct Avx512 {
     }
   }
 
-  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+  static void transpose_tile(const KGroup* from, ptrdiff_t from_stride, KGroup* to, ptrdiff_t to_stride) {
     __m512 a[16], b[16];
     for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_stride);
     for (int i = 0; i < 16; i += 2) {

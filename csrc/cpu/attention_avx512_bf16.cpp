@@ -22,16 +22,16 @@ struct {
 
 struct Avx512Bf16 : Avx512 {
   static constexpr int kStep = 2;
-  using Unit = uint32_t;  // two bf16, the earlier one in the low half
-  using Units = __m512i;
+  using KGroup = uint32_t;  // two bf16, the earlier one in the low half
+  using KGroups = __m512i;
 
-  static OSTF_INLINE Units load_units(const Unit* from) { return _mm512_loadu_si512(from); }
-  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
-  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) {
+  static OSTF_INLINE KGroups load_groups(const KGroup* from) { return _mm512_loadu_si512(from); }
+  static OSTF_INLINE KGroups broadcast_group(const KGroup* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+  static OSTF_INLINE void dot(KGroups a, KGroups b, Vec& sum) {
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  // Multiply-adds compete with the products for their units, as hardly anything else does: hence the table.
+  // Multiply-adds compete with the matmuls for execution ports, as hardly anything else does: hence the table.
   static OSTF_INLINE Vec exp2(Vec t) {
     t = max(set(kLowestExponent), t);  // NaN stays NaN
     const Vec shift = set(0x1.8p19f);  // the last bit of a sum with it is 1/16
@@ -42,14 +42,14 @@ struct Avx512Bf16 : Avx512 {
     return scale(fma(fma(pick(kExp2.curve), f, pick(kExp2.slope)), f, pick(kExp2.start)), n);  // scale rounds n down
   }
 
-  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t, Vec first, Vec second) {
+  static OSTF_INLINE void store_pair(KGroup* to, ptrdiff_t, Vec first, Vec second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
   }
 
-  static void pack_row(int, const void* from, int D, Unit* to) {
+  static void pack_row(int, const void* from, int D, KGroup* to) {
     const auto* half = static_cast<const uint16_t*>(from);
     int d = 0;
     for (; d + 32 <= D; d += 32) _mm512_storeu_si512(to + d / 2, _mm512_loadu_si512(half + d));
@@ -58,7 +58,7 @@ struct Avx512Bf16 : Avx512 {
     if (lanes) _mm512_mask_storeu_epi16(to + d / 2, lanes | lanes << 1, _mm512_maskz_loadu_epi16(lanes, half + d));
   }
 
-  static void pack_values(int, const void* even, const void* odd, int D, Unit* to) {
+  static void pack_values(int, const void* even, const void* odd, int D, KGroup* to) {
     const auto* a = static_cast<const uint16_t*>(even);
     const auto* b = static_cast<const uint16_t*>(odd);
     for (int d = 0; d < D; d += 16) {
@@ -78,7 +78,7 @@ struct Avx512Bf16 : Avx512 {
     }
   }
 
-  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+  static void transpose_tile(const KGroup* from, ptrdiff_t from_stride, KGroup* to, ptrdiff_t to_stride) {
     Avx512::transpose_tile(reinterpret_cast<const float*>(from), from_stride, reinterpret_cast<float*>(to), to_stride);
   }
 };

@@ -25,8 +25,8 @@ struct Portable {
   static constexpr int rows(int) { return 4; }
 
   using Vec = Vec4;
-  using Unit = float;
-  using Units = Vec4;
+  using KGroup = float;
+  using KGroups = Vec4;
 
   static OSTF_INLINE Vec zero() { return Vec{}; }
   static OSTF_INLINE Vec set(float a) { return Vec{a, a, a, a}; }
@@ -65,16 +65,16 @@ struct Portable {
     return a * reinterpret_cast<Vec>(reinterpret_cast<UInt4>(whole + set(0x1.8p23f + 127)) << 23);
   }
 
-  static OSTF_INLINE Units load_units(const Unit* from) { return load(from); }
-  static OSTF_INLINE Units broadcast_unit(const Unit* from) { return set(*from); }
-  static OSTF_INLINE void dot(Units a, Units b, Vec& sum) { sum = fma(a, b, sum); }
+  static OSTF_INLINE KGroups load_groups(const KGroup* from) { return load(from); }
+  static OSTF_INLINE KGroups broadcast_group(const KGroup* from) { return set(*from); }
+  static OSTF_INLINE void dot(KGroups a, KGroups b, Vec& sum) { sum = fma(a, b, sum); }
 
-  static OSTF_INLINE void store_pair(Unit* to, ptrdiff_t row, Vec first, Vec second) {
+  static OSTF_INLINE void store_pair(KGroup* to, ptrdiff_t row, Vec first, Vec second) {
     store(to, first);
     store(to + row, second);
   }
 
-  static void pack_row(int dtype, const void* from, int D, Unit* to) {
+  static void pack_row(int dtype, const void* from, int D, KGroup* to) {
     const auto* half = static_cast<const uint16_t*>(from);
     if (dtype == OSTF_F32) {
       std::memcpy(to, from, sizeof(float) * D);
@@ -84,7 +84,7 @@ struct Portable {
       for (int d = 0; d < D; ++d) to[d] = ostf::bf16_to_float(half[d]);
     }
   }
-  static void pack_values(int dtype, const void* even, const void*, int D, Unit* to) { pack_row(dtype, even, D, to); }
+  static void pack_values(int dtype, const void* even, const void*, int D, KGroup* to) { pack_row(dtype, even, D, to); }
 
   static void unpack_row(int dtype, const float* from, float factor, int D, void* to) {
     auto* half = static_cast<uint16_t*>(to);
@@ -97,7 +97,7 @@ struct Portable {
     }
   }
 
-  static void transpose_tile(const Unit* from, ptrdiff_t from_stride, Unit* to, ptrdiff_t to_stride) {
+  static void transpose_tile(const KGroup* from, ptrdiff_t from_stride, KGroup* to, ptrdiff_t to_stride) {
     for (int i = 0; i < kWidth; ++i) {
       for (int j = 0; j < kWidth; ++j) to[j * to_stride + i] = from[i * from_stride + j];
     }
