@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
 from ostrack_fast.config import ModelConfig, get_config
 
-from . import (
-    bench_attention,
-    bench_conv3x3,
-    bench_crop,
-    bench_decode,
-    bench_eliminate,
-    bench_elimination_path,
-    bench_linear,
-    bench_restore,
-    bench_restore_conv3x3,
-)
 from .case import Case, Options, Setting
 
-MODULES = {
-    "attention": bench_attention,
-    "eliminate": bench_eliminate,
-    "restore": bench_restore,
-    "decode": bench_decode,
-    "elimination_path": bench_elimination_path,
-    "crop": bench_crop,
-    "linear": bench_linear,
-    "conv3x3": bench_conv3x3,
-    "restore_conv3x3": bench_restore_conv3x3,
-}
-NAMES = tuple(MODULES)
+# Whatever has a file bench_X.py.
+NAMES = tuple(
+    module.name.removeprefix("bench_")
+    for module in iter_modules([str(Path(__file__).parent)])
+    if module.name.startswith("bench_")
+)
 _PRESETS = ("small", "ostrack_256_ce", "ostrack_384_ce")
 
 
@@ -42,7 +28,8 @@ def cases(options: Options) -> Iterator[Case]:
 
 def of_networks(options: Options, networks: Sequence[ModelConfig], batches: Sequence[int]) -> Iterator[Case]:
     for op in options.names or NAMES:
+        module = import_module(f"ostrack_fast.bench.bench_{op}")
         for cfg in networks:
             for dtype in options.chosen_dtypes:
                 for batch in batches:
-                    yield from MODULES[op].cases(Setting(cfg, batch, dtype, options.device))
+                    yield from module.cases(Setting(cfg, batch, dtype, options.device))

@@ -190,23 +190,13 @@ PYBIND11_MODULE(_C, module) {
   module.attr("activations") = activations();
   module.def("build_info", &build_info, "Version, compilers, CUDA architectures and the CPU features found.");
   module.def("cuda_device_count", &cuda_device_count, "(number of CUDA devices, reason why there is none).");
-  define(module, "cpu_attention", ostf_cpu_attention);
-  define(module, "cpu_conv3x3", ostf_cpu_conv3x3);
-  define(module, "cpu_crop", ostf_cpu_crop);
-  define(module, "cpu_decode", ostf_cpu_decode);
-  define(module, "cpu_eliminate", ostf_cpu_eliminate);
-  define(module, "cpu_linear", ostf_cpu_linear);
-  define(module, "cpu_linear_pack", ostf_cpu_linear_pack);
+#define OSTF_DEFINE(name) define(module, "cpu_" #name, ostf_cpu_##name);
+  OSTF_CPU_KERNELS(OSTF_DEFINE)
+#undef OSTF_DEFINE
   module.def("cpu_linear_packed_bytes", &linear_packed_bytes);
-  define(module, "cpu_restore", ostf_cpu_restore);
-  define(module, "cpu_restore_conv3x3", ostf_cpu_restore_conv3x3);
-  define(module, "cpu_update_box", ostf_cpu_update_box);
 #if defined(OSTF_WITH_CUDA)
-  define(module, "cuda_attention", ostf_cuda_attention);
-  define(module, "cuda_crop", ostf_cuda_crop);
-  define(module, "cuda_decode", ostf_cuda_decode);
-  define(module, "cuda_eliminate", ostf_cuda_eliminate);
-  define(module, "cuda_restore", ostf_cuda_restore);
-  define(module, "cuda_update_box", ostf_cuda_update_box);
+#define OSTF_DEFINE(name) define(module, "cuda_" #name, ostf_cuda_##name);
+  OSTF_CUDA_KERNELS(OSTF_DEFINE)
+#undef OSTF_DEFINE
 #endif
 }

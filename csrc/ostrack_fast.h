@@ -15,6 +15,12 @@
 #define OSTF_API __attribute__((visibility("default")))
 #endif
 
+// The kernels by name: X(update_box) stands for the function ostf_cpu_update_box or ostf_cuda_update_box.
+#define OSTF_CPU_KERNELS(X) \
+  X(attention) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(restore) X(restore_conv3x3) \
+  X(update_box)
+#define OSTF_CUDA_KERNELS(X) X(attention) X(crop) X(decode) X(eliminate) X(restore) X(update_box)
+
 #ifdef __cplusplus
 extern "C" {
 #endif

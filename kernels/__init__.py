@@ -16,7 +16,6 @@ from .eliminate import MAX_CANDIDATES, eliminate
 from .gemm import Workspace
 from .linear import Linear
 from .restore import MAX_CHANNELS, restore
-from .update_box import update_box
 
 __all__ = [
     "HEAD_DIMS",
@@ -38,7 +37,6 @@ __all__ = [
     "range_reason",
     "restore",
     "unsupported_reason",
-    "update_box",
 ]
 
 MAX_TOKENS = 1024

@@ -199,7 +199,7 @@ def _forward_blocks(qkv: torch.Tensor) -> dict[str, int]:
     """Rows and keys per block, warps and stages."""
     batch, tokens, _, heads, dim = qkv.shape
     if qkv.dtype == torch.float32:
-        # Products in full float32 run on the ordinary units, where larger blocks or fewer warps spill registers.
+        # Matmuls in full float32 run without tensor cores, where larger blocks or fewer warps spill registers.
         rows, keys = (64, 32) if dim <= 64 else (32, 16)
         return {"BLOCK_M": rows, "BLOCK_N": keys, "num_warps": 8, "num_stages": 2}
     # 128 rows halve the reads of K and V, worth it once such blocks still fill any GPU (512 programs or more).

@@ -87,9 +87,9 @@ def crop(
     box: torch.Tensor,
     factor: float,
     size: int,
-    dtype: torch.dtype = torch.float32,
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    dtype: torch.dtype,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Square crops around boxes, resized and normalized.
 
@@ -99,7 +99,7 @@ def crop(
         factor: side of the crop over sqrt(w * h).
         size: Z, side of the patch in pixels.
         dtype: of the patch.
-        mean, std: of the normalization, ImageNet's by default.
+        mean, std: of the normalization.
 
     Returns:
         patch (B,3,Z,Z) = (pixel / 255 - mean) / std; scale (B,) float64, patch pixels per frame pixel.

@@ -36,7 +36,7 @@ def _pipeline_bytes(capability: int) -> tuple[int, ...]:
 class Problem:
     """`groups` GEMMs side by side, each (m, taps * k) times (taps * k, n).
 
-    half: operands of two bytes, on the matrix units; else float32. norm: the left operand is float32 and gets its
+    half: operands of two bytes, on tensor cores; else float32. norm: the left operand is float32 and gets its
     LayerNorm on the way, which needs whole rows.
     """
 
@@ -101,7 +101,7 @@ def _config(problem: Problem, block: tuple[int, int, int], depth: int, split: in
 def _blocks(problem: Problem, capability: int) -> list[tuple[int, int, int]]:
     """Rows, columns and warps of the tiles worth timing."""
     if not problem.half:
-        # GEMMs in full float32 run on the ordinary units: more warps would get too few registers for a tile.
+        # GEMMs in full float32 run without tensor cores: more warps would get too few registers for a tile.
         return [(32, 32, 2), (64, 64, 4)]
     # 64 rows at least, or Hopper's matrix instructions would not fit.
     blocks = [(64, 32, 4), (64, 64, 4), (64, 128, 8), (128, 64, 8), (128, 128, 8)]
@@ -131,7 +131,7 @@ def candidate_configs(problem: Problem, capability: int) -> list[Config]:
             if block[1] <= max(32, triton.next_power_of_2(problem.n)) and not spills:
                 for pipeline in _pipeline_bytes(capability):
                     configs += [_config(problem, block, block_k, split, pipeline) for split in splits]
-    # With two stages the matrix units would wait for every load.
+    # With two stages the tensor cores would wait for every load.
     return list(dict.fromkeys(config for config in configs if config.num_stages >= 3))
 
 
@@ -146,7 +146,7 @@ def _nanoseconds(problem: Problem, config: Config, multiprocessors: int) -> floa
     size = _step_bytes(problem, config.block_m, config.block_n, config.block_k) / config.block_k * depth
     operations = 2.0 * config.block_m * config.block_n * depth
     waves = triton.cdiv(blocks, multiprocessors)
-    # The ordinary units live on operands in registers, which a larger tile uses more often.
+    # Without tensor cores operands come from registers, and a larger tile uses each more often.
     rate = 4500 if problem.half else 350 * min(1.0, config.block_m * config.block_n / 4096) ** 0.5
     alone = waves * max(size / 80, operations / rate)
     part = 0.0 if config.split == 1 else 4.0 * config.block_m * config.block_n

@@ -45,7 +45,7 @@ def _update_box(found, box, out, height, width, factor: tl.float64, margin: tl.f
 def update_box(
     found: torch.Tensor, box: torch.Tensor, frame_size: tuple[int, int], factor: float, margin: float
 ) -> torch.Tensor:
-    """The target's box in the frame from its place in the crop, clipped to the frame.
+    """The target's box in the frame from its box in the crop, clipped to the frame.
 
     Args:
         found: (B,4) float32, cxcywh in units of the crop, as `decode` gives it.

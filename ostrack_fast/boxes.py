@@ -1,7 +1,7 @@
 """Boxes: conversions, overlap, and the way between image and crop coordinates.
 
-Functions on tensors take (..., 4) and keep dtype and device. The tracker's per-frame functions work on plain
-floats: four numbers are no work for a tensor library.
+Functions on tensors take (..., 4) and keep dtype and device. Those on plain floats are the published tracker's own,
+whose results the op `update_box` is compared with.
 """
 
 from __future__ import annotations
@@ -16,21 +16,6 @@ from torch import Tensor
 def xywh_to_xyxy(box: Tensor) -> Tensor:
     """(left, top, width, height) -> (left, top, right, bottom)."""
     return torch.cat((box[..., :2], box[..., :2] + box[..., 2:]), dim=-1)
-
-
-def xyxy_to_xywh(box: Tensor) -> Tensor:
-    """(left, top, right, bottom) -> (left, top, width, height)."""
-    return torch.cat((box[..., :2], box[..., 2:] - box[..., :2]), dim=-1)
-
-
-def xywh_to_cxcywh(box: Tensor) -> Tensor:
-    """(left, top, width, height) -> (centre x, centre y, width, height)."""
-    return torch.cat((box[..., :2] + 0.5 * box[..., 2:], box[..., 2:]), dim=-1)
-
-
-def cxcywh_to_xywh(box: Tensor) -> Tensor:
-    """(centre x, centre y, width, height) -> (left, top, width, height)."""
-    return torch.cat((box[..., :2] - 0.5 * box[..., 2:], box[..., 2:]), dim=-1)
 
 
 def cxcywh_to_xyxy(box: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class TrackResult(Mapping):
 
     Args:
         box: left, top, width, height in pixels; may reach outside the frame's edge by less than its size.
-        score: the network's confidence at the chosen place, 0 to 1, before the window that favours small motion.
+        score: the network's confidence at the chosen cell, 0 to 1, before the window that favours small motion.
         lost: the score is below the tracker's `lost_below`. The tracker goes on searching all the same.
     """
 

@@ -1,6 +1,7 @@
 """Imports point one way and never in a circle, private names stay private, and the kernels stand alone."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -50,7 +51,20 @@ LAYERS = [
     {"devices"},
     {"model"},
     {"ops"},
-    {"boxes", "config", "data", "files", "interrupts", "progress", "settings", "switches", "video", "kernels", "_C"},
+    {
+        "boxes",
+        "config",
+        "data",
+        "environment",
+        "files",
+        "interrupts",
+        "progress",
+        "settings",
+        "switches",
+        "video",
+        "kernels",
+        "_C",
+    },
 ]
 # Read before any layer by whoever needs them, and free of them: the entry points.
 TOP = {"__init__", "__main__"}
@@ -114,6 +128,26 @@ def test_private_names_stay_in_their_file():
     hidden = {name for names in own.values() for name in names if private(name)}
     borrowed = [(module, name) for module, tree in TREES.items() for name in used(tree) if name in hidden - own[module]]
     assert not borrowed
+
+
+def test_an_op_is_made_of_nine_files():
+    """CONTRIBUTING.md lists those of `update_box`: they are all there, and no other file of these folders names it."""
+    guide = ROOT / "CONTRIBUTING.md"
+    if not guide.exists():
+        pytest.skip("not a source checkout")
+    listed = set(re.findall(r"^\| `(\S+)` \|", guide.read_text(encoding="utf-8"), re.MULTILINE))
+    folders = ("csrc", "kernels", "bench", "ostrack_fast/ops")
+    files = [ROOT / "ostrack_fast/_C.pyi", *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
+    names = re.compile(r"\b(cpu_|cuda_|ostf_cpu_|ostf_cuda_)?update_box\b")
+    making = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if path.suffix in (".py", ".pyi", ".h", ".cpp", ".cu", ".cuh", ".txt")
+        and names.search(path.read_text(encoding="utf-8"))
+    }
+    # The registry's docstring sends the reader to it.
+    assert making - {"ostrack_fast/ops/registry.py"} == listed - {"tests/ops/test_update_box.py"}
+    assert len(listed) + 1 <= 9 and all((ROOT / name).is_file() for name in listed)
 
 
 def test_the_kernels_import_nothing_of_the_package():

@@ -19,12 +19,12 @@ box = st.tuples(finite, finite, side, side)
 
 
 @given(box)
-def test_conversions_invert_each_other(one):
-    xywh = torch.tensor(one, dtype=torch.float64)
-    torch.testing.assert_close(boxes.xyxy_to_xywh(boxes.xywh_to_xyxy(xywh)), xywh)
-    centred = boxes.xywh_to_cxcywh(xywh)
-    torch.testing.assert_close(boxes.cxcywh_to_xywh(centred), xywh)
-    torch.testing.assert_close(boxes.cxcywh_to_xyxy(centred), boxes.xywh_to_xyxy(xywh))
+def test_corners(one):
+    left, top, width, height = one
+    corners = boxes.xywh_to_xyxy(torch.tensor(one, dtype=torch.float64))
+    np.testing.assert_allclose(corners, (left, top, left + width, top + height))
+    centred = torch.tensor([left + width / 2, top + height / 2, width, height], dtype=torch.float64)
+    torch.testing.assert_close(boxes.cxcywh_to_xyxy(centred), corners)
 
 
 @given(box, box)

@@ -173,7 +173,7 @@ class RowCache {
     std::memset(prepared_.get() + 2 * kPixel + visible, 0, 2 * kPixel + kSpare);
   }
 
-  // The rows at places `upper` and `lower` of the crop, resized horizontally.
+  // The rows at indices `upper` and `lower` of the crop, resized horizontally.
   void fetch(int upper, int lower, const int16_t** upper_planes, const int16_t** lower_planes) {
     *upper_planes = planes_.get() + slot(upper, lower) * kPixel * stride_;
     *lower_planes = planes_.get() + slot(lower, upper) * kPixel * stride_;

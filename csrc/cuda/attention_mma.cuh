@@ -1,8 +1,8 @@
 // Attention on tensor cores for float16 and bfloat16.
 //
-// Four warps own 16 query rows each and walk over tiles of 64 keys. Products run on mma.sync with float32 sums; the
+// Four warps own 16 query rows each and walk over tiles of 64 keys. Matmuls run on mma.sync with float32 sums; the
 // softmax is the online one (running maximum and sum), so no N x N array exists. Tiles lie in shared memory as 16-byte
-// chunks whose place is permuted within each row, so that the eight rows of an ldmatrix phase, and the eight chunks of
+// chunks whose position is permuted within each row, so that the eight rows of an ldmatrix phase, and the eight chunks of
 // a store, fall into different banks. Where cp.async exists, the next tile travels while this one is multiplied.
 #pragma once
 #include "cuda/attention_score.cuh"

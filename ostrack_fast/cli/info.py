@@ -17,7 +17,7 @@ def info() -> None:
     """Show versions, devices, shipped weights, and which backend runs each op and why."""
     import torch
 
-    from .. import ops
+    from .. import environment, ops
     from ..devices import automatic_dtype, resolve_device
     from ..model.checkpoint import shipped_weights
 
@@ -30,6 +30,7 @@ def info() -> None:
         *_gpus(),
         ("dtype auto", f"{str(dtype).removeprefix('torch.')} on {here}: {why}"),
         ("weights", ", ".join(shipped_weights()) or "none"),
+        *environment.set_here(),
     ]
     console = Console(soft_wrap=True)
     for title, value in rows:

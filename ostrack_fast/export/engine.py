@@ -20,7 +20,7 @@ from .formats import METADATA, open_session, run_session
 class _OnnxNetwork(NamedTuple):
     """What an `Engine` reads of its network. The file's inputs are float32, and it ranks the candidates itself."""
 
-    products: torch.dtype
+    compute_dtype: torch.dtype
     dtype: torch.dtype = torch.float32
     eliminates: bool = False
 

@@ -127,7 +127,7 @@ class OSTrack(nn.Module):
         features = self.backbone.forward_tokens(z, x, ce_template_mask, ce_keep_rate, return_last_attn)
         feature_map = ops.restore(features.tokens[:, z.shape[1] :], features.ids, self.cfg.search_grid)
         score, size, offset = self.box_head.get_score_map(feature_map)
-        # Half precision would resolve a place on the grid to no better than a pixel of the crop.
+        # Half precision would resolve a position on the grid to no better than a pixel of the crop.
         return features, feature_map, (score, size, offset.to(score.dtype))
 
 

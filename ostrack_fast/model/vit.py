@@ -18,9 +18,9 @@ from ..config import ModelConfig
 class Features(NamedTuple):
     """What the backbone hands on.
 
-    tokens (B,T+K,C) after the final LayerNorm; ids (B,K) places of the search tokens that are left; removed: per
+    tokens (B,T+K,C) after the final LayerNorm; ids (B,K) cells of the search tokens that are left; removed: per
     eliminating block (B,n) int64, or None where it kept everything; scores: per eliminating block the candidates'
-    score (B,S) and the places (B,S) it belongs to; attn (B,H,N,N) of the last block, or None.
+    score (B,S) and the cells (B,S) it belongs to; attn (B,H,N,N) of the last block, or None.
     """
 
     tokens: Tensor
@@ -135,19 +135,6 @@ class VisionTransformer(nn.Module):
     def embed_search(self, search: Tensor) -> Tensor:
         """Search image (B,3,X,X) -> tokens (B,S,C) with positions."""
         return self.patch_embed(search) + self.pos_embed_x
-
-    def forward(
-        self,
-        template: Tensor,
-        search: Tensor,
-        template_mask: Tensor | None = None,
-        keep_rate: float | None = None,
-        return_last_attn: bool = False,
-    ) -> Features:
-        """Images to tokens. Arguments as `OSTrack.forward`; `template_mask` (T,) or (B,T) bool."""
-        return self.forward_tokens(
-            self.embed_template(template), self.embed_search(search), template_mask, keep_rate, return_last_attn
-        )
 
     def forward_tokens(
         self,

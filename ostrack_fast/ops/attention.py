@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernels
+from .registry import Backend, Op, Size, triton_kernel, triton_kernels
 from .tensors import accumulate_dtype, check_one_device, describe
 
 _CUDA_HEAD_DIMS = (32, 64, 96, 128)
@@ -175,7 +175,7 @@ def native_cuda_reason(qkv: Tensor) -> str | None:
 
 
 def _triton(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    out, score, lse = triton_kernels().attention(qkv, template_mask)
+    out, score, lse = triton_kernel("attention")(qkv, template_mask)
     return out, lse.new_empty(0) if score is None else score, lse
 
 

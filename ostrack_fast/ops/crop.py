@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..boxes import crop_window
 from . import native
-from .registry import Backend, Op, Size, triton_kernels
+from .registry import Backend, Op, Size, triton_kernel, triton_kernels
 from .tensors import check_one_device, describe
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -99,7 +99,7 @@ def _native_unless(
 def _triton(
     frame: Tensor, box: Tensor, factor: float, size: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    return triton_kernels().crop(frame, box, factor, size, dtype)
+    return triton_kernel("crop")(frame, box, factor, size, dtype, IMAGE_MEAN, IMAGE_STD)
 
 
 def _triton_unless(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernels
+from .registry import Backend, Op, Size, triton_kernel, triton_kernels
 from .tensors import accumulate_dtype, check_one_device, describe
 
 
@@ -99,7 +99,7 @@ def _native_unless(score_map: Tensor, size_map: Tensor, offset_map: Tensor, wind
 def _triton(
     score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    return triton_kernels().decode(score_map, size_map, offset_map, window)
+    return triton_kernel("decode")(score_map, size_map, offset_map, window)
 
 
 def _triton_unless(score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None = None) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernels
+from .registry import Backend, Op, Size, triton_kernel, triton_kernels
 from .tensors import check_one_device, describe
 
 
@@ -83,7 +83,7 @@ def _native_unless(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> str
 
 
 def _triton(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    return triton_kernels().eliminate(tokens, score, ids, keep)
+    return triton_kernel("eliminate")(tokens, score, ids, keep)
 
 
 def _triton_unless(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> str | None:

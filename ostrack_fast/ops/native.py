@@ -41,6 +41,11 @@ def build_info() -> dict[str, Any]:
     return _C.build_info()
 
 
+def has_cpu_feature(name: str) -> bool:
+    """Whether the compiled module is there and finds this instruction set on the processor."""
+    return _C is not None and _C.build_info()["cpu_features"][name]
+
+
 @cache
 def _cuda_problem(device: int) -> str | None:
     """Why the compiled CUDA kernels cannot run on this device, or None."""

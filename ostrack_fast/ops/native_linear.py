@@ -4,19 +4,16 @@ bias, activation and residual into the epilogue.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from . import native
 from .native import _C
-from .tensors import check_no_derivative, describe
+from .tensors import Activation, check_no_derivative, describe
 
 _ROW_DTYPES = (torch.float32, torch.bfloat16)
 _COMPUTE_DTYPES = (*_ROW_DTYPES, torch.int8)
 _CPU = torch.device("cpu")
-Activation = Literal["none", "gelu", "relu"]
 
 
 def reason(weight: Tensor, dtype: torch.dtype = torch.float32, groups: int = 1) -> str | None:

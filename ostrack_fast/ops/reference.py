@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .attention import attention_backward, attention_map, candidate_score, cross_attention
 from .attention import reference as attention_with_lse
 from .crop import IMAGE_MEAN, IMAGE_STD, crop_pixels, crop_window
-from .crop import reference as crop
 from .decode import best_cell
-from .decode import reference as decode
 from .eliminate import ranking
-from .eliminate import reference as eliminate
 from .layers.conv3x3 import Conv3x3
 from .layers.linear import Linear
-from .restore import reference as restore
-from .update_box import reference as update_box
+from .registry import OPS
 
 __all__ = [
     "IMAGE_MEAN",
@@ -28,16 +26,18 @@ __all__ = [
     "attention_with_lse",
     "best_cell",
     "candidate_score",
-    "crop",
     "crop_pixels",
     "crop_window",
     "cross_attention",
-    "decode",
-    "eliminate",
     "ranking",
-    "restore",
-    "update_box",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`reference.crop` and so on: the reference that an op was declared with."""
+    if name in OPS:
+        return OPS[name].reference
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ falls back. `use("triton")`, or the environment variable OSTRACK_FAST_BACKEND, f
 to have it, and a call it cannot run raises with the reason. Public functions choose at each call; what is built or
 bound chooses once, when it is made.
 
-To add an op: a file like `eliminate.py` beside this one, and its name in `__init__`.
+To add an op: a file like `update_box.py` beside this one, and its name in `__init__`; CONTRIBUTING.md has the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -88,8 +89,13 @@ def use(backend: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """The launcher of an op's Triton kernel: the function `name` of `kernels/name.py`, imported when first wanted."""
+    return getattr(import_module(f"ostrack_fast.kernels.{name}"), name)
+
+
 def triton_kernels() -> ModuleType:
-    """The module of the Triton kernels, imported when first wanted: Triton may be absent, and is slow to import."""
+    """The package of the Triton kernels, imported when first wanted: Triton may be absent, and is slow to import."""
     from .. import kernels
 
     return kernels
@@ -220,7 +226,7 @@ class Op(_Declaration):
         torch.library.register_fake(f"ostrack_fast::{name}", self._fake, lib=_library)
         self.overload = getattr(torch.ops.ostrack_fast, name).default
         kinds = [argument.type for argument in self.overload._schema.arguments]
-        self._tensors = [index for index, kind in enumerate(kinds) if isinstance(kind, torch.TensorType)]
+        self._required = frozenset(index for index, kind in enumerate(kinds) if isinstance(kind, torch.TensorType))
         OPS[name] = self
 
     def __call__(self, *arguments: Any) -> Any:
@@ -228,14 +234,19 @@ class Op(_Declaration):
 
     def _checked(self, arguments: tuple) -> tuple:
         arguments = self.complete(arguments, {})  # PyTorch leaves trailing ones out that equal their defaults
-        for index, (name, value) in enumerate(zip(self.parameters, arguments, strict=True)):
+        self.check_all(arguments)
+        return arguments
+
+    def check_all(self, arguments: tuple) -> None:
+        """Raise TypeError for a missing tensor, ValueError for a sparse one, and what `check` raises."""
+        for index, value in enumerate(arguments):
             # PyTorch lets None pass as the undefined tensor of C++.
-            if value is None and index in self._tensors:
-                raise TypeError(f"{self.name}: {name} must be a tensor, is None")
+            if value is None and index in self._required:
+                raise TypeError(f"{self.name}: {list(self.parameters)[index]} must be a tensor, is None")
             if isinstance(value, Tensor) and value.layout != torch.strided:
+                name = list(self.parameters)[index]
                 raise ValueError(f"{self.name}: {name} is {value.layout}: give it as {name}.to_dense()")
         self.check(*arguments)
-        return arguments
 
     def _run(self, *arguments: Any) -> Any:
         arguments = self._checked(arguments)
@@ -287,7 +298,7 @@ class BoundOp:
         self.op, self.backend, self._run = op, backend, op.backends[backend].run
 
     def __call__(self, *arguments: Any) -> Any:
-        self.op.check(*arguments)
+        self.op.check_all(arguments)
         if arguments[0].is_cpu:
             self.op.check_values(*arguments)
         return self._run(*arguments)

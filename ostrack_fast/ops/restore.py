@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernels
+from .registry import Backend, Op, Size, triton_kernel, triton_kernels
 from .tensors import check_one_device, describe
 
 
@@ -160,7 +160,7 @@ def _triton(
     channels_last: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return triton_kernels().restore(tokens, ids, grid, norm_weight, norm_bias, eps, channels_last, dtype)
+    return triton_kernel("restore")(tokens, ids, grid, norm_weight, norm_bias, eps, channels_last, dtype)
 
 
 def _triton_unless(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+Activation = Literal["none", "gelu", "relu"]  # of a layer's result; "gelu" is the exact one, with erf
+
 
 def describe(value: Tensor) -> str:
     """dtype and shape, for messages."""

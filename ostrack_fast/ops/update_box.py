@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernels
+from .registry import Backend, Op, Size, triton_kernel, triton_kernels
 from .tensors import check_one_device, describe
 
 
@@ -49,7 +49,7 @@ def _native_unless(found: Tensor, box: Tensor, frame_size: tuple[int, int], fact
 
 
 def _triton(found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float) -> Tensor:
-    return triton_kernels().update_box(found, box, frame_size, factor, margin)
+    return triton_kernel("update_box")(found, box, frame_size, factor, margin)
 
 
 def _triton_unless(found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float) -> str | None:

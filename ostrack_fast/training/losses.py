@@ -39,7 +39,7 @@ class LossConfig:
 
 
 def focal_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Penalty-reduced focal loss over (B,...) maps in (0,1); peaks are the places where `target` is exactly 1.
+    """Penalty-reduced focal loss over (B,...) maps in (0,1); peaks are the cells where `target` is exactly 1.
 
     Normalized by the number of peaks in the batch. Source: equation 7 of the paper (CornerNet's, alpha 2, beta 4).
     """
@@ -53,7 +53,7 @@ def attention_loss(scores: list[tuple[Tensor, Tensor]], box: Tensor, grid: int) 
     """-log of the share of the candidate score that lies on the target, averaged over eliminating blocks and batch.
 
     Args:
-        scores: per block the scores (B,S) and places (B,S), as `OSTrack.forward` returns them.
+        scores: per block the scores (B,S) and cells (B,S), as `OSTrack.forward` returns them.
         box: (B,4) xywh in units of the search crop.
     """
     low, high = (box[:, :2] * grid - 0.5)[..., None], ((box[:, :2] + box[:, 2:]) * grid - 0.5)[..., None]

@@ -91,6 +91,21 @@ def test_what_is_no_dense_tensor(backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_a_bound_op_refuses_what_the_public_one_does(op, backend):
+    """An engine calls ops that were bound to a backend when it was built."""
+    declaration = ops.OPS[op]
+    arguments = declaration.complete((), good(op))
+    bound = declaration.bind(*arguments)
+    assert bound.backend == backend
+    first, value = next(iter(declaration.parameters)), arguments[0]
+    with pytest.raises(TypeError, match=f"{op}: {first} must be a tensor, is None"):
+        bound(None, *arguments[1:])
+    with pytest.raises(ValueError, match=f"{op}: {first} is torch.sparse_coo: give it as {first}.to_dense"):
+        bound(value.to_sparse(), *arguments[1:])
+    bound(*arguments)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_tensors_in_inference_mode_and_out_of_it(backend, op):
     expected = run(op)
     with torch.inference_mode():

@@ -17,6 +17,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from compile_only import MMA, REGISTERS_PER_MULTIPROCESSOR, SHARED_MEMORY_LIMIT, Compiled, compile_launches
 
 from ostrack_fast import kernels
+from ostrack_fast.kernels.update_box import update_box
 
 HALF = {80: torch.float16, 86: torch.bfloat16, 89: torch.float16, 90: torch.bfloat16, 100: torch.float16,
         120: torch.bfloat16}  # fmt: skip
@@ -128,7 +129,9 @@ def test_token_kernels(capability):
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_crop_computes_geometry_in_float64_without_contraction(capability):
     frame, box = torch.empty(480, 640, 3, dtype=torch.uint8), torch.empty(1, 4, dtype=torch.float64)
-    (compiled,) = compile_clean(capability, lambda: kernels.crop(frame, box, 4.1, 256))
+    (compiled,) = compile_clean(
+        capability, lambda: kernels.crop(frame, box, 4.1, 256, torch.float32, (0.5,) * 3, (0.25,) * 3)
+    )
     ptx = compiled.ptx
     assert "sqrt.rn.f64" in ptx and "div.rn.f64" in ptx and "div.rn.f32" in ptx
     assert "fma.rn" not in ptx and "div.full" not in ptx and "div.approx" not in ptx
@@ -138,7 +141,7 @@ def test_crop_computes_geometry_in_float64_without_contraction(capability):
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_update_box_computes_the_side_as_crop_does(capability):
     found, box = torch.empty(1, 4), torch.empty(1, 4, dtype=torch.float64)
-    (compiled,) = compile_clean(capability, lambda: kernels.update_box(found, box, (480, 640), 4.1, 10))
+    (compiled,) = compile_clean(capability, lambda: update_box(found, box, (480, 640), 4.1, 10))
     assert "sqrt.rn.f64" in compiled.ptx and "fma.rn" not in compiled.ptx
     assert compiled.ptx.count(".param .f64") >= 2, "factor and margin must arrive in full precision"
 

@@ -1,4 +1,4 @@
-"""What a frozen network is built of: weights laid out once, for the backend that was chosen when a layer was built.
+"""What a frozen network is built of: layers with prepacked weights, on the backend that was chosen for each.
 
 Layers carry no gradient. With autocast or a lower float32 precision around them they compute as they were built to.
 """
@@ -36,11 +36,7 @@ def why_no_int8(device: torch.device) -> str | None:
 
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32."""
-    try:
-        features = native.build_info()["cpu_features"]
-    except RuntimeError:  # not built
-        return False
-    return features["avx512_bf16"] or features["amx_bf16"]
+    return native.has_cpu_feature("avx512_bf16") or native.has_cpu_feature("amx_bf16")
 
 
 def why_slow_in_half(dtype: torch.dtype) -> str | None:

@@ -1,4 +1,4 @@
-"""Attention of queries that lie apart from keys and values: what an eliminated token's query costs is saved."""
+"""Attention whose queries are given apart from keys and values, so that eliminated tokens need none."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ cross_attention_op = LayerOp(
 
 
 def cross_attention(heads: int, width: int, dtype: torch.dtype, device: torch.device) -> QueryAttention:
-    """`ops.attention` where not every token needs to ask: queries lie apart from keys and values.
+    """`ops.attention` where not every token needs a query: queries are given apart from keys and values.
 
     Returns:
         A function `(q, kv, template_mask=None, out=None)` of queries (B,M,heads,width), the T template tokens' first

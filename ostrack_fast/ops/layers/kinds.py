@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from .. import native
 from ..registry import triton_kernels
-from ..tensors import check_no_derivative, check_one_device, describe
-
-Activation = Literal["none", "gelu", "relu"]
+from ..tensors import Activation, check_no_derivative, check_one_device, describe
 
 
 class Layer(Protocol):
@@ -79,7 +77,4 @@ def reference_unless(dtype: torch.dtype) -> str | None:
 
 def has_amx_bfloat16(*_: Any) -> bool:
     """Whether this processor multiplies bfloat16 tiles, which PyTorch's own layers use."""
-    try:
-        return native.build_info()["cpu_features"]["amx_bf16"]
-    except RuntimeError:
-        return False
+    return native.has_cpu_feature("amx_bf16")

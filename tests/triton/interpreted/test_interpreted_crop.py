@@ -7,6 +7,7 @@ from race_guard import guard
 from ostrack_fast import kernels
 from ostrack_fast.ops import reference
 
+NORMALIZATION = reference.IMAGE_MEAN, reference.IMAGE_STD
 FRAME = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -28,7 +29,7 @@ FRAME = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8, generator=torch.Ge
 def test_crop(boxes, factor, size):
     box = torch.tensor(boxes, dtype=torch.float64)
     with guard(size):
-        patch, scale = kernels.crop(FRAME, box, factor, size)
+        patch, scale = kernels.crop(FRAME, box, factor, size, torch.float32, *NORMALIZATION)
     expected, expected_scale = reference.crop(FRAME, box, factor, size)
     assert torch.equal(scale, expected_scale)
     assert torch.equal(patch, expected)
@@ -37,11 +38,14 @@ def test_crop(boxes, factor, size):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_rounds_once(dtype):
     box = torch.tensor([[20.0, 15.0, 10.3, 8.7]], dtype=torch.float64)
-    assert torch.equal(kernels.crop(FRAME, box, 2.0, 8, dtype)[0], reference.crop(FRAME, box, 2.0, 8, dtype)[0])
+    assert torch.equal(
+        kernels.crop(FRAME, box, 2.0, 8, dtype, *NORMALIZATION)[0], reference.crop(FRAME, box, 2.0, 8, dtype)[0]
+    )
 
 
 def test_the_last_row_and_column_are_border():
     frame = torch.full((20, 30, 3), 255, dtype=torch.uint8)
-    patch, _ = kernels.crop(frame, torch.tensor([[24.0, 14.0, 8.0, 8.0]], dtype=torch.float64), 1.0, 8)
+    box = torch.tensor([[24.0, 14.0, 8.0, 8.0]], dtype=torch.float64)
+    patch, _ = kernels.crop(frame, box, 1.0, 8, torch.float32, *NORMALIZATION)
     seen = (patch[0, 0] > 0).nonzero()
     assert seen.max(0).values.tolist() == [4, 4]  # rows 14..18 of 0..19, columns 24..28 of 0..29
