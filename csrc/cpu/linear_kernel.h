@@ -174,9 +174,9 @@ OSTF_NOINLINE void finish_tile(const Epilogue& to, const float* sums, int rows) 
   for (int r = 0; r < rows; ++r, sums += V * kWidth) {
     Vec y[V];
     OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = add(load(sums + v * kWidth), load(to.bias + v * kWidth));
-    if (to.activation == ostf::kGelu) {
+    if (to.activation == OSTF_GELU) {
       OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = gelu(y[v]);
-    } else if (to.activation == ostf::kRelu) {
+    } else if (to.activation == OSTF_RELU) {
       OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = max(zero(), y[v]);
     }
     OSTF_UNROLL for (int v = 0; v < V; ++v) {
