@@ -66,6 +66,12 @@ VARIABLES = (
         "the folder that holds real videos: `sequences/NAME/img/*.jpg`",
     ),
     Variable(
+        "OSTRACK_FAST_LASOT",
+        "the test that needs it is skipped",
+        "by tests",
+        "the folder that holds the annotations of LaSOT",
+    ),
+    Variable(
         "OSTRACK_FAST_FUZZ",
         "short",
         "by tests",

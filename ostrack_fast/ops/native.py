@@ -43,7 +43,7 @@ def build_info() -> dict[str, Any]:
 
 def has_cpu_feature(name: str) -> bool:
     """Whether the compiled module is there and finds this instruction set on the processor."""
-    return _C is not None and _C.build_info()["cpu_features"][name]
+    return _C is not None and build_info()["cpu_features"][name]
 
 
 @cache
