@@ -111,16 +111,19 @@ def address(tensor: Tensor) -> int:
     return found
 
 
-def view(tensor: Tensor | None) -> TensorView | None:
+def view(tensor: Tensor) -> TensorView:
     """The tensor as it crosses the C ABI; raises as `address`."""
-    return None if tensor is None else (address(tensor), _DTYPES[tensor.dtype], tensor.shape, tensor.stride())
+    # Plain tensors with memory need no questions: layers are called dozens of times a frame.
+    pointer = (tensor.data_ptr() if type(tensor) is Tensor else 0) or address(tensor)
+    return pointer, _DTYPES[tensor.dtype], tensor.shape, tensor.stride()
 
 
 def call(kernel: str, device: torch.device, *arguments: Tensor | float | None) -> None:
     """Run a kernel on the device's current stream, or on as many threads as PyTorch uses."""
-    converted = [view(value) if value is None or isinstance(value, Tensor) else value for value in arguments]
+    converted = [view(value) if isinstance(value, Tensor) else value for value in arguments]
+    function = getattr(_C, f"{device.type}_{kernel}")
     if device.type == "cuda":
         with torch.cuda.device(device):
-            getattr(_C, f"cuda_{kernel}")(*converted, torch.cuda.current_stream().cuda_stream)
+            function(*converted, torch.cuda.current_stream().cuda_stream)
     else:
-        getattr(_C, f"cpu_{kernel}")(*converted, torch.get_num_threads())
+        function(*converted, torch.get_num_threads())

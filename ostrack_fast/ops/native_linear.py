@@ -37,13 +37,24 @@ def _packed_bytes(weight: Tensor, dtype: torch.dtype, groups: int) -> int:
     return _C.cpu_linear_packed_bytes(unread, native.code(dtype), groups)
 
 
-def _packed(weight: Tensor, bias: Tensor, dtype: torch.dtype, groups: int = 1) -> Tensor:
-    """Weight (O,I/groups) or (O,I/groups,3,3) and bias (O), prepacked."""
-    packed = torch.empty(_packed_bytes(weight, dtype, groups), dtype=torch.uint8, device="cpu")
-    taps = weight.detach().to(torch.float32).flatten(2) if weight.dim() > 2 else weight.detach().float()[:, :, None]
-    rows, bias = taps.transpose(1, 2).contiguous(), bias.detach().to(torch.float32).contiguous()
-    native.call("linear_pack", _CPU, rows, bias, packed, native.code(dtype), groups)
-    return packed
+class _PackedWeights:
+    """Weight (O,I/groups) or (O,I/groups,3,3) and bias (O), prepacked.
+
+    `view` is how they cross the C ABI. A copy has memory of its own, and so a view of its own.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, groups: int = 1):
+        self._bytes = torch.empty(_packed_bytes(weight, dtype, groups), dtype=torch.uint8, device="cpu")
+        taps = weight.detach().to(torch.float32).flatten(2) if weight.dim() > 2 else weight.detach().float()[:, :, None]
+        rows, bias = taps.transpose(1, 2).contiguous(), bias.detach().to(torch.float32).contiguous()
+        native.call("linear_pack", _CPU, rows, bias, self._bytes, native.code(dtype), groups)
+        self.view = native.view(self._bytes)
+
+    def __getstate__(self) -> Tensor:
+        return self._bytes
+
+    def __setstate__(self, state: Tensor) -> None:
+        self._bytes, self.view = state, native.view(state)
 
 
 def _result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -86,7 +97,7 @@ class Linear:
         activation: Activation = "none",
         dtype: torch.dtype = torch.float32,
     ):
-        self._packed = _packed(weight, bias, dtype)
+        self._packed = _PackedWeights(weight, bias, dtype)
         self._outputs, self.inputs = weight.shape
         self._compute_dtype, self._dtype = native.code(dtype), _result_dtype(dtype)
         self._norm_eps = -1.0 if norm_eps is None else norm_eps
@@ -113,8 +124,10 @@ class Linear:
             if residual.shape != shape or not residual.is_floating_point() or not residual.is_cpu:
                 raise ValueError(f"residual must be float {shape} on the CPU, is {describe(residual)}")
             added = _dense_rows(residual.resolve_neg().to(torch.float32))
+        result = native.view(to)
+        shift = result if added is to else None if added is None else native.view(added)
         numbers = self._compute_dtype, self._norm_eps, self._activation
-        native.call("linear", _CPU, self._packed, rows, added, to, *numbers)
+        _C.cpu_linear(self._packed.view, native.view(rows), shift, result, *numbers, torch.get_num_threads())
         return out
 
 
@@ -129,7 +142,7 @@ class Conv3x3:
         activation: Activation = "relu",
         dtype: torch.dtype = torch.float32,
     ):
-        self._packed = _packed(weight, bias, dtype, groups)
+        self._packed = _PackedWeights(weight, bias, dtype, groups)
         self._outputs, self.inputs, self._groups = weight.shape[0], weight.shape[1] * groups, groups
         self._compute_dtype, self._dtype = native.code(dtype), _result_dtype(dtype)
         self._activation = _C.activations[activation]
@@ -141,7 +154,7 @@ class Conv3x3:
         batch, side = x.shape[:2]
         out = torch.empty(batch, side, side, self._outputs, dtype=self._dtype, device="cpu")
         numbers = self._compute_dtype, self._groups, self._activation
-        native.call("conv3x3", _CPU, self._packed, x, out, *numbers)
+        _C.cpu_conv3x3(self._packed.view, native.view(x), native.view(out), *numbers, torch.get_num_threads())
         return out
 
 

@@ -1,6 +1,8 @@
 """Frozen linear layers on the CPU, against the reference in float64."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -280,6 +282,20 @@ def test_lesser_processors(capability, able):
     found = dict(line.removeprefix("torch.").split(" ", 1) for line in done.stdout.splitlines())
     assert set(found) == {"float32", "bfloat16", "int8"}
     assert all(reason == "None" if able else "OSTRACK_FAST_CPU_CAPABILITY" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+)
+def test_a_copy_reads_its_own_weights(how):
+    needs(torch.float32)
+    weight, bias = layer(9, 64)
+    linear, x = native_linear.Linear(weight, bias), rows(2, 5, 64)
+    expected = linear(x)
+    other = how(linear)
+    linear._packed._bytes.zero_()
+    torch.testing.assert_close(other(x), expected)
+    assert not torch.equal(linear(x), expected)
 
 
 def test_wrong_arguments():
