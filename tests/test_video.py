@@ -282,17 +282,20 @@ def pump(path, fifo):
 
 def test_pipes_are_sources(tmp_path, large):
     avi(tmp_path / "a.avi", "MJPG")
-    os.mkfifo(tmp_path / "fifo")
-    for path in (large, tmp_path / "a.avi"):
+    # A pipe each: what still reads the one before would take the next one's bytes.
+    for number, path in enumerate((large, tmp_path / "a.avi")):
         expected = [frame.sum() for frame in open_source(path)]
-        thread = pump(path, tmp_path / "fifo")
-        assert [frame.sum() for frame in open_source(tmp_path / "fifo")] == expected
+        fifo = tmp_path / f"fifo{number}"
+        os.mkfifo(fifo)
+        thread = pump(path, fifo)
+        assert [frame.sum() for frame in open_source(fifo)] == expected
         thread.join()
-    for content in (b"", b"no video at all"):
+    for name, content in (("empty", b""), ("text", b"no video at all")):
         (tmp_path / "none").write_bytes(content)
-        thread = pump(tmp_path / "none", tmp_path / "fifo")
-        with pytest.raises(ValueError, match="fifo cannot be read as a video"):
-            open_source(tmp_path / "fifo")
+        os.mkfifo(tmp_path / name)
+        thread = pump(tmp_path / "none", tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a video"):
+            open_source(tmp_path / name)
         thread.join()
 
 
