@@ -111,5 +111,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"{count} tests were left out because this processor lacks an instruction set they need"
     )
     if terminalreporter.config.option.markexpr == "not slow":
-        left_out = len(terminalreporter.stats.get("deselected", []))
+        deselected = terminalreporter.stats.get("deselected", [])
+        left_out = sum(item.get_closest_marker("slow") is not None for item in deselected)
         terminalreporter.write_line(f'{left_out} slow tests were left out: pytest -m "" runs them too')

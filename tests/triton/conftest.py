@@ -8,7 +8,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,16 +18,43 @@ if not INTERPRETING:
     collect_ignore = ["interpreted"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interpreting_process(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen | None]:
-    """A pytest run over `interpreted/`, under way beside the other tests; None where nothing waits for it."""
-    if INTERPRETING or not any(item.path == HERE / "test_interpreted.py" for item in request.session.items):
-        yield None
-        return
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(HERE / "interpreted")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    yield process
-    if process.poll() is None:  # the waiting test did not come to run
-        process.kill()
-        process.communicate()
+class Interpreting:
+    """A pytest run over `interpreted/`, under way beside the other tests."""
+
+    process: subprocess.Popen | None = None
+
+    def start(self) -> subprocess.Popen:
+        if self.process is None:
+            command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(HERE / "interpreted")]
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "TRITON_INTERPRET": "1"},
+                cwd=HERE,  # not the checkout's root, whose sources Python would import instead of what is installed
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        return self.process
+
+
+interpreting = Interpreting()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start with the session, where the waiting test is to run. (With xdist only the worker that waits starts it.)"""
+    waits = any(item.path == HERE / "test_interpreted.py" for item in session.items)
+    only_asked = session.config.option.collectonly or hasattr(session.config, "workerinput")
+    if waits and not INTERPRETING and not only_asked:
+        interpreting.start()
+
+
+@pytest.fixture
+def interpreting_process() -> subprocess.Popen | None:
+    """None where this process is the interpreting one."""
+    return None if INTERPRETING else interpreting.start()
+
+
+def pytest_unconfigure() -> None:
+    if interpreting.process is not None and interpreting.process.poll() is None:  # the waiting test did not come to run
+        interpreting.process.kill()
+        interpreting.process.communicate()
