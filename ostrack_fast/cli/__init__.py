@@ -17,7 +17,22 @@ import typer
 from rich.console import Console
 
 from .. import __version__
-from . import bench, convert, demo, evaluate, export, info, profile, report, score, submit, track, train, tune
+from . import (
+    bench,
+    convert,
+    demo,
+    evaluate,
+    export,
+    info,
+    profile,
+    report,
+    score,
+    submit,
+    track,
+    train,
+    tune,
+    visualize,
+)
 from ._streams import flush_output, make_patient
 
 _DEBUG = "OSTRACK_FAST_DEBUG"
@@ -47,7 +62,22 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _module in (demo, track, evaluate, score, report, submit, train, convert, bench, profile, tune, export, info):
+for _module in (
+    demo,
+    track,
+    evaluate,
+    score,
+    report,
+    submit,
+    train,
+    convert,
+    bench,
+    profile,
+    tune,
+    visualize,
+    export,
+    info,
+):
     app.command()(_telling(getattr(_module, _module.__name__.rpartition(".")[2])))
 
 

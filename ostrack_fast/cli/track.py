@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ._boxes import parse_box
 from ._weights import Config
 
 
@@ -34,7 +35,7 @@ def track(
 
     Ctrl-C ends the run early; what was tracked until then is written.
     """
-    target = None if box is None else _parse_box(box)
+    target = None if box is None else parse_box(box)
 
     from ._draw_box import draw_box
     from ._outputs import Outputs
@@ -60,11 +61,3 @@ def track(
         print("nothing was written: ask for a video with -o, for --boxes or a --plot")
     if run.interrupted:
         raise typer.Exit(130)
-
-
-def _parse_box(text: str) -> tuple[float, ...]:
-    try:
-        x, y, w, h = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--box {text!r} is not four numbers x,y,w,h, such as --box 120,80,64,48") from None
-    return x, y, w, h
