@@ -66,6 +66,7 @@ def evaluate_benchmark(
     resume: bool,
     json: Path | None,
     one_based: Sequence[str] = (),
+    realtime: float | None = None,
 ) -> None:
     """Track, write the result files, print speed and figures. Exit code 130 after an interrupt."""
     from ..evaluation.benchmark_run import count_from_one, is_finished, make_tasks, own_share, write_run
@@ -77,6 +78,7 @@ def evaluate_benchmark(
     if json is not None:
         check_writable(json)
     name = Path(make.weights).name.split(".")[0] if make.tracker == "ostrack" else make.tracker
+    name += f"-{realtime:g}fps" if realtime else ""
     folder = results or Path("results") / benchmark / name
     check_folder(folder)
     loaded = found.load(data, split)
@@ -92,9 +94,15 @@ def evaluate_benchmark(
         )
     left = [task for task in own_share(tasks) if task not in there]
     with Interrupts() as interrupts:
-        outcome = _run(left, make, lambda: interrupts.requested)
+        outcome = _run(left, make, lambda: interrupts.requested, realtime)
     outcome.failed.update(failed)
-    about = {"benchmark": benchmark, "data": str(data.resolve()), "split": loaded.split, "tracker": _about(make)}
+    about = {
+        "benchmark": benchmark,
+        "data": str(data.resolve()),
+        "split": loaded.split,
+        "tracker": _about(make),
+        "realtime": realtime,
+    }
     write_run(folder, about, outcome)
     _tell(outcome, folder)
     if not outcome.unfinished:
@@ -115,7 +123,7 @@ def _about(make: MakeTracker) -> dict[str, Any]:
     }
 
 
-def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool]) -> Outcome:
+def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool], realtime: float | None) -> Outcome:
     from ..evaluation.benchmark_run import Outcome, run_tasks
     from ..evaluation.workers import run_in_processes
 
@@ -126,7 +134,7 @@ def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool]) -> Outc
         advance = lambda: bar.advance(bar_task)  # noqa: E731
         if make.workers > 1:
             return run_in_processes(tasks, make, min(make.workers, len(tasks)), advance, stop)
-        return run_tasks(tasks, make(0), advance, stop)
+        return run_tasks(tasks, make(0), advance, stop, realtime)
 
 
 def _tell(outcome: Outcome, folder: Path) -> None:

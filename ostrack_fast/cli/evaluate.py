@@ -74,6 +74,14 @@ def evaluate(
         str, typer.Option(help="With --benchmark: ostrack, or OpenCV's mil, nano, vit, kcf or csrt to compare with.")
     ] = "ostrack",
     peer_models: Annotated[Path | None, typer.Option(help="Folder of the ONNX files of OpenCV's nano and vit.")] = None,
+    realtime: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="With --benchmark: frames a second that videos arrive at. Frames that arrive while the tracker is "
+            "busy are answered with its last box.",
+        ),
+    ] = None,
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
@@ -90,14 +98,18 @@ def evaluate(
 
         if plot or (one_based and benchmark != "folder"):
             raise ValueError("--one-based and --plot are for folders of videos: leave them out with --benchmark")
+        if realtime and workers > 1:
+            raise ValueError("--realtime measures the tracker's time, which several --workers would disturb")
         make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models)
         evaluate_benchmark(
             benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json,
-            one_based=one_based or (),
+            one_based=one_based or (), realtime=realtime,
         )  # fmt: skip
         return
-    if split or protocol or resume or workers > 1 or tracker != "ostrack" or peer_models:
-        raise ValueError("--split, --protocol, --workers, --resume, --tracker and --peer-models need --benchmark")
+    if split or protocol or resume or workers > 1 or tracker != "ostrack" or peer_models or realtime:
+        raise ValueError(
+            "--split, --protocol, --workers, --resume, --tracker, --peer-models and --realtime need --benchmark"
+        )
 
     from ..evaluation import evaluate_folder
     from ..model import OSTrack

@@ -43,7 +43,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Timing:
-    """Frames tracked of a sequence, seconds spent in `track` (what papers report), and seconds with all else."""
+    """Frames shown to the tracker after the first, seconds in `track` (as papers report), and seconds with all else."""
 
     frames: int
     track_seconds: float
@@ -123,8 +123,14 @@ def run_task(
     tracker: SingleObjectTracker,
     on_frame: Callable[[], object] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
+    realtime: float | None = None,
 ) -> Timing:
     """Track one sequence and write its files: boxes to three decimals, seconds in `track` a frame.
+
+    Args:
+        realtime: frames a second that the video arrives at. A frame that arrives while the tracker is still at an
+            earlier one is not shown to it, and answered with its last box (as in VOT's realtime challenge). The clock
+            is that of `initialize` and `track` alone: frames are decoded before they arrive. None shows every frame.
 
     Raises:
         Stopped: `stop`, asked before every frame, said so; nothing is written.
@@ -133,22 +139,29 @@ def run_task(
     start = perf_counter()
     boxes = np.full((len(task.frames), 4), np.nan)
     times = np.zeros(len(task.frames))
+    free = 0.0  # when the tracker has answered what it was shown, on the video's clock
     frames = decoded_ahead(lambda index: read_image(task.frames[index]), len(task.frames))
     for index, frame in enumerate(frames):
         if stop():
             frames.close()  # type: ignore[attr-defined]
             raise Stopped(f"{task.name}: stopped before frame {index} of {len(task.frames)}")
-        before = perf_counter()
-        answer = task.box if index == 0 else tracker.track(frame)
-        if index == 0:
-            tracker.initialize(frame, task.box)
-        times[index] = perf_counter() - before
-        boxes[index] = answered_box(answer, task.frames[index])
+        arrives = index / realtime if realtime else free
+        if arrives < free:
+            boxes[index] = boxes[index - 1]
+        else:
+            before = perf_counter()
+            answer = task.box if index == 0 else tracker.track(frame)
+            if index == 0:
+                tracker.initialize(frame, task.box)
+            times[index] = perf_counter() - before
+            free = arrives + times[index]
+            boxes[index] = answered_box(answer, task.frames[index])
         on_frame()
     boxes[:, :2] += task.origin
     write_text(task.times_file, "".join(f"{seconds:.6f}\n" for seconds in times))
     write_text(task.boxes_file, format_boxes(boxes))
-    return Timing(len(times) - 1, float(times[1:].sum()), perf_counter() - start)
+    shown = int(np.count_nonzero(times[1:]))
+    return Timing(shown, float(times[1:].sum()), perf_counter() - start)
 
 
 def run_tasks(
@@ -156,12 +169,13 @@ def run_tasks(
     tracker: SingleObjectTracker,
     on_frame: Callable[[], object] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
+    realtime: float | None = None,
 ) -> Outcome:
     """Run the tasks in this process. A sequence that fails is noted and costs no other."""
     tasks, outcome = list(tasks), Outcome()
     for number, task in enumerate(tasks):
         try:
-            outcome.finished[task.name] = run_task(task, tracker, on_frame, stop)
+            outcome.finished[task.name] = run_task(task, tracker, on_frame, stop, realtime)
         except Stopped:
             outcome.unfinished = tuple(each.name for each in tasks[number:])
             break

@@ -18,7 +18,7 @@ from .benchmarks import find_benchmark
 from .intervals import Interval, difference, interval
 from .protocols import find_protocol
 from .published import published_rows
-from .report_figures import Picture, curve_pictures, filmstrip, speed_picture
+from .report_figures import Picture, curve_pictures, filmstrip, latency_picture, speed_picture
 from .results import Results, find_results
 from .scoring import Scored, has_truth, score_loaded
 
@@ -44,6 +44,7 @@ class Report:
     attributes: dict[str, dict[str, float]]
     curves: list[Picture]
     speed: Picture | None
+    latency: Picture | None
     strips: list[Picture]
 
     @property
@@ -105,6 +106,7 @@ def _report(scored: Scored, results: list[Results]) -> Report:
         _by_attribute(scored, main),
         curve_pictures(scored),
         speed_picture(points, main) if points else None,
+        _latency(scored, results, main),
         _worst(scored, results, main),
     )
 
@@ -114,6 +116,19 @@ def _fps(folder: Path) -> float | None:
     found = timings(read_run(folder)).values()
     seconds = sum(each.track_seconds for each in found)
     return sum(each.frames for each in found) / seconds if seconds else None
+
+
+def _latency(scored: Scored, results: list[Results], figure: str) -> Picture | None:
+    """The figure over the frame rate that videos arrived at, of trackers with runs of `--realtime`; None without."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for tracker, each in zip(scored.trackers, results, strict=True):
+        about = read_run(each.folder)
+        if about.get("realtime"):
+            settings = about["tracker"]
+            words = (settings.get(key, "") for key in ("tracker", "weights", "dtype"))
+            name = " ".join(filter(None, words))
+            curves.setdefault(name, []).append((float(about["realtime"]), tracker.summary[figure]))
+    return latency_picture(curves, figure) if curves else None
 
 
 def _by_attribute(scored: Scored, figure: str) -> dict[str, dict[str, float]]:

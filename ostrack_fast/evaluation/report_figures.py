@@ -73,6 +73,15 @@ def speed_picture(points: SequenceOf[tuple[str, float, float]], figure_name: str
     return _svg(figure, "Speed against accuracy")
 
 
+def latency_picture(curves: dict[str, list[tuple[float, float]]], figure_name: str) -> Picture:
+    """Of each tracker its figure over the frames a second that videos arrive at."""
+    figure, axes = _axes("frames a second of the video", figure_name)
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
+    axes.legend(fontsize=8)
+    return _svg(figure, "Latency-aware figures over the frame rate")
+
+
 def filmstrip(sequence: Sequence, tracker: TrackerScore, boxes: Array) -> Picture | None:
     """Six frames of a sequence with the truth (green) and the tracker's box (orange); None without its images."""
     try:

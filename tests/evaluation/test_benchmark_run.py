@@ -16,7 +16,15 @@ from ostrack_fast.cli._benchmark import MakeTracker, evaluate_benchmark
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.data.truth import read_raw_boxes
 from ostrack_fast.evaluation.ahead import decoded_ahead
-from ostrack_fast.evaluation.benchmark_run import Task, count_from_one, is_finished, make_tasks, own_share, run_tasks
+from ostrack_fast.evaluation.benchmark_run import (
+    Task,
+    count_from_one,
+    is_finished,
+    make_tasks,
+    own_share,
+    run_task,
+    run_tasks,
+)
 from ostrack_fast.evaluation.benchmarks import find_benchmark
 from ostrack_fast.evaluation.peers import make_peer
 from ostrack_fast.evaluation.workers import run_in_processes
@@ -140,6 +148,7 @@ def test_processes_give_what_one_gives(tmp_path):
     assert set(outcome.finished) == {task.name for task in tasks} and len(frames) == 8 and not outcome.failed
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_one_sequence(tmp_path):
     tasks, _ = tasks_of("davis", tmp_path / "data", tmp_path / "r")
     with pytest.raises(RuntimeError, match="all 1 processes have died; 1 sequences"):
@@ -147,6 +156,7 @@ def test_a_process_that_dies_costs_one_sequence(tmp_path):
     assert [is_finished(task) for task in tasks] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_be_made_is_told(tmp_path):
     tasks, _ = tasks_of("lasot", tmp_path / "data", tmp_path / "r")
     with pytest.raises(RuntimeError, match="ValueError: no such weights"):
@@ -226,3 +236,41 @@ def test_opencvs_trackers(tmp_path):
     if not hasattr(cv2, "TrackerKCF_create"):
         with pytest.raises(ImportError, match="opencv-contrib-python"):
             make_peer("kcf")
+
+
+class Timed(Still):
+    """Takes as long as its clock says; answers with how many frames it has seen."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.seen = clock, seconds, 0
+
+    def initialize(self, frame, box):
+        self.clock[0] += self.seconds
+
+    def track(self, frame):
+        self.clock[0] += self.seconds
+        self.seen += 1
+        return (self.seen, 1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "answers"),
+    [
+        (0.09, [1, 2, 3, 4, 5, 6, 7]),  # in time for every frame
+        (0.15, [0, 1, 1, 2, 2, 3, 3]),  # busy at every second frame
+        (0.25, [0, 0, 1, 1, 1, 2, 2]),
+        (9, [0] * 7),
+    ],
+)
+def test_frames_that_arrive_while_the_tracker_is_busy_get_the_last_box(tmp_path, monkeypatch, seconds, answers):
+    layouts.images(tmp_path, [f"{i}.jpg" for i in range(8)])
+    frames = tuple(tmp_path / f"{i}.jpg" for i in range(8))
+    task = Task("s", frames, (0.0, 1.0, 5.0, 5.0), 0, tmp_path / "s.txt", tmp_path / "s_time.txt")
+    clock = [0.0]
+    monkeypatch.setattr("ostrack_fast.evaluation.benchmark_run.perf_counter", lambda: clock[0])
+    timing = run_task(task, Timed(clock, seconds), realtime=10)
+    assert read_raw_boxes(tmp_path / "s.txt")[:, 0].tolist() == [0, *answers]
+    assert timing.frames == max(answers) and timing.track_seconds == pytest.approx(seconds * max(answers))
+    # Without a clock every frame is shown.
+    run_task(task, Timed(clock, seconds))
+    assert read_raw_boxes(tmp_path / "s.txt")[:, 0].tolist() == list(range(8))
