@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,10 @@ from hypothesis import settings  # noqa: E402
 
 from ostrack_fast import ops  # noqa: E402
 from ostrack_fast.ops import native  # noqa: E402
+
+# Started in the background by a shell, this process ignores Ctrl-C, and so would every command the tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no failure.
 settings.register_profile("patient", deadline=None)

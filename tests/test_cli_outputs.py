@@ -195,20 +195,23 @@ def test_closed_standard_streams(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupts_are_requests(number):
-    before = signal.getsignal(number)
-    with Interrupts() as stop:
-        assert not stop.requested
-        for _ in range(3):
-            os.kill(os.getpid(), number)
-        assert stop.requested
-    assert signal.getsignal(number) is before
-    ignored = signal.signal(number, signal.SIG_IGN)
+    def handler(*_):
+        raise AssertionError("the signal came through")
+
+    before = signal.signal(number, handler)
     try:
+        with Interrupts() as stop:
+            assert not stop.requested
+            for _ in range(3):
+                os.kill(os.getpid(), number)
+            assert stop.requested
+        assert signal.getsignal(number) is handler
+        signal.signal(number, signal.SIG_IGN)
         with Interrupts() as stop:
             os.kill(os.getpid(), number)
             assert not stop.requested
     finally:
-        signal.signal(number, ignored)
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
