@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,6 +18,24 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def made_by_setuptools() -> set[Path]:
+    """What lies beside the sources of a build, but for CMake's folder of an editable install."""
+    return {*ROOT.glob("*.egg-info"), *(ROOT / "build").glob("[!c]*")}
+
+
+def leave_no_litter() -> None:
+    """Remove, when this process ends, what it has left in the source tree, where setuptools builds."""
+
+    def clean() -> None:
+        for path in made_by_setuptools() - before:
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is none, or something in it
+            (ROOT / "build").rmdir()
+
+    before = made_by_setuptools()
+    atexit.register(clean)
+
+
 def find_program(name: str) -> str:
     """Path of a build program; the scripts folder of this Python counts even where its environment is not activated."""
     found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
@@ -27,10 +47,16 @@ def find_program(name: str) -> str:
 class BuildWithCMake(build_ext):
     """Runs CMake once for the one extension module and puts it where setuptools wants it."""
 
+    def cmake_folder(self) -> Path:
+        """Where objects lie. They are kept for the next build of an editable install, or where one asks for that."""
+        name = f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        if kept := os.environ.get("OSTRACK_FAST_BUILD_DIR"):
+            return Path(kept).resolve() / name
+        return (ROOT / "build" if self.editable_mode else Path(self.build_temp).resolve()) / name
+
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Not setuptools' own folder, which is a new one for each editable install: nothing would be built just once.
-        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        build = self.cmake_folder()
         cmake = find_program("cmake")
         configure = [
             cmake,
@@ -55,6 +81,7 @@ class BuildWithCMake(build_ext):
             raise SystemExit(f"CMake finished without making {target}")
 
 
+leave_no_litter()
 setup(
     packages=[
         *find_packages(str(ROOT), include=["ostrack_fast", "ostrack_fast.*"]),

@@ -9,7 +9,7 @@ import torch
 from ostrack_fast.ops import OPS
 from ostrack_fast.ops.registry import LAYERS, Backend
 
-from .test_fuzz_layers import RANDOM, Numbers, compare_layer
+from .test_fuzz_layers import RANDOM, Numbers, compare_gradient, compare_layer
 from .test_fuzz_ops import CUTS, compare, samples, told
 
 __all__ = ["samples"]
@@ -175,3 +175,23 @@ def test_a_wrong_kernel_of_a_layer_is_found(monkeypatch, name, fault):
     monkeypatch.setitem(op.backends, "native", Backend(fault(build), unless))
     with pytest.raises(AssertionError):
         build_until_found(name)
+
+
+def test_a_wrong_logarithm_in_the_forward_is_found_by_the_gradient(monkeypatch):
+    """The backward pass takes it from the forward, whose own results stay right."""
+    op = OPS["attention"]
+    run, unless = op.backends["native"]
+
+    def faulty(*arguments):
+        out, score, lse = run(*arguments)
+        return out, score, lse + 0.001
+
+    def compare_some():
+        random_ = Random(2)
+        for _ in range(TRIES):
+            compare_gradient(random_, Numbers(random_.getrandbits(30)))
+
+    compare_some()
+    monkeypatch.setitem(op.backends, "native", Backend(faulty, unless))
+    with pytest.raises(AssertionError):
+        compare_some()
