@@ -85,8 +85,9 @@ def evaluate(
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
-    Videos that cannot be evaluated are skipped, and named at the end. Ctrl-C ends the run early; what it writes then
-    holds the videos that are finished.
+    Videos that cannot be evaluated are skipped, counted and named at the end, and listed in --json; the exit status
+    stays 0 as long as one could be evaluated. Ctrl-C ends the run early; what it writes then holds the videos that are
+    finished.
 
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
 
@@ -134,6 +135,9 @@ def evaluate(
         Console().print(_table(result))
     for name, reason in result.skipped.items():
         print(f"skipped, and left out of all numbers: {name}: {reason}", file=sys.stderr)
+    if result.skipped:
+        everything = len(result.videos) + len(result.skipped) + len(result.unfinished)
+        print(f"{len(result.skipped)} of {everything} videos were skipped", file=sys.stderr)
     if result.unfinished:
         rest = f"not finished, and left out of all numbers: {', '.join(result.unfinished)}"
         none = "" if result.videos else "; there is nothing to report"

@@ -1,7 +1,7 @@
 """Random inputs by the thousand: a short run with the other tests, a long one where it is asked for.
 
-`OSTRACK_FAST_FUZZ=long pytest tests/fuzz -s` runs the long mode too and prints what was tried. The short mode tries the
-same inputs every time; the long mode tries new ones, and hypothesis prints a small input that fails.
+`OSTRACK_FAST_FUZZ=long pytest -m slow -s tests/fuzz` runs the long mode and prints what was tried, also when Ctrl-C
+ends it early. The short mode tries the same inputs every time; the long mode tries new ones.
 """
 
 import os
