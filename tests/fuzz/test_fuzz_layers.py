@@ -135,7 +135,9 @@ def compare_layer(name, built, inputs, broken, what):
     plain = call(name, "reference", built, inputs)
     for one, other, true in zip(ours, plain, exact, strict=True):
         assert (one.dtype, one.device) == (other.dtype, other.device), what
-        assert_accurate(one, other, true, what)
+        # Results are about 1; one that comes to nothing has terms whose rounding in half precision is luck.
+        eps = max(torch.finfo(each).eps for each in built if isinstance(each, torch.dtype))
+        assert_accurate(one, other, true, what, max(1.0, eps / torch.finfo(torch.float32).eps / 32))
     return "compared"
 
 
