@@ -14,6 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import dependent_launch
+from .dependent_launch import wait_for_inputs
+
 HEAD_DIMS = (32, 64, 96, 128)
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -88,8 +91,9 @@ def _score_candidates(
 def _attention_forward(
     qkv, template_mask, out, lse, score, partial, arrivals, mask_stride, N, H, T, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SCORE: tl.constexpr,
-    TEMPLATE_BLOCKS: tl.constexpr, PARTIAL_BLOCK: tl.constexpr, SCORE_BLOCK: tl.constexpr,
+    TEMPLATE_BLOCKS: tl.constexpr, PARTIAL_BLOCK: tl.constexpr, SCORE_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row_stride = 3 * H * D
     q_base = qkv + batch.to(tl.int64) * N * row_stride + head * D
@@ -251,6 +255,7 @@ def attention(
             qkv, template_mask, out, lse, score, partial, arrivals, mask_stride, tokens, heads, template, dim**-0.5,
             D=dim, BLOCK_D=triton.next_power_of_2(dim), SCORE=template_mask is not None,
             TEMPLATE_BLOCKS=template_blocks, PARTIAL_BLOCK=16, SCORE_BLOCK=256, enable_fp_fusion=True, **blocks,
+            **dependent_launch.options(qkv.device),
         )  # fmt: skip
     return out, score, lse
 

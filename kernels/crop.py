@@ -11,6 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import dependent_launch
+from .dependent_launch import wait_for_inputs
+
 ROWS, COLUMNS = 4, 64
 
 
@@ -46,8 +49,9 @@ def _pixels(frame, rows, columns, height, width, channel):
 @triton.jit(do_not_specialize=["height", "width", "size"])
 def _crop(
     frame, box, patch, scale, height, width, factor: tl.float64, size, mean0, mean1, mean2, std0, std1, std2,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     batch = tl.program_id(2)
     w, h = tl.load(box + 4 * batch + 2), tl.load(box + 4 * batch + 3)
     exact_side = tl.ceil(tl.sqrt(w * h) * factor)
@@ -112,6 +116,6 @@ def crop(
             frame.contiguous(), box.contiguous(), patch, scale, frame.shape[0], frame.shape[1], float(factor), size,
             *mean, *std,
             # Fused multiply-add would round coordinates differently from OpenCV's separate operations.
-            ROWS=ROWS, COLUMNS=COLUMNS, enable_fp_fusion=False,
+            ROWS=ROWS, COLUMNS=COLUMNS, enable_fp_fusion=False, **dependent_launch.options(frame.device),
         )  # fmt: skip
     return patch, scale

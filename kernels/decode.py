@@ -4,11 +4,16 @@ import torch
 import triton
 import triton.language as tl
 
+from . import dependent_launch
+from .dependent_launch import wait_for_inputs
+
 
 @triton.jit
 def _decode(
-    score_map, size_map, offset_map, window, box, score, F: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr
-):
+    score_map, size_map, offset_map, window, box, score, F: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    wait_for_inputs(PDL)
     batch = tl.program_id(0)
     cells = tl.arange(0, BLOCK)
     mask = cells < F * F
@@ -51,6 +56,6 @@ def decode(
             score_map.contiguous(), size_map.contiguous(), offset_map.contiguous(),
             None if window is None else window.contiguous(), box, score,
             F=grid, BLOCK=triton.next_power_of_2(grid * grid), WINDOW=window is not None,
-            enable_fp_fusion=True,
+            enable_fp_fusion=True, **dependent_launch.options(score_map.device),
         )  # fmt: skip
     return box, score

@@ -9,6 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import dependent_launch
+from .dependent_launch import wait_for_inputs
+
 ROWS = 4  # tokens per program: a frame of one batch element is 80 programs, enough to hide the latency of the copy
 MAX_CANDIDATES = 4096  # ROWS x candidates comparisons are held in registers
 
@@ -31,8 +34,9 @@ def _destinations(score, tokens, S, T, BLOCK_S: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "S", "K"])
 def _eliminate(
     tokens, score, ids, out, kept_ids, removed, T, S, K,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     batch = tl.program_id(1)
     source = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     target = _destinations(score + batch * S, source, S, T, BLOCK_S)
@@ -76,5 +80,6 @@ def eliminate(
             tokens.contiguous(), score.contiguous(), ids.contiguous(), out, kept_ids, removed, template, candidates,
             keep, C=channels, ROWS=ROWS, BLOCK_S=triton.next_power_of_2(candidates),
             BLOCK_C=min(1024, triton.next_power_of_2(channels)), enable_fp_fusion=True,
+            **dependent_launch.options(tokens.device),
         )  # fmt: skip
     return out, kept_ids, removed

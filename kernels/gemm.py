@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .norm_rows import store_rows
+
 SLICE = tl.constexpr(16)  # rows of a tile that the last program adds at a time: all their partials are read at once
 
 
@@ -45,8 +47,9 @@ class Workspace:
 
 @triton.jit
 def _epilogue(
-    value, rows, columns, bias, residual, out, M, N, rows_per_batch, residual_batch_stride, residual_row_stride,
-    out_batch_stride, out_row_stride, ACTIVATION: tl.constexpr,
+    value, rows, columns, bias, residual, out, M, N: tl.constexpr, rows_per_batch, residual_batch_stride,
+    residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, sums, first_column,
+    ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     value += tl.load(bias + columns, mask=columns < N, other=0.0)[None, :]
     if ACTIVATION == "relu":
@@ -60,20 +63,26 @@ def _epilogue(
         value += tl.load(residual + start[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     start = batch * out_batch_stride + row * out_row_stride
     tl.store(out + start[:, None] + columns[None, :], value.to(out.dtype.element_ty), mask=mask)
+    if norm_rows is not None:
+        store_rows(value, shifts, rows, start, first_column, columns, mask, norm_rows, sums, M, N)
 
 
 @triton.jit
 def reduce_and_store(
-    acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N, rows_per_batch,
-    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride,
+    acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N: tl.constexpr, rows_per_batch,
+    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, sums,
     ACTIVATION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out = activation(acc + bias) + residual, where acc is the partial of number `split` if SPLIT > 1."""
+    """out = activation(acc + bias) + residual, where acc is the partial of number `split` if SPLIT > 1.
+
+    With `norm_rows` and `sums` also what the next layer's LayerNorm needs of out, see `norm_rows`.
+    """
+    first_column = tile // tl.cdiv(M, BLOCK_M) * BLOCK_N  # where there are no groups
     if SPLIT == 1:
         rows = first_row + tl.arange(0, BLOCK_M)
         _epilogue(
             acc, rows, columns, bias, residual, out, M, N, rows_per_batch, residual_batch_stride, residual_row_stride,
-            out_batch_stride, out_row_stride, ACTIVATION,
+            out_batch_stride, out_row_stride, shifts, norm_rows, sums, first_column, ACTIVATION,
         )  # fmt: skip
     else:
         cells = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -91,7 +100,8 @@ def reduce_and_store(
                     total += tl.load(slice_partials + other * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
                 _epilogue(
                     total, first_row + within, columns, bias, residual, out, M, N, rows_per_batch,
-                    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, ACTIVATION,
+                    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows,
+                    sums, first_column, ACTIVATION,
                 )  # fmt: skip
             # Leave the counter as it was found: the next launch, or the next replay of a graph, needs no memset.
             tl.atomic_xchg(arrivals + tile, 0, sem="relaxed")

@@ -8,6 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import dependent_launch
+from .dependent_launch import wait_for_inputs
+
 CELLS = 16  # 32 bytes of half precision: one sector of the transposed store
 BLOCK_C = 64  # channels per program: a frame of one batch element is 16 x 12 programs
 CELLS_CHANNELS_LAST = 2  # whole tokens then: nothing is transposed, so nothing is gained by more
@@ -18,8 +21,9 @@ MAX_CHANNELS = 2048  # a block of CELLS whole tokens is held in registers for th
 def _restore(
     tokens, ids, out, norm_weight, norm_bias, eps, batch_stride, K, F: tl.constexpr, C: tl.constexpr,
     CELLS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     batch = tl.program_id(2)
     cells = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -98,5 +102,6 @@ def restore(
             tokens, ids.contiguous(), out, *norm, eps, tokens.stride(0), kept,
             F=grid, C=channels, CELLS=cells, BLOCK_K=triton.next_power_of_2(kept), BLOCK_C=block, ROW=row,
             NORM=norm_weight is not None, CHANNELS_LAST=channels_last, num_warps=warps, enable_fp_fusion=True,
+            **dependent_launch.options(tokens.device),
         )  # fmt: skip
     return out

@@ -7,6 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import dependent_launch
+from .dependent_launch import wait_for_inputs
+
 
 @triton.jit
 def _clamp(value, low, high):
@@ -28,7 +31,8 @@ def _along(centre, extent, corner, length, side, edge, margin):
 
 
 @triton.jit(do_not_specialize=["height", "width"])
-def _update_box(found, box, out, height, width, factor: tl.float64, margin: tl.float64):
+def _update_box(found, box, out, height, width, factor: tl.float64, margin: tl.float64, PDL: tl.constexpr):
+    wait_for_inputs(PDL)
     found += tl.program_id(0) * 4
     box += tl.program_id(0) * 4
     out += tl.program_id(0) * 4
@@ -62,6 +66,6 @@ def update_box(
         _update_box[(box.shape[0],)](
             found.contiguous(), box.contiguous(), out, *frame_size, float(factor), float(margin), num_warps=1,
             # Fused multiply-add would round the side differently from the crop's.
-            enable_fp_fusion=False,
+            enable_fp_fusion=False, **dependent_launch.options(box.device),
         )  # fmt: skip
     return out

@@ -46,7 +46,7 @@ def _isolated() -> Iterator[None]:
 
 
 class Targets(NamedTuple):
-    """One row for each target: `tokens` and `qkv` of its template, mask (n,T) bool, box (n,4) float64 xywh, pixels."""
+    """One row for each target: `tokens` and `qkv` as in `Template`, mask (n,T) bool, box (n,4) float64 xywh, pixels."""
 
     tokens: Tensor
     qkv: Tensor
@@ -123,7 +123,7 @@ class Engine:
         tokens = cfg.template_grid**2
         # CUDA graphs run at power-of-two batch sizes, so unused rows are computed too. Ones keep their boxes valid.
         return Targets(
-            torch.ones(rows, tokens, cfg.embed_dim, dtype=torch.float32, device=device),
+            torch.ones(rows, tokens + cfg.search_grid**2, cfg.embed_dim, dtype=torch.float32, device=device),
             torch.ones(rows, tokens, 3 * cfg.embed_dim, dtype=self.network.dtype, device=device),
             torch.ones(rows, tokens, dtype=torch.bool, device=device),
             torch.ones(rows, 4, dtype=torch.float64, device=device),
@@ -162,8 +162,9 @@ class Engine:
             self._targets.mask[: self.count] = mask.to(self.device)
 
     def _set_templates(self, rows: slice, images: Tensor) -> None:
-        embedded = self.network.embed_template(images.to(self.device))
-        self._targets.tokens[rows], self._targets.qkv[rows] = embedded
+        tokens, qkv = self.network.embed_template(images.to(self.device))
+        template = qkv.shape[1]
+        self._targets.tokens[rows, :template], self._targets.qkv[rows] = tokens[:, :template], qkv
 
     @_isolated()
     def forward(self, search: Tensor) -> dict[str, Tensor]:

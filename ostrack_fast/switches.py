@@ -11,6 +11,10 @@ import os
 DEFAULTS = {
     # Stage and upload only the rows of a frame that the crops read, instead of whole frames inside the CUDA graph.
     "upload_rows": True,
+    # Half-precision rows and their statistics, written by the epilogue before, instead of LayerNorm in the main loop.
+    "norm_rows": False,
+    # Programmatic dependent launch of a frame's kernels, which fetch their first weights before they wait.
+    "dependent_launch": False,
 }
 VARIABLE = "OSTRACK_FAST_SWITCHES"
 _STATES = {"on": True, "off": False}

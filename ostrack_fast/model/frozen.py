@@ -20,6 +20,7 @@ from torch.profiler import record_function
 
 from ..ops import OPS
 from ..ops.layers import Layer, conv3x3, cross_attention, linear, restore_conv3x3
+from ..switches import enabled
 from .ostrack import OSTrack
 from .vit import Block
 
@@ -29,6 +30,14 @@ _NOT_PROFILING: AbstractContextManager = nullcontext()
 def stage(name: str) -> AbstractContextManager:
     """A range of this name in the traces of `torch.profiler`; costs nothing worth counting while none is recorded."""
     return record_function(name) if torch.autograd._profiler_enabled() else _NOT_PROFILING
+
+
+def skips_unused_queries(device: torch.device) -> bool:
+    """Whether additional launches are worth the queries that they leave out.
+
+    Every query left out saves time on a CPU. On a GPU the extra launches should cost more: not measured yet.
+    """
+    return device.type == "cpu"
 
 
 class _FrozenBlock(NamedTuple):
@@ -42,9 +51,10 @@ class _FrozenBlock(NamedTuple):
 
 
 class Template(NamedTuple):
-    """What does not change between frames: tokens (B,T,C) float32 with positions, and the first block's qkv of them.
+    """What does not change between frames: the template's tokens with positions, and the first block's qkv of them.
 
-    qkv is (B,T,3C) in the compute dtype (bfloat16 for int8).
+    tokens is (B,T+S,C) float32: behind the template's T tokens a frame writes the S of its search region, and neither
+    are changed after that. qkv is (B,T,3C) in the compute dtype (bfloat16 for int8).
     """
 
     tokens: Tensor
@@ -76,8 +86,7 @@ class FrozenOSTrack:
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
-        # Every query left out saves time on a CPU. On a GPU the extra launches should cost more: not measured yet.
-        self._skips_unused_queries = device.type == "cpu"
+        self._skips_unused_queries = skips_unused_queries(device)
         self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
         backbone = model.backbone
         projection = backbone.patch_embed.proj
@@ -101,6 +110,9 @@ class FrozenOSTrack:
             left = keep
         self.eliminates = any(block.keep is not None for block in self._blocks)
         self._bind_ops()
+        # Whether layers leave rows ready for the next LayerNorm: Triton's can, in half precision.
+        handing = (getattr(layer, "hands_over", False) for block in self._blocks for layer in (block.qkv, block.fc2))
+        self._hands_over = enabled("norm_rows") and all(handing)
         norm = backbone.norm
         self._freeze_head(model.box_head, (_float(norm.weight, device), _float(norm.bias, device), norm.eps), left)
 
@@ -151,8 +163,11 @@ class FrozenOSTrack:
 
     def embed_template(self, template: Tensor) -> Template:
         """Template images (B,3,Z,Z) -> their part of the network's input, computed once."""
-        tokens = self._embedded(template, self._template_position)
-        return Template(tokens, cast(Layer, self._blocks[0].qkv)(tokens))
+        cfg, batch = self.cfg, len(template)
+        rows = cfg.template_grid**2
+        tokens = torch.empty(batch, rows + cfg.search_grid**2, cfg.embed_dim, dtype=torch.float32, device=self.device)
+        embedded = self._embedded(template, self._template_position, tokens[:, :rows])
+        return Template(tokens, cast(Layer, self._blocks[0].qkv)(embedded))
 
     def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
         batch, _, size, _ = image.shape
@@ -194,55 +209,77 @@ class FrozenOSTrack:
 
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> score (B,1,F,F), size and offset maps (B,2,F,F)."""
-        cfg = self.cfg
-        batch, rows, channels = template.tokens.shape
-        tokens = template.tokens.new_empty(batch, rows + cfg.search_grid**2, channels)
-        tokens[:, :rows] = template.tokens
+        tokens, rows = template.tokens, self.cfg.template_grid**2
         self._embedded(search, self._search_position, tokens[:, rows:])
-        ids = self._ids.expand(batch, -1)
+        ids, ready = self._ids.expand(len(tokens), -1), None
         for index, block in enumerate(self._blocks):
             if block.qkv is None:
                 tokens, ids, rows = self._attention_skipping_queries(block, tokens, ids, rows, mask)
             else:
                 computed = template.qkv if index == 0 and self._skips_unused_queries else None
-                tokens, ids, rows = self._attention(block, tokens, ids, rows, mask, computed)
+                tokens, ids, rows, ready = self._attention(block, tokens, ready, ids, rows, mask, computed)
             with stage("norm, fc1, gelu"):
-                hidden = block.fc1(tokens)
+                hidden, means = self._normed(block.fc1, tokens, ready)
             with stage("fc2, residual"):
-                tokens = block.fc2(hidden, tokens, tokens)
+                last = index == len(self._blocks) - 1
+                tokens, ready = self._added(block.fc2, hidden, tokens, tokens, None if last else means)
         with stage("norm, restoration, head"):
             return self._head(tokens[:, rows:], ids)
+
+    def _normed(self, layer: Any, tokens: Tensor, ready: Any) -> tuple[Tensor, Tensor | None]:
+        """layer(LayerNorm(tokens)), and the means of the rows if layers hand over what the next LayerNorm needs.
+
+        `ready` is what `_added` left of these tokens, or None.
+        """
+        if not self._hands_over:
+            return layer(tokens), None
+        return layer.normed(tokens if ready is None else ready)
+
+    def _added(
+        self, layer: Any, x: Tensor, tokens: Tensor, out: Tensor | None, means: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """layer(x) + tokens, and these rows ready for a LayerNorm if `means` of the tokens are given."""
+        return (layer(x, tokens, out), None) if means is None else layer.added(x, tokens, out, means)
 
     def _attention(
         self,
         block: _FrozenBlock,
         tokens: Tensor,
+        ready: Any,
         ids: Tensor,
         rows: int,
         mask: Tensor | None,
         template_qkv: Tensor | None,
-    ) -> tuple[Tensor, Tensor, int]:
+    ) -> tuple[Tensor, Tensor, int, Any]:
         """Attention, projection and elimination.
 
         Args:
+            ready: the tokens ready for a LayerNorm, if layers hand them over.
             rows: how many of the tokens are the template's, which come first.
             template_qkv: theirs, if it is computed already.
 
-        Returns the tokens and cells that are left, and how many of the tokens are the template's.
+        Returns the tokens and cells that are left, how many of the tokens are the template's, and `ready` of these.
         """
         with stage("norm, qkv"):
-            qkv = self._heads(self._qkv(block, tokens, template_qkv), 3)
+            if template_qkv is None:
+                qkv, means = self._normed(block.qkv, tokens, ready)
+            else:
+                qkv, means = self._qkv(block, tokens, template_qkv), None
         with stage("attention and score"):
-            attended, score, _ = self._attention_op(qkv, mask if block.keep is not None else None)
+            attended, score, _ = self._attention_op(self._heads(qkv, 3), mask if block.keep is not None else None)
         if block is self._blocks[-1] and block.keep is None:
             # Nothing reads the template's tokens after the last attention.
-            attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
+            attended, tokens = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous()
+            means, rows = None if means is None else means[:, rows:].contiguous(), 0
         with stage("projection, residual"):
-            tokens = block.proj(attended, tokens, tokens)
+            # The first block's input stays: the template's tokens in it serve the next frame.
+            out = None if block is self._blocks[0] else tokens
+            # What elimination moves is not ready any more.
+            tokens, ready = self._added(block.proj, attended, tokens, out, means if block.keep is None else None)
         if block.keep is not None:
             with stage("elimination"):
                 tokens, ids, _ = self._eliminate_op(tokens, cast(Tensor, score), ids, block.keep)
-        return tokens, ids, rows
+        return tokens, ids, rows, ready
 
     def _attention_skipping_queries(
         self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None
@@ -281,14 +318,11 @@ class FrozenOSTrack:
         heads = self.cfg.num_heads
         return x.view(*x.shape[:2], *parts, heads, self.cfg.embed_dim // heads)
 
-    def _qkv(self, block: _FrozenBlock, tokens: Tensor, template_qkv: Tensor | None) -> Tensor:
-        layer = cast(Layer, block.qkv)
-        if template_qkv is None:
-            return layer(tokens)
+    def _qkv(self, block: _FrozenBlock, tokens: Tensor, template_qkv: Tensor) -> Tensor:
         rows, width = template_qkv.shape[1:]
         qkv = template_qkv.new_empty(*tokens.shape[:2], width)
         qkv[:, :rows] = template_qkv
-        layer(tokens[:, rows:], out=qkv[:, rows:])
+        cast(Layer, block.qkv)(tokens[:, rows:], out=qkv[:, rows:])
         return qkv
 
     def _head(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

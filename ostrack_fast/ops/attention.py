@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernel, triton_kernels
+from .registry import Backend, BoundOp, Op, Size, triton_kernel, triton_kernels
 from .tensors import accumulate_dtype, check_one_device, describe
 
 _CUDA_HEAD_DIMS = (32, 64, 96, 128)
@@ -133,25 +133,33 @@ def _native_cpu(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tenso
     return outputs
 
 
-def native_cuda(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """`attention` by the CUDA kernel; the workspace of the score is held here until the launch is enqueued."""
+def native_cuda(
+    qkv: Tensor, template_mask: Tensor | None = None, arrivals: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention` by the CUDA kernel; the workspace of the score is held here until the launch is enqueued.
+
+    Args:
+        arrivals: (B,) int32 zeros, which the kernel leaves zero; made here if there are none.
+    """
     outputs = out, score, lse = _outputs(qkv, template_mask)
     qkv = native.dense(qkv)
     if qkv.data_ptr() % 16:  # a slice of something larger: the kernel reads 16 bytes at a time
         qkv = qkv.clone()
-    mask = partial = arrivals = scored = None
+    mask = partial = scored = None
     if template_mask is not None:
         mask, scored = native.dense(template_mask), score
         tiles = -(-template_mask.shape[-1] // 32)
         # Partial scores of any content, and arrival counters that start at zero.
         partial = lse.new_empty(score.numel() * qkv.shape[3] * tiles)
-        arrivals = torch.zeros(qkv.shape[0], dtype=torch.int32, device=qkv.device)
+        arrivals = torch.zeros(len(qkv), dtype=torch.int32, device=qkv.device) if arrivals is None else arrivals
     native.call("attention", torch.device("cuda", qkv.device.index), qkv, mask, out, scored, lse, partial, arrivals)
     return outputs
 
 
-def _native(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    return (native_cuda if qkv.is_cuda else _native_cpu)(qkv, template_mask)
+def _native(
+    qkv: Tensor, template_mask: Tensor | None = None, arrivals: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return native_cuda(qkv, template_mask, arrivals) if qkv.is_cuda else _native_cpu(qkv, template_mask)
 
 
 def _native_unless(qkv: Tensor, template_mask: Tensor | None = None) -> str | None:
@@ -174,8 +182,10 @@ def native_cuda_reason(qkv: Tensor) -> str | None:
     return native.float_reason(qkv.dtype)
 
 
-def _triton(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    out, score, lse = triton_kernel("attention")(qkv, template_mask)
+def _triton(
+    qkv: Tensor, template_mask: Tensor | None = None, arrivals: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, score, lse = triton_kernel("attention")(qkv, template_mask, arrivals)
     return out, lse.new_empty(0) if score is None else score, lse
 
 
@@ -212,6 +222,29 @@ def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[t
         yield qkv, None
 
 
+class _BoundAttention(BoundOp):
+    """`attention` on one backend, for calls that follow one another in one stream: they share arrival counters.
+
+    Every kernel leaves the counters zero, as it found them, so that no launch has to fill them. A captured CUDA graph
+    goes on using those that it was captured with: none are freed.
+    """
+
+    def __init__(self, op: Op, backend: str):
+        super().__init__(op, backend)
+        self._arrivals: list[Tensor] = []
+
+    def __call__(self, qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if template_mask is None or self.backend == "reference":
+            return super().__call__(qkv, template_mask)
+        self.op.check(qkv, template_mask)
+        if qkv.is_cpu:
+            self.op.check_values(qkv, template_mask)
+        batch, held = len(qkv), self._arrivals
+        if not held or len(held[-1]) < batch or held[-1].device != qkv.device:
+            held.append(torch.zeros(batch, dtype=torch.int32, device=qkv.device))
+        return self._run(qkv, template_mask, held[-1][:batch])
+
+
 attention_op = Op(
     # lse is the natural logarithm of every softmax denominator; score is empty without a mask.
     "attention(Tensor qkv, Tensor? template_mask) -> (Tensor out, Tensor score, Tensor lse)",
@@ -223,6 +256,7 @@ attention_op = Op(
     gradient=_gradient,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
     samples=_samples,
+    bound=_BoundAttention,
 )
 
 

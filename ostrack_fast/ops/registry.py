@@ -199,6 +199,7 @@ class Op(_Declaration):
         samples: arguments by size, dtype of the floats, and device.
         save: `save(ctx, inputs, outputs)` keeps what the gradient needs; None where there is no gradient.
         gradient: `gradient(ctx, *grads)`, one gradient for each input, whatever backend ran the op.
+        bound: what `bind` makes.
     """
 
     def __init__(
@@ -214,12 +215,13 @@ class Op(_Declaration):
         preferences: tuple[Preference, ...] = (),
         save: Callable[..., None] | None = None,
         gradient: Callable[..., tuple] | None = None,
+        bound: type[BoundOp] | None = None,
     ):
         name = schema.partition("(")[0]
         exact = Backend(without_autocast(reference), _supports_all)
         super().__init__(name, {**(backends or {}), "reference": exact}, preferences, samples)
         self.check, self.check_values, self.outputs, self.reference = check, check_values, outputs, reference
-        self.save, self.gradient = save, gradient
+        self.save, self.gradient, self.bound = save, gradient, bound or BoundOp
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, self._run, "CompositeExplicitAutograd")
         _library.impl(name, self._differentiable, "Autograd")
@@ -268,7 +270,7 @@ class Op(_Declaration):
 
     def bind(self, *arguments: Any) -> BoundOp:
         """The op on the backend that is the choice for arguments like these: chosen once, for many calls."""
-        return BoundOp(self, self.choose(*self._checked(arguments)))
+        return self.bound(self, self.choose(*self._checked(arguments)))
 
 
 class _WithGradient(torch.autograd.Function):
@@ -308,7 +310,7 @@ class BoundOp:
 
 
 def _bound(name: str, backend: str) -> BoundOp:
-    return BoundOp(OPS[name], backend)
+    return OPS[name].bound(OPS[name], backend)
 
 
 class LayerOp(_Declaration):

@@ -54,3 +54,15 @@ def test_a_trace_names_the_stages_of_a_frame():
     assert calls["fc2, residual"] == calls["norm, fc1, gelu"] == calls["projection, residual"] == depth
     assert calls["attention and score"] >= depth and calls["norm, qkv"] >= depth
     assert calls["norm, restoration, head"] == 1
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_frame_leaves_the_template_as_it_was(backend):
+    """The template's tokens lie in front of the search region's, in memory that every frame uses."""
+    engine = frozen(backend)
+    template, size = engine._targets.tokens[:, : engine.cfg.template_grid**2], engine.cfg.search_size
+    kept = template.clone()
+    searches = [torch.randn(BATCH, 3, size, size) for _ in range(2)]
+    first, _, again = (engine(searches[which]) for which in (0, 1, 0))
+    assert torch.equal(template, kept)
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ostrack_fast import engine, kernels
 from ostrack_fast.config import get_config
 from ostrack_fast.engine import Engine
-from ostrack_fast.kernels import tiles
+from ostrack_fast.kernels import dependent_launch, tiles
 from ostrack_fast.model import OSTrack
 
 # They make or describe memory and leave its contents alone.
@@ -42,12 +42,23 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _forget_devices() -> None:
+    for cached in (kernels.unsupported_reason, tiles._device_facts, dependent_launch._is_able):
+        cached.cache_clear()
+
+
 @contextlib.contextmanager
 def absent_hopper(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> Iterator[None]:
-    """Inside, fake CUDA tensors live on an H100 whose kernels are not run but appended to `launched` by name."""
+    """Inside, fake CUDA tensors live on an H100 whose kernels are not run but appended to `launched` by name.
+
+    " early" follows the name of a kernel that programmatic dependent launch lets begin before the one before it ends.
+    """
 
     def subscript(self: Any, grid: Any) -> Callable[..., None]:
-        return lambda *args, **kwargs: launched.append(self.fn.__name__)
+        def launch(*args: Any, **options: Any) -> None:
+            launched.append(self.fn.__name__ + (" early" if options.get("launch_pdl") else ""))
+
+        return launch
 
     facts = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     with monkeypatch.context() as patch:
@@ -59,19 +70,18 @@ def absent_hopper(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> Itera
         patch.setattr(triton.KernelInterface, "__getitem__", subscript)
         patch.setattr(engine, "resolve_device", torch.device)
         patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # it looks at values
-        for cached in (kernels.unsupported_reason, tiles._device_facts):
-            cached.cache_clear()
+        _forget_devices()
         with FakeTensorMode(), _Operations(launched):
             yield
-    for cached in (kernels.unsupported_reason, tiles._device_facts):
-        cached.cache_clear()
+    _forget_devices()
 
 
-def of_a_frame(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype = torch.float16) -> list[str]:
-    """The kernels of one target's frame, in order, as its CUDA graph holds them."""
+def of_a_frame(monkeypatch: pytest.MonkeyPatch, name: str, switches: str = "") -> list[str]:
+    """The kernels of one target's frame in float16, in order, as its CUDA graph holds them."""
     launched: list[str] = []
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", switches)
     with absent_hopper(monkeypatch, launched), torch.no_grad():
-        tracker = Engine(OSTrack(get_config(name)), "cuda:0", dtype)
+        tracker = Engine(OSTrack(get_config(name)), "cuda:0", torch.float16)
         frame = torch.empty(1080, 1920, 3, dtype=torch.uint8, device="cuda:0")
         tracker._locate(1, frame)  # allocates what a graph finds there
         launched.clear()

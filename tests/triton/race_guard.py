@@ -69,7 +69,9 @@ class Shadow:
         """Check one access and record it; returns the addresses that took part."""
         addresses = np.asarray(pointers).astype(np.int64).reshape(-1)
         if mask is not None:
-            addresses = addresses[np.broadcast_to(np.asarray(mask), np.shape(pointers)).reshape(-1)]
+            # A scalar condition that was broadcast into the mask makes integers of it.
+            lanes = np.broadcast_to(np.asarray(mask, bool), np.shape(pointers))
+            addresses = addresses[lanes.reshape(-1)]
         unknown = np.ones(addresses.size, bool)
         for segment in self.segments:
             inside = (addresses >= segment.start) & (addresses + width <= segment.start + segment.size)

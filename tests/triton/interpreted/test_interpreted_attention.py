@@ -225,3 +225,17 @@ def test_reasons_why_not():
     assert "float64" in reason("restore", tokens=tokens, ids=ids, grid=2, dtype=torch.float64)
     tokens.requires_grad_()
     assert reason("restore", tokens=tokens, ids=ids, grid=2, channels_last=True) is None
+
+
+def test_bound_calls_share_arrival_counters_that_stay_zero():
+    """None is filled between launches; more targets get more, and graphs keep those that they were captured with."""
+    qkv, mask = random(3, 100, 3, 1, 32, dtype=torch.float16), template_mask("square", 3, 64)
+    with ops.use("triton"):
+        bound = ops.OPS["attention"].bind(qkv, mask)
+    for batch in (2, 1, 3, 2):
+        with guard(batch):
+            out, score, _ = bound(qkv[:batch], mask)
+        expected = kernels.attention(qkv[:batch], mask)
+        assert torch.equal(out, expected[0]) and torch.equal(score, expected[1])
+        assert not any(each.any() for each in bound._arrivals)
+    assert [len(each) for each in bound._arrivals] == [2, 3]

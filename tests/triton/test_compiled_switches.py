@@ -1,0 +1,113 @@
+"""The kernels as the GPU speed-ups that are off by default launch them, compiled with no GPU; see `test_compiled`."""
+
+import os
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 is set: Triton cannot compile in this process", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from compile_only import compile_launches
+from test_compiled import HALF, TARGETS, assert_matrix_units, compile_clean
+
+from ostrack_fast import kernels
+from ostrack_fast.kernels import dependent_launch, tiles
+from ostrack_fast.kernels.norm_rows import empty_norm_rows
+from ostrack_fast.kernels.update_box import update_box
+
+ABLE = [target for target in TARGETS if target >= 90]
+
+
+def handing_over(tokens, width, dtype):
+    """The GEMMs of a block whose epilogues leave rows for the next LayerNorm: fc2, then fc1."""
+    fc1, fc2 = (
+        kernels.Linear(torch.empty(rows, columns), torch.empty(rows), eps, activation, dtype)
+        for rows, columns, eps, activation in ((4 * width, width, 1e-6, "gelu"), (width, 4 * width, None, "none"))
+    )
+    stream, means = torch.empty(1, tokens, width), torch.empty(1, tokens)
+    hidden, ready = torch.empty(1, tokens, 4 * width, dtype=dtype), empty_norm_rows((1, tokens), width, dtype, "cpu")
+    return (fc2, lambda: fc2.added(hidden, stream, stream, means)), (fc1, lambda: fc1.normed(ready))
+
+
+@pytest.mark.parametrize("capability", ABLE)
+def test_rows_handed_over_to_the_next_norm(capability):
+    for width, tokens in ((768, 244), (384, 107)):
+        for _, call in handing_over(tokens, width, HALF[capability]):
+            compiled = compile_clean(capability, call)
+            assert len(compiled) == 1
+            assert_matrix_units(compiled, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1], ids=["fc2", "fc1"])
+def test_hopper_tiles_hand_over_without_spills(which, monkeypatch):
+    layer, call = handing_over(320, 768, torch.float16)[which]
+    problem = layer.problem(320, rows_are_ready=True)
+    for config in (each for each in tiles.candidate_configs(problem, 9) if each.split in (1, 3)):
+        monkeypatch.setattr(tiles, "_measured", {})
+        tiles.set_config(problem, config, 0)
+        compile_clean(90, call)
+
+
+def frame_kernels(dtype):
+    """Every kernel of a frame, at the sizes of the published networks."""
+    qkv, mask = torch.empty(1, 320, 3, 12, 64, dtype=dtype), torch.zeros(64, dtype=torch.bool)
+    tokens, score, ids = torch.empty(1, 320, 768), torch.empty(1, 256), torch.arange(256)[None]
+    weight, maps = torch.empty(768), [torch.empty(1, planes, 16, 16) for planes in (1, 2, 2)]
+    frame, box = torch.empty(480, 640, 3, dtype=torch.uint8), torch.empty(1, 4, dtype=torch.float64)
+    norm = kernels.Linear(torch.empty(2304, 768), torch.empty(2304), 1e-6, dtype=dtype)
+    conv = kernels.Conv3x3(torch.empty(192, 128, 3, 3), torch.empty(192), 3, dtype=dtype)
+    kernels.crop(frame, box, 4.0, 256, dtype, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    norm(tokens)
+    kernels.attention(qkv, mask)
+    kernels.eliminate(tokens, score, ids, 180)
+    for _, call in handing_over(244, 768, dtype):
+        call()
+    kernels.restore(tokens[:, :180], ids[:, :180], 16, weight, weight, channels_last=True, dtype=dtype)
+    conv(torch.empty(1, 16, 16, 384, dtype=dtype))
+    kernels.decode(*maps, torch.empty(16, 16))
+    update_box(torch.empty(1, 4), box, (480, 640), 4.0, 10.0)
+
+
+def touched_before_the_wait(ptx):
+    """Instructions that reach memory, or leave the straight line, ahead of the wait for the kernels before."""
+    before, wait, after = ptx.partition("griddepcontrol.wait")
+    assert wait, "no wait"
+    assert "griddepcontrol.wait" not in after and after.count("griddepcontrol.launch_dependents") == 1
+    body = before[before.index(".entry") :]
+    return re.findall(r"^\s*(?:@%?!?\w+ )?(?:ld\.global|st\.|atom\.|red\.|cp\.async|bra)\S*", body, re.MULTILINE)
+
+
+@pytest.mark.parametrize("capability", ABLE)
+def test_nothing_is_touched_before_the_wait(capability, monkeypatch):
+    """And the first weights of GEMMs are on their way to the cache by then."""
+    monkeypatch.setattr(dependent_launch, "options", lambda device: {"PDL": True, "launch_pdl": True})
+    compiled = compile_clean(capability, lambda: frame_kernels(HALF[capability]))
+    assert len({kernel.name for kernel in compiled}) == 8 and len(compiled) == 10
+    for kernel in compiled:
+        assert touched_before_the_wait(kernel.ptx) == [], kernel.name
+        fetched = "prefetch.global.L2" in kernel.ptx.partition("griddepcontrol.wait")[0]
+        assert fetched == (kernel.name in ("_linear", "_conv3x3")), kernel.name
+
+
+def test_without_the_switch_there_is_no_wait():
+    for kernel in compile_launches(90, lambda: frame_kernels(torch.float16)):
+        assert "griddepcontrol" not in kernel.ptx and "prefetch" not in kernel.ptx, kernel.name
+
+
+@triton.jit
+def _reads_too_early(x, y):
+    value = tl.load(x)
+    dependent_launch.wait_for_inputs(True)
+    tl.store(y, value)
+
+
+def test_a_load_before_the_wait_is_seen():
+    x = torch.empty(1)
+    (kernel,) = compile_launches(90, lambda: _reads_too_early[(1,)](x, x, launch_pdl=True))
+    assert any("ld.global" in each for each in touched_before_the_wait(kernel.ptx))
