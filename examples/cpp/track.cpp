@@ -1,11 +1,11 @@
 // Tracks a target through a video with an exported OSTrack, and prints a line x,y,w,h,score for every frame.
 //
-//     ostrack-fast export -o small.onnx
+//     ostrack-fast export --layout opencv-dnn -o small.onnx
 //     track small.onnx video.mp4 195,64,336,259 96 192
 //
 // The last two arguments are the sides of the template and of the search region in pixels, as the model has them: 96 and
 // 192 for the shipped weights, 128 and 256 for OSTrack-256. A sixth sets the search factor, 4 unless given (5 for
-// OSTrack-384). The frames may also be images: give a pattern such as frames/%08d.jpg. Needs OpenCV 5 to run the file.
+// OSTrack-384). The frames may also be images: give a pattern such as frames/%08d.jpg. Needs OpenCV 4.6 or later.
 
 #include <algorithm>
 #include <cmath>
@@ -81,7 +81,7 @@ void track(int count, char** arguments) {
   cv::Mat frame;
   if (!video.read(frame)) throw std::runtime_error(std::string("no frame can be read from ") + arguments[2]);
   cv::dnn::Net net = cv::dnn::readNet(arguments[1]);
-  const std::vector<std::string> names = net.getUnconnectedOutLayersNames();
+  const std::vector<std::string> names = {"score_map", "size_map", "offset_map"};
   net.setInput(crop(frame, box, 2.0, template_size), "template");
   for (print(box, 1.0); video.read(frame);) {
     net.setInput(crop(frame, box, search_factor, search_size), "search");

@@ -22,7 +22,9 @@ def export(
     dtype: Annotated[str, typer.Option(help="float32, float16, or for ONNX int8.")] = "float32",
     elimination: Annotated[bool, typer.Option(help="Eliminate candidates, or keep them all.")] = True,
     batch: Annotated[int, typer.Option(min=0, help="Targets at once; 0 for a number that may change.")] = 1,
-    layout: Annotated[str, typer.Option(help="ostrack, or opencv: names as cv2.TrackerVit wants them.")] = "ostrack",
+    layout: Annotated[
+        str, typer.Option(help="ostrack; opencv-dnn: operators that OpenCV reads; opencv: for cv2.TrackerVit.")
+    ] = "ostrack",
     device: Annotated[str, typer.Option(help="Where a pt2 or aoti file runs: cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Write the network to a file for ONNX Runtime, OpenVINO, TensorRT, OpenCV or PyTorch without this package.

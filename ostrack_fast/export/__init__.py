@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from .exporter import LAYOUTS, Deviation, export_model
-from .formats import FORMATS
+from .exporter import Deviation, export_model
+from .formats import FORMATS, LAYOUTS
 from .network import ExportNetwork
 
 __all__ = ["FORMATS", "LAYOUTS", "Deviation", "ExportNetwork", "export_model"]

@@ -16,10 +16,9 @@ from ..devices import resolve_device
 from ..files import write_atomically
 from ..model import OSTrack
 from ..video import open_source
-from .formats import FORMATS, OPENCV_OUTPUTS, OUTPUTS, Maps
+from .formats import FORMATS, LAYOUTS, Maps
 from .network import ExportNetwork
-
-LAYOUTS = {"ostrack": OUTPUTS, "opencv": OPENCV_OUTPUTS}
+from .opencv_network import OpenCVNetwork
 
 
 class Deviation(NamedTuple):
@@ -58,7 +57,8 @@ def export_model(
         dtype: of weights and matmuls: "float32", "float16", or for ONNX "int8" (linear layers quantized dynamically).
         candidate_elimination: False keeps all candidates.
         batch: B, or None for a batch size that may change from call to call.
-        layout: of ONNX: "ostrack", or "opencv" with the outputs' names that `cv2.TrackerVit` wants.
+        layout: of ONNX: "ostrack"; "opencv-dnn", of operators that OpenCV 4.6 and later read; or "opencv", the same
+            with the outputs' names and the crop sizes of `cv2.TrackerVit`.
         device: on which a pt2 or aoti file runs.
 
     Returns:
@@ -72,12 +72,13 @@ def export_model(
     _check_choices(model.cfg, format, dtype, batch, layout)
     on = resolve_device(device)
     weights = torch.float16 if dtype == "float16" else torch.float32
-    network = ExportNetwork(model, weights, candidate_elimination).eval().to(on)
+    kind = OpenCVNetwork if layout.startswith("opencv") else ExportNetwork
+    network = kind(model, weights, candidate_elimination).eval().to(on)
     images = [image.expand(2 if batch is None else batch, -1, -1, -1).contiguous() for image in _sample(model.cfg)]
     dynamic = None if batch is not None else [{0: torch.export.Dim("batch")}] * 2
     with torch.no_grad():
         program = torch.export.export(network, tuple(image.to(on) for image in images), dynamic_shapes=dynamic)
-    facts = {"config": model.cfg.to_dict(), "dtype": dtype, "batch": batch, "outputs": LAYOUTS[layout]}
+    facts = {"config": model.cfg.to_dict(), "dtype": dtype, "batch": batch, "layout": layout}
     expected = _maps(ExportNetwork(model, candidate_elimination=candidate_elimination), images)
     found: list[Deviation] = []
 
@@ -106,6 +107,8 @@ def _check_choices(cfg: ModelConfig, format: str, dtype: str, batch: int | None,
         raise ValueError(f"batch={batch} must be at least 1, or None for one that may change")
     if format != "onnx" and (dtype == "int8" or layout != "ostrack"):
         raise ValueError(f"int8 and the OpenCV layout exist for ONNX only, not for {format}")
+    if layout != "ostrack" and (batch != 1 or dtype == "int8"):
+        raise ValueError("OpenCV needs batch=1 and float32 or float16")
     if layout == "opencv":
         sizes = (cfg.template_size, cfg.search_size, cfg.patch_size, cfg.template_factor, cfg.search_factor)
         if sizes != (128, 256, 16, 2.0, 4.0):
@@ -113,8 +116,6 @@ def _check_choices(cfg: ModelConfig, format: str, dtype: str, batch: int | None,
                 "cv2.TrackerVit crops templates of 128 pixels at factor 2 and search regions of 256 pixels at factor "
                 f"4, this model takes {sizes[0]} at {sizes[3]:g} and {sizes[1]} at {sizes[4]:g}"
             )
-        if batch != 1 or dtype == "int8":
-            raise ValueError("OpenCV needs batch=1 and float32 or float16")
 
 
 def _sample(cfg: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from ostrack_fast.engine import hann_window
 from ostrack_fast.export.opencv import trackervit_params
+from ostrack_fast.export.opencv_network import OpenCVNetwork
 from ostrack_fast.ops import reference
 
 from .conftest import decided, run_model
@@ -28,6 +29,32 @@ def test_opencv_computes_the_models_maps(path, model):
         net.setInput(image.numpy(), name)
     for expected, found in zip(run_model(model, images), net.forward(OUTPUTS), strict=True):
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=1e-4)
+
+
+def test_a_file_has_only_operators_that_opencv_4_6_reads(path):
+    """What its importer was found to lack; `test_cpp_example` runs a file there where that OpenCV is installed."""
+    onnx = pytest.importorskip("onnx", reason="needs the packages of the extra export")
+    nodes = onnx.load(path).graph.node
+    known = {
+        "Abs", "Add", "Concat", "Conv", "Erf", "Gather", "InstanceNormalization", "MatMul", "Mul", "Relu", "Reshape",
+        "Sigmoid", "Slice", "Softmax", "Sub", "Transpose",
+    }  # fmt: skip
+    assert {node.op_type for node in nodes} <= known
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20])
+def test_elimination_by_matmuls_keeps_what_the_op_keeps(model, scale):
+    """In the same order: equal scores, zeros of both signs and scores that differ in the last bit included."""
+    network = OpenCVNetwork(model)
+    keep, count = len(network.ranks0), len(network.earlier0)
+    score = torch.rand(1, count, generator=torch.Generator().manual_seed(0)).mul(8).round().div(8) * scale
+    score[0, ::7] = -0.0
+    score[0, 5], score[0, 90] = torch.nextafter(score[0, 4], torch.tensor(1.0)), 0.0
+    cells = torch.arange(count)[None]
+    expected = reference.eliminate(cells[..., None].float(), score, cells, keep)[1]
+    kept = network._keep_best(score[..., None], 0)
+    assert kept.unique().tolist() == [0, 1]
+    assert torch.equal(kept.argmax(2), expected) and (kept.sum(2) == 1).all()
 
 
 def crop(frame, box, factor, size):
