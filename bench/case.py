@@ -36,6 +36,7 @@ class Options:
         names: ops (or whatever else a suite names its cases by).
         quick: the smallest shapes only.
         only: implementations by name; the others are not built where building takes long.
+        peers: time the networks in other packages too, see `peers`.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class Options:
     dtypes: Sequence[torch.dtype] | None = None
     quick: bool = False
     only: Sequence[str] | None = None
+    peers: bool = False
 
     @property
     def chosen_batches(self) -> Sequence[int]:

@@ -76,8 +76,11 @@ def _template_once(model: OSTrack, z: Tensor, x: Tensor) -> Run:
     return lambda: model.forward_tokens(tokens, x, mask)[2]
 
 
-def _torch_best(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype) -> Run:
-    """PyTorch's libraries alone (cuBLAS, cuDNN, SDPA): BatchNorm folded, template once, on a GPU one CUDA graph."""
+def torch_best(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype, frozen: bool = False) -> Run:
+    """PyTorch's libraries alone (cuBLAS, cuDNN, SDPA): BatchNorm folded, template once, on a GPU one CUDA graph.
+
+    `frozen`: compiled by Inductor too, its weights constants that are folded and prepacked.
+    """
     model = deepcopy(model).to(dtype)
     for tower in (each for each in model.box_head.modules() if isinstance(each, nn.Sequential)):
         convolution, norm = cast(nn.Conv2d, tower[0]), cast(nn.BatchNorm2d, tower[1])
@@ -101,6 +104,8 @@ def _torch_best(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype) -> Run
     restore = partial(bench_restore.torch_best, first=first)
     network = UpstreamNetwork(model, attention, eliminate, restore)
     run = partial(network.locate, model.backbone.embed_template(z.to(dtype)), x)
+    if frozen:
+        run = partial(torch.compile(network.locate, options={"freezing": True}), *run.args)
     return graphed(run) if z.is_cuda else run
 
 
@@ -137,7 +142,7 @@ def baselines(device: torch.device) -> dict[str, tuple[Build, torch.dtype]]:
     name, graph = short_name(half), ", CUDA graph" if device.type == "cuda" else ""
     return {
         f"upstream {name}": (partial(_converted, dtype=half), half),
-        f"torch {name}{graph}": (partial(_torch_best, dtype=half), half),
+        f"torch {name}{graph}": (partial(torch_best, dtype=half), half),
         "torch.compile": (partial(_converted, dtype=single, compiled=True), single),
         f"torch.compile {name}": (partial(_converted, dtype=half, compiled=True), half),
         f"engine {name}, all candidates": (partial(_engine, dtype=half, candidate_elimination=False), half),

@@ -17,6 +17,7 @@ from ostrack_fast.config import get_config
 
 from .case import Case, Comparison, Implementation, Options
 from .networks import NAMES, baselines, images, make_model, parameter_count, stage_flops, steps
+from .peers import missing, peers
 from .upstream import UpstreamNetwork
 
 __all__ = ["NAMES", "cases"]
@@ -52,15 +53,20 @@ def _compare(name: str, batch: int, options: Options) -> Comparison:
         # Without elimination it is another function, there for comparison.
         tolerance = float("inf") if "all candidates" in label else _TOLERANCE[dtype]
         comparison.implementations[label] = Implementation(build(model, z, x), tolerance, dtype)
+    if options.peers:
+        comparison.skipped.update(missing())
+        for label, run, dtype in peers(model, z, x, comparison.skipped):
+            comparison.implementations[label] = Implementation(run, _TOLERANCE[dtype], dtype)
     return comparison
 
 
 def peak_bytes(name: str, batch: int, implementation: str, device: torch.device) -> int | None:
     """Bytes that weights and work take at their peak, in a process of its own and without the interpreter's.
 
-    None on a system that does not tell, and for compiled implementations, whose compiler would be measured.
+    None on a system that does not tell, for compiled implementations, whose compiler would be measured, and for peers.
     """
-    if "compile" in implementation or (device.type == "cpu" and not _CLEAR.exists()):
+    known = implementation in steps(device) | baselines(device) and "compile" not in implementation
+    if not known or (device.type == "cpu" and not _CLEAR.exists()):
         return None
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_measure_peak, name, batch, implementation, device, torch.get_num_threads()).result()

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.bench import report, roofline, timing
+from ostrack_fast.bench import networks, peers, report, roofline, suite_model, timing
 from ostrack_fast.bench.case import Case, Comparison, Implementation, Options, WrongResult
 from ostrack_fast.bench.suite_ops import NAMES, cases
+from ostrack_fast.bench.upstream import UpstreamNetwork
 from ostrack_fast.cli import main
 
 CPU = torch.device("cpu")
@@ -177,11 +178,28 @@ def test_a_case_that_fails_is_told_and_the_others_are_kept(bench, tmp_path, monk
         (["--dtype", "int4"], "--dtype 'int4' is unknown"),
         (["--batch", "0"], "--batch '0' is not a list of positive numbers"),
         (["--threads", "two"], "--threads 'two' is not a list of positive numbers"),
+        (["--peers"], "--peers compares whole networks on the CPU"),
     ],
 )
 def test_mistakes_are_told_in_a_line(bench, arguments, message):
     code, _, error = bench(*arguments)
     assert code == 2 and message in error
+
+
+@pytest.mark.slow
+def test_peers_compute_the_same():
+    """onnxruntime and OpenVINO on an export of the model; what is not installed is named."""
+    missing = peers.missing()
+    model = networks.make_model("small")
+    z, x = torch.randn(1, 3, 96, 96), torch.randn(1, 3, 192, 192)
+    with torch.inference_mode():
+        expected = UpstreamNetwork(model)(z, x)
+        found = {name: (run(), dtype) for name, run, dtype in peers.peers(model, z, x)}
+    assert {name.split()[0] for name in found} == {"torch.compile,", "onnxruntime", "OpenVINO"} - missing.keys()
+    for name, (maps, dtype) in found.items():
+        for got, wanted in zip(maps, expected, strict=True):
+            error = (got - wanted).abs().mean() / wanted.abs().mean()
+            assert error < suite_model._TOLERANCE[dtype], name
 
 
 def test_every_op_has_its_file_for_pytest_benchmark():

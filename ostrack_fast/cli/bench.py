@@ -38,6 +38,10 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="Only these: float32, float16, bfloat16.")] = None,
     threads: Annotated[str | None, typer.Option(help="Threads on the CPU, such as 1,2, one after the other.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="model on a CPU: onnxruntime, OpenVINO and frozen torch.compile beside ours."),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write all numbers and the machine's description here.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="To time each case for, about.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smallest shapes, few rounds: does it run?")] = False,
@@ -62,13 +66,17 @@ def bench(
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}: choose {', '.join(SUITES)}")
     module = import_module(f"ostrack_fast.bench.suite_{suite}")
+    on = resolve_device(device)
+    if peers and (suite != "model" or on.type != "cpu"):
+        raise ValueError("--peers compares whole networks on the CPU: ostrack-fast bench model --device cpu --peers")
     options = Options(
-        resolve_device(device),
+        on,
         chosen("--op", op, module.NAMES),
         counts("--batch", batch),
         _dtypes(dtype),
         quick,
         only,
+        peers,
     )
     planned = list(module.cases(options))
     cases = [case for case in planned if batch or not case.too_long]

@@ -15,13 +15,13 @@ _PACKAGES = ("ostrack_fast", "torch", "triton", "timm", "numpy", "opencv-python-
 
 def info() -> None:
     """Show versions, devices, shipped weights, and which backend runs each op and why."""
-    import torch
 
     from .. import environment, ops
     from ..devices import automatic_dtype, resolve_device
     from ..model.checkpoint import shipped_weights
+    from ..ops.threads import thread_count
 
-    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    threads = f"{thread_count()} threads of {os.cpu_count()} cores"
     here = resolve_device()
     dtype, why = automatic_dtype(here)
     rows = [

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from .threads import thread_count
+
 try:
     from .. import _C
 except ImportError as error:
@@ -126,4 +128,4 @@ def call(kernel: str, device: torch.device, *arguments: Tensor | float | None) -
         with torch.cuda.device(device):
             function(*converted, torch.cuda.current_stream().cuda_stream)
     else:
-        function(*converted, torch.get_num_threads())
+        function(*converted, thread_count())
