@@ -31,8 +31,13 @@ def missing() -> dict[str, str]:
     return found
 
 
-def peers(model: OSTrack, z: Tensor, x: Tensor) -> Iterator[tuple[str, Run, torch.dtype]]:
+def peers(
+    model: OSTrack, z: Tensor, x: Tensor, skipped: dict[str, str] | None = None
+) -> Iterator[tuple[str, Run, torch.dtype]]:
     """(name, run, compute dtype) of every peer that is installed, for images (B,3,Z,Z) and (B,3,X,X) on the CPU.
+
+    Args:
+        skipped: takes the names of those whose export was refused, and why.
 
     Each uses as many threads as PyTorch does now. onnxruntime and OpenVINO embed the template in every frame.
     """
@@ -43,7 +48,12 @@ def peers(model: OSTrack, z: Tensor, x: Tensor) -> Iterator[tuple[str, Run, torc
         if "onnxruntime" not in absent:
             for name, dtype in (("float32", torch.float32), ("int8", torch.int8)):
                 file = path.with_stem(name)
-                export_model(model, file, dtype=name, batch=len(x))
+                try:
+                    export_model(model, file, dtype=name, batch=len(x))
+                except ArithmeticError as error:  # random weights, whose candidates are nearly alike, in int8
+                    if skipped is not None:
+                        skipped[f"onnxruntime {name}"] = str(error)
+                    continue
                 yield f"onnxruntime {name}", partial(run_session, _session(file), z, x), dtype
         if "OpenVINO" not in absent:
             if not path.exists():
