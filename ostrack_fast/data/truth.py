@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import re
 from pathlib import Path
 
@@ -25,6 +24,8 @@ _NAN = re.compile(r"[-+]?(nan(\(\w*\))?|1\.#(ind|qnan|snan)\d*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
 # Pixels. No image is so large, and squares of such numbers overflow in no metric.
 _LARGEST = 1e9
+_NEWLINE = ord("\n")
+_POWERS: Array = 10.0 ** np.arange(16)
 
 
 def present(boxes: ArrayLike) -> NDArray[np.bool_]:
@@ -85,11 +86,46 @@ def read_raw_boxes(path: str | Path) -> Array:
 
 
 def _parse_plain(data: bytes) -> Array:
-    """Boxes of a plain ASCII file whose lines are all alike. Raises ValueError for any other."""
-    separators = [mark for mark in (b",", b"\t", b" ") if mark in data[:200]]
-    if len(separators) != 1 or b"\n\n" in data or b"\r\n\r\n" in data or data[:1].isspace():
-        raise ValueError("not four numbers between the same single character in every line")
-    return as_boxes(np.loadtxt(io.BytesIO(data), delimiter=separators[0].decode(), comments=None, ndmin=2))
+    """Boxes of a plain file: lines of four decimals between the same single character. Raises ValueError for any other.
+
+    All numbers are read at once, a character of each at a time: several times as fast as `numpy.loadtxt`, and as exact
+    as `float`, since a number of at most 15 digits and a power of ten up to 15 are exact and their quotient is rounded
+    once.
+    """
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    text = np.frombuffer(data.rstrip() + b"\n", dtype=np.uint8)
+    separators = [mark for mark in b",\t " if mark in data[:200]]
+    if len(separators) != 1:
+        raise ValueError("not the same single character between all numbers")
+    ends = np.flatnonzero((text == separators[0]) | (text == _NEWLINE))
+    if len(ends) % 4 or (text[ends].reshape(-1, 4) != [*separators * 3, _NEWLINE]).any():
+        raise ValueError("not four numbers in every line")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    return _decimals(text, starts, ends - starts).reshape(-1, 4)
+
+
+def _decimals(text: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Array:
+    """The numbers at these places of a text. Raises ValueError for one that is no decimal of at most 15 digits."""
+    value = np.zeros(len(starts))
+    digits, decimals = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int64)
+    fraction = np.zeros(len(starts), bool)
+    for index in range(int(lengths.max())):
+        character = text.take(starts + index, mode="clip")
+        inside = lengths > index
+        digit = character - np.uint8(ord("0"))
+        is_digit, is_point = (digit < 10) & inside, (character == ord(".")) & inside
+        other = inside & ~is_digit & ~is_point
+        if (is_point & fraction).any() or (other & ((character != ord("-")) | (index > 0))).any():
+            raise ValueError("not a decimal number")
+        value = np.where(is_digit, value * 10 + digit, value)
+        digits += is_digit
+        decimals += is_digit & fraction
+        fraction |= is_point
+    if not digits.all() or digits.max() > 15:
+        raise ValueError("not a decimal number of 1 to 15 digits")
+    value /= _POWERS[decimals]
+    return np.where(text[starts] == ord("-"), -value, value)
 
 
 def _parse_lines(path: Path) -> Array:

@@ -213,7 +213,30 @@ def test_raw_boxes_are_what_the_file_says(tmp_path, text, expected):
     np.testing.assert_array_equal(read_raw_boxes(tmp_path / "a.txt"), expected)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "1,2,3\n4,5,6\n7,8,9\n1,2,3\n", "1,2,3,4,5,6,7,8\n", "1_0,2,3,4\n"])
+@pytest.mark.parametrize("form", ["{:.0f}", "{:.3f}", "{:g}", "{:.9f}", "{!r}", "{:.12e}", "{:+.2f}"])
+@pytest.mark.parametrize("separator", [",", "\t", " ", ", "])
+def test_numbers_are_read_as_exactly_as_python_reads_them(tmp_path, form, separator):
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(-1000, 1000, (200, 4)) * 10.0 ** rng.integers(-6, 3, (200, 4))
+    words = [[form.format(float(value)) for value in row] for row in boxes]
+    (tmp_path / "a.txt").write_text("\n".join(map(separator.join, words)))
+    read = read_raw_boxes(tmp_path / "a.txt")
+    assert read.tolist() == [[float(word) for word in row] for row in words]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n\n",
+        "1,2,3\n4,5,6\n7,8,9\n1,2,3\n",
+        "1,2,3,4,5,6,7,8\n",
+        "1_0,2,3,4\n",
+        "1..2,2,3,4",
+        "1,-,3,4",
+        "1-2,2,3,4",
+    ],
+)
 def test_raw_boxes_that_are_none(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(ValueError, match=r"a\.txt.*(is empty|is not four numbers)"):
