@@ -11,7 +11,9 @@ from .base import (
     CurveProtocol,
     Curves,
     Truth,
+    all_positive,
     centre_distance,
+    has_nan,
     inclusive_iou,
     repeat_last_box,
     share_above,
@@ -37,12 +39,12 @@ class Lasot(CurveProtocol):
 
     def _score(self, predicted: Array, truth: Truth) -> Curves:
         boxes, frames = truth.boxes, len(truth.boxes)
-        bad = np.isnan(predicted).any(axis=1) | (predicted[:, 2:] <= 0).any(axis=1)
-        predicted = repeat_last_box(predicted, np.asarray(bad & ~np.isnan(boxes).any(axis=1)))
+        bad = has_nan(predicted) | (predicted[:, 2] <= 0) | (predicted[:, 3] <= 0)
+        predicted = repeat_last_box(predicted, np.asarray(bad & ~has_nan(boxes)))
         predicted[0] = boxes[0]
-        if truth.absent is not None:
+        if truth.absent is not None and truth.absent.any():
             predicted, boxes = predicted[~truth.absent], boxes[~truth.absent]
-        valid = (boxes > 0).all(axis=1)
+        valid = all_positive(boxes)
         overlaps = np.where(valid, inclusive_iou(predicted, boxes), -1)
         errors = np.where(valid, centre_distance(predicted, boxes), -1)
         normalized = np.where(valid, centre_distance(predicted, boxes, boxes[:, 2:]), -1)

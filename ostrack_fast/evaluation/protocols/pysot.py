@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...data.truth import Array
-from .base import OVERLAPS, PIXELS, SHARES, CurveProtocol, Curves, Truth, iou, share_above, share_within
+from .base import OVERLAPS, PIXELS, SHARES, CurveProtocol, Curves, Truth, all_positive, iou, share_above, share_within
 
 
 class Pysot(CurveProtocol):
@@ -23,7 +23,7 @@ class Pysot(CurveProtocol):
         boxes, frames = truth.boxes, len(truth.boxes)
         if truth.absent is not None:
             predicted, boxes = predicted[~truth.absent], boxes[~truth.absent]
-        overlaps = np.where((boxes > 0).all(axis=1), np.maximum(iou(predicted, boxes), 0), -1)
+        overlaps = np.where(all_positive(boxes), np.maximum(iou(predicted, boxes), 0), -1)
         centre, true_centre = ((one[:, :2] + (one[:, 2:] - 1) / 2) for one in (predicted, boxes))
         unit = boxes[:, 2:] + 1e-16
         return Curves(

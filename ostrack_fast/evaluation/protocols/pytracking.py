@@ -13,7 +13,9 @@ from .base import (
     CurveProtocol,
     Curves,
     Truth,
+    all_positive,
     centre_distance,
+    has_nan,
     inclusive_iou,
     repeat_last_box,
     share_above,
@@ -44,14 +46,14 @@ class PyTracking(CurveProtocol):
         self.dataset = dataset
 
     def _valid(self, boxes: Array) -> NDArray[np.bool_]:
-        return np.asarray((boxes > 0).all(axis=1))
+        return all_positive(boxes)
 
     def _score(self, predicted: Array, truth: Truth) -> Curves:
         boxes, frames = truth.boxes, len(truth.boxes)
         dataset = truth.dataset if self.dataset is None else self.dataset
         if np.isnan(predicted).any() or (predicted[:, 2:] < 0).any():
             raise ValueError(f"{truth.name}: pytracking refuses results with NaN or negative sides: write 0,0,0,0")
-        bad = (predicted[:, 2:] == 0).any(axis=1) & ~np.isnan(boxes).any(axis=1)
+        bad = ((predicted[:, 2] == 0) | (predicted[:, 3] == 0)) & ~has_nan(boxes)
         predicted = repeat_last_box(predicted, np.asarray(bad))
         predicted[0] = boxes[0]
         absent = np.zeros(frames, dtype=bool) if truth.absent is None else truth.absent
