@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ..data.images import Image, read_image
 from ..data.truth import Array, present
@@ -70,6 +71,9 @@ def speed_picture(points: SequenceOf[tuple[str, float, float]], figure_name: str
         axes.plot(fps, value, "o", markersize=8)
         axes.annotate(name, (fps, value), (6, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    # The usual labels of a logarithmic axis are formulas.
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return _svg(figure, "Speed against accuracy")
 
 

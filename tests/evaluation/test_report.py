@@ -1,5 +1,6 @@
 """The report: its figures, its intervals, and the page in a real browser."""
 
+import base64
 import json
 import re
 import shutil
@@ -85,6 +86,9 @@ def test_the_page_and_the_table_show_what_the_score_says(results):
     assert not re.search(r'(src|href)="(?!data:)', page)
     for each in ranked:
         assert f"{each['summary']['AUC']:.2f} [" in to_markdown(report)
+    for picture in (*report.curves, report.speed):
+        drawing = base64.b64decode(picture.source.partition(",")[2]).decode()
+        assert "mathdefault" not in drawing and "<svg" in drawing
 
 
 @pytest.mark.parametrize("name", ["got10k", "trackingnet", "folder"])
