@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.A
 # Pixels. No image is so large, and squares of such numbers overflow in no metric.
 _LARGEST = 1e9
 _NEWLINE = ord("\n")
-_POWERS: Array = 10.0 ** np.arange(16)
+_POWERS: Array = np.array([float(10**power) for power in range(16)])
 
 
 def present(boxes: ArrayLike) -> NDArray[np.bool_]:

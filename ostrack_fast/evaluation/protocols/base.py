@@ -144,7 +144,7 @@ def centre_distance(a: Array, b: Array, unit: Array | None = None) -> Array:
 def has_nan(boxes: Array) -> NDArray[np.bool_]:
     """Which rows of (n,4) hold a NaN, (n,)."""
     missing = np.isnan(boxes)
-    return missing.any(axis=1) if missing.any() else np.zeros(len(boxes), bool)
+    return np.asarray(missing.any(axis=1)) if missing.any() else np.zeros(len(boxes), bool)
 
 
 def all_positive(boxes: Array) -> NDArray[np.bool_]:
