@@ -1,0 +1,81 @@
+"""The pictures of the README and of the first page: a GIF of a track, and accuracy against speed beside peers.
+
+python docs/pictures.py  # reads the shipped video and bench/results/*peers-track.json, writes docs/*.gif and *.png
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from ostrack_fast import Tracker
+from ostrack_fast.video import open_source
+
+DOCS = Path(__file__).parent
+OURS, PEER = "#2f6db5", "#9a9a9a"
+
+
+def draw_track(picture: Path) -> None:
+    """Every third frame of the shipped video, at half its size, with the tracked box and the score."""
+    assets = resources.files("ostrack_fast") / "assets"
+    box = json.loads((assets / "demo.json").read_text(encoding="utf-8"))["box"]
+    tracker = Tracker("small", "cpu", "float32")
+    shown = []
+    with resources.as_file(assets / "demo.mp4") as path:
+        source = open_source(path)
+        for index, frame in enumerate(source):
+            score = 1.0
+            if index == 0:
+                tracker.initialize(frame, tuple(box))
+            else:
+                result = tracker.track(frame)
+                box, score = result.box, result.score
+            if index % 3 == 0:
+                image = cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+                x, y, w, h = (round(value / 2) for value in box)
+                cv2.rectangle(image, (x, y), (x + w, y + h), (255, 200, 0), 2)
+                cv2.putText(image, f"{score:.2f}", (x + 4, y + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 200, 0), 1)
+                shown.append(Image.fromarray(image))
+    # One palette for all frames: a palette each would flicker.
+    wall = Image.new("RGB", (shown[0].width, shown[0].height * 3))
+    for row, image in enumerate((shown[0], shown[len(shown) // 2], shown[-1])):
+        wall.paste(image, (0, row * image.height))
+    palette = wall.quantize(96)
+    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in shown]
+    duration = round(3000 / source.fps)
+    frames[0].save(picture, save_all=True, append_images=frames[1:], duration=duration, loop=0, optimize=True)
+
+
+def draw_peers(results: Path, picture: Path) -> None:
+    """A point for every tracker of which both numbers were measured."""
+    document = json.loads(results.read_text(encoding="utf-8"))
+    figure, axis = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
+    for name, one in document["results"].items():
+        if "auc" in one:
+            rate, ours = 1e3 / one["median_ms"], name.startswith("ostrack_fast")
+            axis.scatter(rate, one["auc"], color=OURS if ours else PEER, zorder=2)
+            axis.annotate(name, (rate, one["auc"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set_xscale("log")
+    axis.set_xlim(8, 160)
+    axis.set_xticks([10, 20, 50, 100], ["10", "20", "50", "100"])
+    axis.minorticks_off()
+    axis.set_ylim(0.4, 0.75)
+    axis.set_xlabel("frames a second, 2 threads of an AMD EPYC (Zen 3), 640 x 360 pixels", fontsize=8)
+    axis.set_ylabel("mean success AUC, 17 videos", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(color="#e6e6e6", zorder=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=130)
+
+
+if __name__ == "__main__":
+    draw_track(DOCS / "demo.gif")
+    draw_peers(DOCS.parent / "bench" / "results" / "amd-epyc-zen3-2cores-peers-track.json", DOCS / "peers.png")
