@@ -16,6 +16,10 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 GIB = 1024**3
 
 
+class BadImage(ValueError):
+    """A file that is no whole image; the message names it."""
+
+
 def read_image(path: str | Path) -> Image:
     """(h, w, 3) uint8 RGB, turned upright where the file's EXIF data says so.
 
@@ -35,14 +39,23 @@ def decode_image(path: str | Path, flags: int) -> NDArray:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} cannot be read as an image: it is not a regular file")
-    data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    return _decoded(path.read_bytes(), path, flags)
+
+
+def image_from(data: bytes, path: str | Path) -> Image:
+    """As `read_image`, from what the file that is called `path` in messages holds."""
+    return cv2.cvtColor(_decoded(data, path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def _decoded(content: bytes, path: str | Path, flags: int) -> NDArray:
+    data = np.frombuffer(content, dtype=np.uint8)
     try:
         image = cv2.imdecode(data, flags) if len(data) else None
     except cv2.error as error:
-        raise ValueError(f"{path} cannot be read as an image: OpenCV says {error.err!r}") from None
+        raise BadImage(f"{path} cannot be read as an image: OpenCV says {error.err!r}") from None
     if image is None:
         what = "it is empty" if not len(data) else "it is damaged, cut off, or no image at all; remove or repair it"
-        raise ValueError(f"{path} cannot be read as an image: {what}")
+        raise BadImage(f"{path} cannot be read as an image: {what}")
     return image
 
 

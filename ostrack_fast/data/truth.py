@@ -56,7 +56,11 @@ def read_boxes(path: str | Path, frames: int | None = None) -> Array:
         OSError: there is no such file, or it may not be read.
         ValueError: it is no text file, or a line is neither of these; the message names file and line.
     """
-    lines = read_lines(path)
+    return parse_boxes(read_lines(path), path, frames)
+
+
+def parse_boxes(lines: list[str], path: str | Path, frames: int | None = None) -> Array:
+    """As `read_boxes`, from the lines of the file that is called `path` in messages."""
     while frames is not None and len(lines) > frames and not lines[-1].strip():
         lines.pop()
     rows = [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
@@ -197,7 +201,11 @@ def read_lines(path: str | Path) -> list[str]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
-    data = path.read_bytes()
+    return parse_lines(path.read_bytes(), path)
+
+
+def parse_lines(data: bytes, path: str | Path) -> list[str]:
+    """As `read_lines`, from what the file that is called `path` in messages holds."""
     try:
         text = data.decode(_encoding(data))
     except UnicodeDecodeError:
