@@ -69,18 +69,21 @@ class Mlp(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth (arXiv:1603.09382): in training a sample's branch is left out with this probability.
 
-    What is kept is divided by the share that is kept, so that its mean stays.
+    What is kept is divided by the share that is kept, so that its mean stays. Processes that train one model together
+    draw for the whole batch, the same in each, and `part` says which of how many equal parts of it this one has.
     """
 
     def __init__(self, probability: float):
         super().__init__()
         self.probability = probability
+        self.part = (0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = 1 - self.probability
-        return x * x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(kept).div_(kept)
+        kept, (number, parts) = 1 - self.probability, self.part
+        drawn = x.new_empty(parts, x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(kept).div_(kept)
+        return x * drawn[number]
 
 
 class Block(nn.Module):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ..config import ModelConfig, get_config
 from ..settings import bind, check_ranges, read_yaml
 from .augment import AUGMENTS, AugmentConfig
 from .crops import CropConfig
 from .losses import LossConfig
+from .pretrained import PRETRAINED
 from .sources import bind_sources
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class OptimConfig:
         warmup_epochs, drop_epoch, decay_epochs: see `schedule.rate_factor`.
         grad_clip: bound of the gradient's norm, 0 for none.
         ema: decay of the running average of the weights, which is what gets exported; 0 for none.
+        lr_batch: the number of pairs in a step that `lr` is for; the rate then grows in proportion to the number that a
+            step of all processes really has. None leaves it.
+        lora: rank of the matrices that are trained in place of the backbone, see `lora`; 0 for none.
         freeze_blocks: so many first blocks stay as initialised, with the patch embedding and position tables.
     """
 
@@ -34,15 +43,19 @@ class OptimConfig:
     drop_epoch: float | None = 240.0
     decay_epochs: float = 0.0
     ema: float = 0.0
+    lr_batch: int | None = None
+    lora: int = 0
     freeze_blocks: int = 0
 
     def __post_init__(self) -> None:
         check_ranges(
             self, lr=(0, 10), backbone_lr=(0, 100), weight_decay=(0, 10), grad_clip=(0, 1e6), warmup_epochs=(0, 1e6),
-            decay_epochs=(0, 1e6), ema=(0, 0.999999), freeze_blocks=(0, 1000),
+            decay_epochs=(0, 1e6), ema=(0, 0.999999), freeze_blocks=(0, 1000), lora=(0, 1024),
         )  # fmt: skip
         if self.drop_epoch is not None:
             check_ranges(self, drop_epoch=(0, 1e6))
+        if self.lr_batch is not None:
+            check_ranges(self, lr_batch=(1, 1e9))
 
 
 @dataclass(frozen=True)
@@ -54,15 +67,21 @@ class TrainConfig:
         data: sources by kind and their shares, see `sources`.
         data_root: folder that relative paths in `data` count from.
         output: folder of checkpoints, logs and exported weights.
-        backbone: pretrained ViT, see `pretrained.load_backbone`; None starts from random weights.
+        backbone: pretrained ViT: `mae`, `augreg` or `deit` (Table 4 of the paper), or what `pretrained.load_backbone`
+            takes; None starts from random weights.
         mark_template: see `pretrained.mark_template`; 0 for none.
         score_prior: the score every cell starts with. 0.5 as published; the focal loss prefers a small one (RetinaNet),
             which spares the head its first thousand steps.
         weights: start from these OSTrack weights instead (fine-tuning); positions are resized to the crops.
         epochs, pairs_per_epoch, batch_size: length of the run; `batch_size` is that of one process.
+        accumulate: micro-batches of `batch_size` a step; their gradients are averaged before the optimizer's update.
+        batch_norm: "all" takes its statistics over the micro-batches of all processes, "local" over that of each alone,
+            as the published code does.
+        activation_checkpointing: compute the blocks again in the backward pass instead of storing what is in them.
         ce_start_epoch, ce_warmup_epochs: see `schedule.keep_rate`.
-        precision: "bfloat16" (autocast) or "float32".
+        precision: "float32", or autocast in "bfloat16" or in "float16", the latter with a scaled loss.
         workers: processes that make pairs.
+        bad_images: how many different images that cannot be read a process passes over before the run fails.
         checkpoint_minutes: time between checkpoints.
         seed: of the samples, the initial head and stochastic depth.
     """
@@ -82,58 +101,70 @@ class TrainConfig:
     epochs: float = 300.0
     pairs_per_epoch: int = 60_000
     batch_size: int = 32
+    accumulate: int = 1
+    batch_norm: Literal["all", "local"] = "all"
+    activation_checkpointing: bool = False
     ce_start_epoch: float = 20.0
     ce_warmup_epochs: float = 80.0
     precision: str = "bfloat16"
     workers: int = 2
+    bad_images: int = 100
     checkpoint_minutes: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bfloat16", "float32"):
-            raise ValueError(f"precision={self.precision!r} must be bfloat16 or float32")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if self.backbone and self.weights:
             raise ValueError("give backbone (a pretrained ViT) or weights (a trained OSTrack), not both")
+        if self.optim.lora and (self.optim.freeze_blocks or not self.weights):
+            raise ValueError("lora adapts trained weights and freezes all blocks: give weights, no freeze_blocks")
         if self.optim.freeze_blocks and not (self.backbone or self.weights):
             raise ValueError("freeze_blocks keeps random blocks unless backbone or weights are given")
         if min(self.epochs, self.pairs_per_epoch, self.batch_size) <= 0:
             raise ValueError("epochs, pairs_per_epoch and batch_size must be positive")
         check_ranges(
             self, mark_template=(0, 1000), score_prior=(1e-6, 1 - 1e-6), epochs=(0, 1e6), pairs_per_epoch=(1, 1e12),
-            batch_size=(1, 1e6), ce_start_epoch=(0, 1e6), ce_warmup_epochs=(0, 1e6), workers=(0, 1024),
-            checkpoint_minutes=(0, 1e6), seed=(0, 2**63 - 1),
+            batch_size=(1, 1e6), accumulate=(1, 1e4), ce_start_epoch=(0, 1e6), ce_warmup_epochs=(0, 1e6),
+            workers=(0, 1024), bad_images=(0, 1e9), checkpoint_minutes=(0, 1e6), seed=(0, 2**63 - 1),
         )  # fmt: skip
         if self.optim.freeze_blocks > self.model.depth:
             raise ValueError(f"freeze_blocks={self.optim.freeze_blocks}, but the model has {self.model.depth} blocks")
-        if self.total_pairs < self.batch_size:
-            raise ValueError(
-                f"a run of {self.total_pairs} pairs has no batch of {self.batch_size}: raise epochs or "
-                "pairs_per_epoch, or lower batch_size"
-            )
+        self.trained_pairs(self.batch_size * self.accumulate)
 
     @property
     def total_pairs(self) -> int:
         """Pairs of the whole run, whole batches or not."""
         return round(self.epochs * self.pairs_per_epoch)
 
-    @property
-    def trained_pairs(self) -> int:
-        """Pairs of the whole run's batches: the last ones that fill no batch are left out."""
-        return self.total_pairs // self.batch_size * self.batch_size
+    def trained_pairs(self, batch: int) -> int:
+        """Pairs of the whole run's batches of `batch` pairs: the last ones that fill no batch are left out.
+
+        Raises:
+            ValueError: there is no such batch.
+        """
+        if self.total_pairs < batch:
+            raise ValueError(
+                f"a run of {self.total_pairs} pairs has no batch of {batch}: raise epochs or "
+                "pairs_per_epoch, or lower batch_size"
+            )
+        return self.total_pairs // batch * batch
 
 
 def read_train_config(path: str | Path) -> TrainConfig:
-    """Read a yaml file whose keys are the fields of `TrainConfig`, sections as mappings.
+    """Read a yaml file whose keys are the fields of `TrainConfig`, sections as mappings; or one of `recipes` by name.
 
     `model` is a preset's name or a mapping with `preset` and fields to change, `augment` a name of `augment.AUGMENTS`
-    or a mapping. Crop sizes and factors follow the model. Relative paths count from the yaml file's folder; those of
-    `data` from `data_root`.
+    or a mapping. Crop sizes and factors follow the model. Relative paths count from the yaml file's folder, and a
+    recipe's from the working folder; those of `data` from `data_root`.
 
     Raises:
         OSError: there is no such file, or it may not be read.
         ValueError: an unknown or missing key, or a value that cannot be; the message names file, key and remedy.
     """
-    path = Path(path)
+    path, folder = Path(path), Path(path).parent
+    if not path.exists() and str(path) in recipes():
+        path, folder = recipes()[str(path)], Path.cwd()
     document = read_yaml(path)
     for key in ("model", "data", "output"):
         if key not in document:
@@ -151,11 +182,18 @@ def read_train_config(path: str | Path) -> TrainConfig:
     cfg = bind(TrainConfig, document | changes, str(path))
     bind_sources(cfg.data, f"{path}: data")
     given: dict[str, Any] = {name: getattr(cfg, name) for name in ("output", "data_root", "backbone", "weights")}
-    folder = path.parent
     paths: dict[str, Any] = {
-        k: str(folder / v) for k, v in given.items() if v is not None and not v.startswith("timm:")
+        key: str(folder / value)
+        for key, value in given.items()
+        if value is not None and not value.startswith("timm:") and not (key == "backbone" and value in PRETRAINED)
     }
     return replace(cfg, **paths)
+
+
+def recipes() -> dict[str, Path]:
+    """The yaml files that ship with the package, by name."""
+    folder = Path(str(files(__package__))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def _read_model(value: object, where: str) -> ModelConfig:

@@ -7,18 +7,23 @@ Decoded images stay in memory and are shared with the workers by forking.
 from __future__ import annotations
 
 import signal
+import sys
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from ..data.images import BadImage
 from .augment import Augment, AugmentConfig, flip_box
 from .choice import Choice
 from .crops import CropConfig, Pair
+
+_TOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +66,14 @@ class DataConfig:
         augment: augmentation of every pair.
         seed: changes every sample.
         length: number of samples; `PairDataset` accepts indices below it.
+        bad_images: how many different images that cannot be read a loader passes over before it gives up.
     """
 
     crops: CropConfig = field(default_factory=CropConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
     length: int = 1_000_000
+    bad_images: int = 100
 
 
 class PairDataset(Dataset):
@@ -77,11 +84,13 @@ class PairDataset(Dataset):
         config: crops, augmentation, seed and length.
 
     Items are dicts: `template` (Z, Z, 3) and `search` (X, X, 3) uint8 RGB tensors, `template_box` and `search_box`
-    (4,) float32 xywh over the side of the crop.
+    (4,) float32 xywh over the side of the crop; and, where images could not be read and others were drawn instead,
+    `skipped`, the list of what is wrong with each.
 
     Raises:
         ValueError: without a source or with a ratio that is not positive.
-        ValueError: when 100 draws in a row give no usable pair.
+        ValueError: when 100 draws in a row give no usable pair. OSError or ValueError of the last image that cannot be
+            read, if there was one among them.
     """
 
     def __init__(self, sources: Sequence[tuple[Source, float]], config: DataConfig = DataConfig()) -> None:
@@ -98,19 +107,26 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return self.config.length
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         rng = np.random.default_rng(np.random.SeedSequence((self.config.seed, index)))
         crops = self.config.crops
+        bad: list[OSError | BadImage] = []
         for _ in range(100):
-            pair = self.sources[self._choose(rng)].sample(rng, crops)
+            try:
+                pair = self.sources[self._choose(rng)].sample(rng, crops)
+            except (OSError, BadImage) as error:
+                bad.append(error)
+                continue
             if pair is not None:
                 break
         else:
+            if bad:
+                raise bad[-1]
             raise ValueError("100 draws gave no usable pair: are the boxes in pixels, and the targets large enough?")
         images, flips = self._augment((pair.template, pair.search), rng)
-        item = {}
+        item: dict[str, Any] = {"skipped": [str(error) for error in bad]} if bad else {}
         for name, image, box, size, flip in (
             ("template", images[0], pair.template_box, crops.template_size, flips[0]),
             ("search", images[1], pair.search_box, crops.search_size, flips[1]),
@@ -122,17 +138,23 @@ class PairDataset(Dataset):
         return item
 
 
-class _From(Sampler):
-    """Indices from `start` to the end of the dataset, in order."""
+class _Share(Sampler[list[int]]):
+    """The indices of one process's part of each batch, from `start` on; a last batch that is not whole is left out.
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+    A batch is `micro_batches` times `processes` times `size` samples in a row. All processes' first micro-batches come
+    first in it, in the order of the processes: together they are what one process with a larger `size` would see.
+    """
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
+    def __init__(self, start: int, stop: int, size: int, rank: int, processes: int, micro_batches: int) -> None:
+        step = size * processes
+        self._firsts = range(start, stop - step * micro_batches + 1, step * micro_batches)
+        self._offsets = [m * step + rank * size + i for m in range(micro_batches) for i in range(size)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([first + offset for offset in self._offsets] for first in self._firsts)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self._firsts)
 
 
 def _start_worker(worker: int) -> None:
@@ -163,17 +185,25 @@ class _Guarded(Dataset):
 
 
 def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, Exception)), None) or default_collate(items)
+    error = next((item for item in items if isinstance(item, Exception)), None)
+    if error is not None:
+        return error
+    skipped = [text for item in items for text in item.pop("skipped", [])]
+    return default_collate(items), skipped
 
 
 class PairLoader(DataLoader):
     """Batches of a `PairDataset`, made by `make_loader`. Iterating raises what the dataset raises, also in a worker.
 
+    Images that cannot be read are told on stderr, the first few in words, and counted in `bad`, by what is wrong.
+
     Close the iterator where it may not be exhausted, or the workers outlive it.
 
     Raises:
-        OSError: a worker died.
+        OSError: a worker died. ValueError: more images cannot be read than `DataConfig.bad_images` allows.
     """
+
+    bad: Counter[str]
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:  # type: ignore[override]
         batches = super().__iter__()
@@ -181,7 +211,8 @@ class PairLoader(DataLoader):
             for batch in batches:
                 if isinstance(batch, Exception):
                     raise batch
-                yield batch
+                self._count(batch[1])
+                yield batch[0]
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -193,28 +224,50 @@ class PairLoader(DataLoader):
             if self.num_workers:
                 batches._shutdown_workers()  # type: ignore[attr-defined]
 
+    def _count(self, skipped: list[str]) -> None:
+        limit = cast(_Guarded, self.dataset).dataset.config.bad_images
+        for text in skipped:
+            self.bad[text] += 1
+            if self.bad[text] == 1 and len(self.bad) <= _TOLD:
+                more = "; further ones are only counted" if len(self.bad) == _TOLD else ""
+                print(f"{text}: skipped{more}", file=sys.stderr)
+            if len(self.bad) > limit:
+                raise ValueError(f"{len(self.bad)} images cannot be read, bad_images allows {limit}; the last: {text}")
 
-def make_loader(dataset: PairDataset, batch_size: int, workers: int = 0, start: int = 0) -> PairLoader:
+
+def make_loader(
+    dataset: PairDataset,
+    batch_size: int,
+    workers: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    micro_batches: int = 1,
+) -> PairLoader:
     """Batches of samples start, start + 1, ... in order; an incomplete last batch is dropped.
 
     To resume, pass as `start` the number of samples already seen. Workers are forked, so that they share the images
     in memory. Without workers, OpenCV's threads are left as they are.
+
+    Args:
+        batch_size: of one process and one micro-batch. The loader of process `rank` gives its part of each batch,
+            `micro_batches` times `batch_size` samples.
 
     Raises:
         ValueError: for a start outside the dataset.
     """
     if not 0 <= start <= len(dataset):
         raise ValueError(f"start={start} lies outside the {len(dataset)} samples")
-    return PairLoader(
+    loader = PairLoader(
         _Guarded(dataset),
-        batch_size=batch_size,
-        sampler=_From(start, len(dataset)),
+        batch_sampler=_Share(start, len(dataset), batch_size, rank, processes, micro_batches),
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
-        drop_last=True,
         # Its own, as starting an iteration draws a number: a resumed run must not see another random state.
         generator=torch.Generator(),
     )
+    loader.bad = Counter()
+    return loader

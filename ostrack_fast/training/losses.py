@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from ..settings import check_ranges
 from .targets import gaussian_heatmap
 
 BOX_CELLS = ("predicted", "target")
+Mean = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,16 @@ class LossConfig:
         check_ranges(self, giou=(0, 1e6), l1=(0, 1e6), focal=(0, 1e6), attention=(0, 1e6))
 
 
-def focal_loss(predicted: Tensor, target: Tensor) -> Tensor:
+def focal_loss(predicted: Tensor, target: Tensor, mean: Mean = lambda value: value) -> Tensor:
     """Penalty-reduced focal loss over (B,...) maps in (0,1); peaks are the cells where `target` is exactly 1.
 
     Normalized by the number of peaks in the batch. Source: equation 7 of the paper (CornerNet's, alpha 2, beta 4).
+    `mean` is that over processes, see `ostrack_loss`.
     """
     peak = target == 1
     positive = (1 - predicted) ** 2 * predicted.clamp(min=1e-12).log()
     negative = (1 - target) ** 4 * predicted**2 * (1 - predicted).clamp(min=1e-12).log()
-    return -torch.where(peak, positive, negative).sum() / peak.sum().clamp(min=1)
+    return -torch.where(peak, positive, negative).sum() / mean(peak.sum().to(predicted)).clamp(min=1)
 
 
 def attention_loss(scores: list[tuple[Tensor, Tensor]], box: Tensor, grid: int) -> Tensor:
@@ -67,12 +70,16 @@ def attention_loss(scores: list[tuple[Tensor, Tensor]], box: Tensor, grid: int) 
     return total / max(len(scores), 1)
 
 
-def ostrack_loss(out: dict, box: Tensor, cfg: LossConfig = LossConfig()) -> tuple[Tensor, dict[str, Tensor]]:
+def ostrack_loss(
+    out: dict, box: Tensor, cfg: LossConfig = LossConfig(), mean: Mean = lambda value: value
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch and its terms.
 
     Args:
         out: what `OSTrack.forward` returned.
         box: (B,4) xywh of the target in units of the search crop.
+        mean: the mean of a tensor over the processes that share a batch. What normalizes a term is averaged so, which
+            makes the mean of their losses the loss of the whole batch.
 
     Returns:
         the scalar loss, and its detached terms `loss`, `giou`, `l1`, `focal`, `attention`, and the mean `iou`
@@ -89,11 +96,11 @@ def ostrack_loss(out: dict, box: Tensor, cfg: LossConfig = LossConfig()) -> tupl
         boxes, weight = _cell_boxes(out), target.flatten(1)
     boxes = cxcywh_to_xyxy(boxes)
     truths = truth[:, None].expand_as(boxes)
-    share = weight / weight.sum().clamp(min=1e-6)
+    share = weight / mean(weight.sum()).clamp(min=1e-6)
     terms = {
         "giou": ((1 - paired_iou(boxes, truths)[1]) * share).sum(),
         "l1": ((boxes - truths).abs().mean(-1) * share).sum(),
-        "focal": focal_loss(score, target),
+        "focal": focal_loss(score, target, mean),
     }
     loss = cfg.giou * terms["giou"] + cfg.l1 * terms["l1"] + cfg.focal * terms["focal"]
     if cfg.attention:

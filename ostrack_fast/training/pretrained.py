@@ -14,13 +14,21 @@ from torch import Tensor
 from ..model.checkpoint import State, read_state
 from ..model.vit import VisionTransformer
 
+# The choices of the paper's Table 4 for a ViT-B, besides none, as timm calls them.
+PRETRAINED = {
+    "mae": "timm:vit_base_patch16_224.mae",
+    "augreg": "timm:vit_base_patch16_224.augreg_in21k",
+    "deit": "timm:deit_base_patch16_224.fb_in1k",
+}
+
 
 def load_backbone(vit: VisionTransformer, source: str | Path) -> None:
     """Initialise the backbone in place.
 
     Args:
-        source: `timm:NAME` (timm's pretrained weights, which it downloads), or a file: a ViT's state dict in timm's
-            names (.safetensors, or .pth such as MAE's), or a .npz of DINOv2 arrays in Hugging Face's names.
+        source: a key of `PRETRAINED`; `timm:NAME` (timm's pretrained weights, which it downloads); or a file: a ViT's
+            state dict in timm's names (.safetensors, or .pth such as MAE's), or a .npz of DINOv2 arrays in Hugging
+            Face's names.
 
     The position tables of template and search are the pretrained one resized (bicubic, as published), the patch
     kernel is resized where sizes differ, layer scale is folded into the projection before it, and a deeper ViT gives
@@ -29,6 +37,7 @@ def load_backbone(vit: VisionTransformer, source: str | Path) -> None:
     Raises:
         ValueError: the file's widths differ, or it has too few blocks.
     """
+    source = PRETRAINED.get(str(source), source)
     if str(source).startswith("timm:"):
         state = timm.create_model(str(source).removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
     elif str(source).endswith(".npz"):

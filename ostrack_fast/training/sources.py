@@ -4,6 +4,7 @@ data_root: /data                                # paths below count from here
 data:
   videos: {path: davis_train, share: 2}         # NAME/img + groundtruth_rect.txt, masks optional
   coco: {images: coco/images, annotations: coco/instances.json, share: 2}
+  lasot: {path: lasot, only: training_set.txt}  # likewise got10k and trackingnet: folders, zip files or LMDB
   photos: {folders: [photos], share: 1}         # any textured region of any photo
   composer:                                     # cut-outs pasted on backgrounds
     share: 5
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 
 from ..settings import bind, check_known
 from .coco import CocoImages
+from .collections import COLLECTIONS
 from .composer import Composer
 from .dataset import Source, Sources, SourceSettings
 from .photos import PhotoRegions
@@ -47,6 +49,7 @@ class SourceKind(Protocol):
 SOURCES: dict[str, SourceKind] = {
     "videos": VideoFolder,
     "coco": CocoImages,
+    **COLLECTIONS,
     "photos": PhotoRegions,
     "composer": Composer,
 }

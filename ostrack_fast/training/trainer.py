@@ -1,36 +1,43 @@
-"""The training loop: exact resume, atomic checkpoints, one process a device."""
+"""The training loop: exact resume, atomic checkpoints, one process or several, one a device."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import deque
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from dataclasses import asdict
-from math import isfinite, log
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..files import write_atomically
 from ..interrupts import Interrupts
-from ..model import OSTrack, template_mask
-from ..model.checkpoint import load_pretrained, save_weights
+from ..model import template_mask
+from ..model.checkpoint import save_weights
+from ..model.vit import DropPath
 from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 from ..progress import progress_bar
 from .ambient import as_configured
+from .building import base_rates, build_dataset, build_model, build_optimizer, freeze_blocks, recompute_blocks
 from .checkpoint import find_checkpoint, write_checkpoint
-from .config import TrainConfig
-from .dataset import DataConfig, PairDataset, PairLoader, make_loader
+from .config import PRECISIONS, TrainConfig
+from .dataset import PairLoader, make_loader
+from .distributed import ALONE, Processes, share_batch_norm, wrap
 from .log import LOG, trim_log
+from .lora import adapt, merged
 from .losses import ostrack_loss
-from .pretrained import load_backbone, mark_template, resize_positions
 from .schedule import keep_rate, rate_factor
-from .sources import bind_sources, build_sources
 
+CPU = torch.device("cpu")
 WEIGHTS = "weights.safetensors"
+BAD_BATCH = "bad_batch.safetensors"
 _STEPS_A_LINE = 50
 
 
@@ -42,13 +49,22 @@ class Trainer:
     before it, should it be damaged), `weights.safetensors` (what `OSTrack.from_pretrained` reads; the running average
     where there is one) and `log.jsonl`.
 
+    Pair i of a run and its augmentation depend on the seed and i alone. So several processes train on the same pairs as
+    one with as many times the batch, and a run may be resumed by another number of processes, if a step of all of them
+    has as many pairs. The first process alone writes.
+
+    Args:
+        processes: those that train together, see `distributed.joined`; by default this one alone.
+
     Raises:
         ValueError: the output is no folder, or the weights do not fit. FileNotFoundError: there are no such weights.
     """
 
     @as_configured()
-    def __init__(self, cfg: TrainConfig, device: str | torch.device = "cpu"):
-        self.cfg, self.device = cfg, torch.device(device)
+    def __init__(self, cfg: TrainConfig, device: str | torch.device = "cpu", processes: Processes = ALONE) -> None:
+        self.cfg, self.device, self.processes = cfg, torch.device(device), processes
+        self.batch = cfg.batch_size * cfg.accumulate * processes.count  # pairs in a step
+        self.total = cfg.trained_pairs(self.batch)
         self.output = Path(cfg.output)
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"{self.output} is a file: output must name the folder of the run")
@@ -57,54 +73,91 @@ class Trainer:
         torch.manual_seed(cfg.seed)
         self.model = build_model(cfg).to(self.device).train()
         freeze_blocks(self.model, cfg.optim.freeze_blocks)
-        self.optimizer = build_optimizer(self.model, cfg)
+        if cfg.optim.lora:
+            adapt(self.model, cfg.optim.lora)
+        if cfg.activation_checkpointing:
+            recompute_blocks(self.model)
+        self._share(processes)
+        self.optimizer = build_optimizer(self.model, cfg, self.batch)
+        self.network = wrap(self.model, processes)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "float16")
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.optim.ema else None
         mean_std = torch.tensor([IMAGE_MEAN, IMAGE_STD], dtype=torch.float32, device=self.device)
         self.mean, self.std = mean_std[:, None, :, None, None].unbind(0)
         self.template_mask = template_mask(cfg.model, device=self.device) if cfg.model.ce_layers else None
 
+    def _share(self, processes: Processes) -> None:
+        """Let what depends on a whole batch see that of all processes."""
+        if processes.count > 1 and self.cfg.batch_norm == "all":
+            share_batch_norm(self.model, processes)
+        for module in self.model.modules():
+            if isinstance(module, DropPath):
+                module.part = (processes.rank, processes.count)
+
     @as_configured()
-    def run(self, progress: bool = True) -> None:
+    def run(self, progress: bool = True, each_epoch: Callable[[Trainer], bool] | None = None) -> None:
         """Train to the end, or until SIGINT, SIGTERM or SIGHUP: either way the last step is in the checkpoint.
 
         However often these signals come, the step in hand and the checkpoint are finished.
 
+        Args:
+            progress: show a progress bar on stderr.
+            each_epoch: called after each epoch with this trainer, in the first process; true ends the run there.
+
         Raises:
             FileNotFoundError, ValueError: data that is missing or cannot be used, or another run's checkpoint.
             OSError: a file cannot be written; the checkpoints before it are still good.
-            FloatingPointError: see `step`.
+            ConnectionError: another process ended or does not answer. FloatingPointError: see `step`.
         """
-        cfg = self.cfg
-        self.output.mkdir(parents=True, exist_ok=True)
+        with self.processes.watched():
+            self._run(progress, each_epoch)
+
+    def _run(self, progress: bool, each_epoch: Callable[[Trainer], bool] | None) -> None:
+        cfg, ranks = self.cfg, self.processes
+        if ranks.first:
+            self.output.mkdir(parents=True, exist_ok=True)
         self.resume()
         if self.finished:
             self._export()
             return
-        loader = make_loader(build_dataset(cfg), cfg.batch_size, cfg.workers, self.seen)
+        shares = (ranks.rank, ranks.count, cfg.accumulate)
+        loader = make_loader(build_dataset(cfg), cfg.batch_size, cfg.workers, self.seen, *shares)
         saved = time.monotonic()
         recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=100)
         with (
-            progress_bar(progress) as bar,
+            progress_bar(progress and ranks.first) as bar,
             Interrupts() as interrupts,
-            open(self.output / LOG, "a", encoding="utf-8") as log,
+            self._open_log() as log,
             closing(self._batches(loader)) as batches,
         ):
-            task = bar.add_task("pairs", total=cfg.trained_pairs, completed=self.seen, status="")
+            task = bar.add_task("pairs", total=self.total, completed=self.seen, status="")
             for batch in batches:
                 terms = self.step(batch)
                 recent.append((time.monotonic(), terms))
-                bar.update(task, completed=self.seen, status=_status(recent, cfg.batch_size))
-                if (self.seen // cfg.batch_size) % _STEPS_A_LINE == 0:
+                bar.update(task, completed=self.seen, status=_status(recent, self.batch))
+                if (self.seen // self.batch) % _STEPS_A_LINE == 0:
                     numbers = {"pairs": self.seen, "keep": self.keep, "rate": self.rate}
-                    numbers |= _summary(recent, cfg.batch_size)
+                    numbers |= _summary(recent, self.batch)
                     log.write(json.dumps({k: round(v, 5) for k, v in numbers.items()}) + "\n")
                     log.flush()
-                if interrupts.requested:
+                over = each_epoch is not None and ranks.first and self._ended_epoch() and each_epoch(self)
+                if self._any(interrupts.requested or over):
                     break
                 if time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
             self.save()
+
+    def _ended_epoch(self) -> bool:
+        """Whether the last step was an epoch's last."""
+        return self.seen // self.cfg.pairs_per_epoch > (self.seen - self.batch) // self.cfg.pairs_per_epoch
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: all of them stop after the same step."""
+        return flag if self.processes.count == 1 else self.processes.mean(self.mean.new_tensor(float(flag))).item() > 0
+
+    def _open_log(self) -> IO[str]:
+        return open(self.output / LOG if self.processes.first else os.devnull, "a", encoding="utf-8")
 
     def _batches(self, loader: PairLoader) -> Generator[dict[str, Tensor], None, None]:
         """The loader's batches; where the data fails, what was trained until then is saved first."""
@@ -118,7 +171,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether every whole batch of the run was trained on."""
-        return self.seen >= self.cfg.trained_pairs
+        return self.seen >= self.total
 
     @property
     def epoch(self) -> float:
@@ -139,46 +192,88 @@ class Trainer:
 
     @as_configured()
     def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """One optimizer step on a batch of `PairDataset`; returns the terms of the loss.
+        """One optimizer step on this process's part of a batch of `PairDataset`; returns the terms of the whole's loss.
 
         Raises:
-            FloatingPointError: the loss is not finite. The weights are then those before the step.
+            FloatingPointError: the loss or its gradient is not finite; with float16 the loss alone, as its scale is
+                lowered where gradients overflow. The weights are those before the step, and the batch is in the output
+                folder.
         """
-        cfg = self.cfg
-        template, search = (self._normalized(batch[name]) for name in ("template", "search"))
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-            out = self.model(template, search, self.template_mask, ce_keep_rate=self.keep)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [
+            dict(zip(batch, values, strict=True))
+            for values in zip(*(value.split(self.cfg.batch_size) for value in batch.values()), strict=True)
+        ]
+        found = []
+        for part in parts:
+            # Gradients are averaged over the processes once a step.
+            last = part is parts[-1] or self.processes.count == 1
+            with nullcontext() if last else self.network.no_sync():  # type: ignore[operator]
+                loss, terms = self._loss(part)
+                self.scaler.scale(loss / len(parts)).backward()
+            found.append(torch.stack(list(terms.values())))
+        values = self.processes.mean(torch.stack(found).mean(0))
+        norm = self._update(values[0])
+        numbers = dict(zip((*terms, "norm"), torch.cat((values, norm[None])).tolist(), strict=True))
+        if not isfinite(numbers["loss"]) or not (self.scaler.is_enabled() or isfinite(numbers["norm"])):
+            raise FloatingPointError(self._refuse(batch, numbers))
+        self.seen += self.batch
+        self._update_average()
+        return numbers
+
+    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        cfg = self.cfg
+        template, search = (self._normalized(batch[name]) for name in ("template", "search"))
+        with torch.autocast(self.device.type, PRECISIONS[cfg.precision], enabled=cfg.precision != "float32"):
+            out = self.network(template, search, self.template_mask, ce_keep_rate=self.keep)
         # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
         torch.clear_autocast_cache()
-        loss, terms = ostrack_loss(out, batch["search_box"].to(self.device, non_blocking=True), cfg.loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if cfg.optim.grad_clip:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, cfg.optim.grad_clip)
+        box = batch["search_box"].to(self.device, non_blocking=True)
+        return ostrack_loss(out, box, cfg.loss, self.processes.mean)
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Clip and apply the gradients, unless they or the loss are not finite; returns their norm."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.cfg.optim.grad_clip:
+            torch._foreach_mul_(gradients, (self.cfg.optim.grad_clip / (norm + 1e-6)).clamp(max=1))
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return norm
         # The fused optimizer skips its update where this is 1, so that a GPU need not wait here for the host to look.
-        self.optimizer.found_inf = (~loss.detach().isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        if not isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss became {values['loss']} after {self.seen} pairs: lower the learning rate"
-            )
-        self.seen += len(template)
-        self._update_average()
-        return values
+        return norm
+
+    def _refuse(self, batch: dict[str, Tensor], numbers: dict[str, float]) -> str:
+        """Save the whole batch that gave numbers which are not finite, and say where it is."""
+        whole = {name: self.processes.rows(value.to(self.device)).cpu() for name, value in batch.items()}
+        path = self.output / BAD_BATCH
+        if self.processes.first:
+            facts = {"first_pair": str(self.seen), "seed": str(self.cfg.seed)}
+            write_atomically(path, lambda temporary: save_file(whole, temporary, facts))
+        what = ("loss", numbers["loss"]) if not isfinite(numbers["loss"]) else ("gradient's norm", numbers["norm"])
+        return (
+            f"the {what[0]} became {what[1]} after {self.seen} pairs: lower the learning rate, or look at the "
+            f"{self.batch} pairs from number {self.seen} on, which are in {path}"
+        )
 
     def save(self) -> None:
         """Write checkpoint and weights; each file is replaced whole. Nothing new is nothing to write."""
-        if self._saved == self.seen:
+        if self._saved == self.seen or not self.processes.first:
             return
         state = {
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "seen": self.seen,
+            "batch": self.batch,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "config": json.dumps(asdict(self.cfg)),
@@ -188,8 +283,13 @@ class Trainer:
         self._export()
 
     def _export(self) -> None:
-        weights = self.average or self.model.state_dict()
-        save_weights(weights, self.cfg.model, self.output / WEIGHTS, pairs=str(self.seen))
+        if not self.processes.first:
+            return
+        save_weights(self.weights(), self.cfg.model, self.output / WEIGHTS, pairs=str(self.seen))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights a tracker takes: the running average where there is one, and what LoRA added merged in."""
+        return merged(self.average or self.model.state_dict())
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint of the output folder, if there is one.
@@ -197,7 +297,8 @@ class Trainer:
         Raises:
             ValueError: all checkpoints there are damaged, or belong to another model, batch size or seed.
         """
-        found = find_checkpoint(self.output, self.device)
+        # The first process alone reads it: the others may be on machines that do not see its folder.
+        found = self.processes.from_first(find_checkpoint(self.output, CPU) if self.processes.first else None)
         if found is not None:
             path, state = found
             try:
@@ -210,21 +311,24 @@ class Trainer:
                     f"{path} does not fit this run ({problem:.200}): choose another output folder"
                 ) from None
             self._saved = self.seen
-        trim_log(self.output / LOG, self.seen)
+        if self.processes.first:
+            trim_log(self.output / LOG, self.seen)
 
     def _load(self, path: Path, state: dict[str, Any]) -> None:
         before = json.loads(state["config"])
         now = json.loads(json.dumps(asdict(self.cfg)))
+        before["batch_size"], now["batch_size"] = state.get("batch", before["batch_size"]), self.batch
         changed = [key for key in ("model", "batch_size", "seed") if before[key] != now[key]]
         if changed:
             raise ValueError(f"{path} was written with another {', '.join(changed)}: choose another output folder")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, base in zip(self.optimizer.param_groups, _base_rates(self.cfg), strict=True):
+        self.scaler.load_state_dict(state.get("scaler", {}))
+        for group, base in zip(self.optimizer.param_groups, base_rates(self.cfg, self.batch), strict=True):
             group["base_lr"] = base
         self.seen = state["seen"]
         if self.average is not None and state["average"] is not None:
-            self.average = state["average"]
+            self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
@@ -238,70 +342,13 @@ class Trainer:
         if self.average is None:
             return
         # A young average follows closely: its first value is the untrained model.
-        decay = min(self.cfg.optim.ema, (1 + self.seen / self.cfg.batch_size) / (10 + self.seen / self.cfg.batch_size))
+        steps = self.seen / self.batch
+        decay = min(self.cfg.optim.ema, (1 + steps) / (10 + steps))
         state = self.model.state_dict()
         floating = [name for name in state if state[name].is_floating_point()]
         torch._foreach_lerp_([self.average[n] for n in floating], [state[n] for n in floating], 1 - decay)
         for name in state.keys() - set(floating):
             self.average[name].copy_(state[name])
-
-
-def build_dataset(cfg: TrainConfig) -> PairDataset:
-    """The pairs of a run, numbered from 0 to `cfg.total_pairs`.
-
-    Raises:
-        ValueError: a data section that cannot be, or files that cannot be used. FileNotFoundError: files are missing.
-    """
-    sources = build_sources(bind_sources(cfg.data, "data"), Path(cfg.data_root))
-    return PairDataset(sources, DataConfig(cfg.crops, cfg.augment, cfg.seed, cfg.total_pairs))
-
-
-def build_model(cfg: TrainConfig) -> OSTrack:
-    """The model a run starts from."""
-    model = OSTrack(cfg.model)
-    if cfg.weights:
-        _, state = load_pretrained(cfg.weights)
-        for name, grid in (("pos_embed_z", cfg.model.template_grid), ("pos_embed_x", cfg.model.search_grid)):
-            table = state[f"backbone.{name}"]
-            if table.shape[1] != grid**2:
-                state[f"backbone.{name}"] = resize_positions(table, grid)
-        model.load_state_dict(state)
-        return model
-    if cfg.backbone:
-        load_backbone(model.backbone, cfg.backbone)
-        if cfg.mark_template:
-            mark_template(model.backbone, cfg.mark_template, cfg.seed)
-    nn.init.constant_(model.box_head.get_parameter("conv5_ctr.bias"), log(cfg.score_prior / (1 - cfg.score_prior)))
-    return model
-
-
-def freeze_blocks(model: OSTrack, count: int) -> None:
-    """Exclude the patch embedding, the position tables and the first `count` blocks from training."""
-    if not count:
-        return
-    backbone = model.backbone
-    backbone.patch_embed.requires_grad_(False)
-    for table in (backbone.pos_embed_z, backbone.pos_embed_x):
-        table.requires_grad_(False)
-    for block in backbone.blocks[:count]:
-        block.requires_grad_(False)
-
-
-def build_optimizer(model: OSTrack, cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with the published two rates: the head's, and the backbone's lower one."""
-    # Part of every published checkpoint, but no gradient ever reaches them.
-    for unused in (model.backbone.cls_token, model.backbone.pos_embed):
-        unused.requires_grad_(False)
-    modules = (model.box_head, model.backbone)
-    groups = [
-        {"params": [p for p in module.parameters() if p.requires_grad], "base_lr": rate, "lr": rate}
-        for module, rate in zip(modules, _base_rates(cfg), strict=True)
-    ]
-    return torch.optim.AdamW(groups, weight_decay=cfg.optim.weight_decay, fused=True)
-
-
-def _base_rates(cfg: TrainConfig) -> tuple[float, float]:
-    return cfg.optim.lr, cfg.optim.lr * cfg.optim.backbone_lr
 
 
 def _summary(recent: deque[tuple[float, dict[str, float]]], batch: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from .crops import DEFAULT_CAMERA, CameraConfig, CropConfig, Pair, View, crop_pa
 from .dataset import Sources, SourceSettings
 from .geometry import mask_outline
 
-_LEAST_FRAMES, _LEAST_VISIBLE = 20, 5
+LEAST_FRAMES, LEAST_VISIBLE = 20, 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class VideoSettings(SourceSettings):
     Args:
         path: the folder of the videos; counts from `data_root`.
         one_based: names or patterns of the videos whose ground truth counts pixels from 1.
+        without: names or patterns of videos that are left out, to try the result on.
         max_gap: largest distance of the two images, frames.
         camera: random camera of each image.
         memory_gib: decoded images to keep, GiB; the others are decoded on demand.
@@ -34,6 +36,7 @@ class VideoSettings(SourceSettings):
 
     path: str
     one_based: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     max_gap: int = 200
     camera: CameraConfig = DEFAULT_CAMERA
     memory_gib: float = 3.0
@@ -51,7 +54,7 @@ class VideoFolder:
     With NAME/mask/* (white where the target is) the camera may rotate.
 
     Args:
-        root, max_gap, camera, one_based: see `VideoSettings`.
+        root, max_gap, camera, one_based, without: see `VideoSettings`.
         memory_limit: bytes of decoded images to keep; the others are decoded on demand.
 
     Raises:
@@ -68,18 +71,18 @@ class VideoFolder:
         camera: CameraConfig = DEFAULT_CAMERA,
         memory_limit: int = 3 * GIB,
         one_based: tuple[str, ...] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         self.max_gap, self.camera = max_gap, camera
         videos, problems = scan_videos(root, one_based)
         raise_problems(root, problems)
+        videos = [video for video in videos if not any(fnmatchcase(video.name, pattern) for pattern in without)]
         visible = [np.flatnonzero(present(video.boxes) & (video.boxes[:, 2:] > 1).all(1)) for video in videos]
-        used = [
-            i for i, video in enumerate(videos) if len(video) >= _LEAST_FRAMES and len(visible[i]) >= _LEAST_VISIBLE
-        ]
+        used = [i for i, video in enumerate(videos) if len(video) >= LEAST_FRAMES and len(visible[i]) >= LEAST_VISIBLE]
         if not used:
             raise FileNotFoundError(
-                f"{root} has no usable video: NAME/img/* and NAME/groundtruth_rect.txt, {_LEAST_FRAMES} images, "
-                f"{_LEAST_VISIBLE} visible targets"
+                f"{root} has no usable video: NAME/img/* and NAME/groundtruth_rect.txt, {LEAST_FRAMES} images, "
+                f"{LEAST_VISIBLE} visible targets"
             )
         self._videos = [videos[i] for i in used]
         self.names = [video.name for video in self._videos]
@@ -96,7 +99,7 @@ class VideoFolder:
     def build(cls, settings: VideoSettings, root: Path, sources: Sources) -> VideoFolder:
         """What a training file's section describes."""
         limit = round(settings.memory_gib * GIB)
-        return cls(root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based)
+        return cls(root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based, settings.without)
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -118,14 +121,21 @@ class VideoFolder:
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
         """A random video, and two of its frames."""
         video = int(rng.integers(len(self._videos)))
-        visible = self.visible[video]
-        first = int(visible[rng.integers(len(visible) - 1)])
-        gap, later = self.max_gap, visible[:0]
-        while not len(later):
-            later = visible[(visible > first) & (visible <= first + gap)]
-            gap += 5
-        second = int(later[rng.integers(len(later))])
+        first, second = draw_frames(self.visible[video], self.max_gap, rng)
         return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng)
+
+
+def draw_frames(visible: NDArray[np.intp], max_gap: int, rng: Generator) -> tuple[int, int]:
+    """A template frame among the numbers of visible ones, and a search frame up to `max_gap` later.
+
+    The interval grows by 5 while it has no visible target. Source: published `TrackingSampler`, `causal`.
+    """
+    first = int(visible[rng.integers(len(visible) - 1)])
+    gap, later = max_gap, visible[:0]
+    while not len(later):
+        later = visible[(visible > first) & (visible <= first + gap)]
+        gap += 5
+    return first, int(later[rng.integers(len(later))])
 
 
 def _list_masks(video: Video) -> list[Path]:

@@ -28,9 +28,17 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
     scene = {"occlusion": 0.1, "distractors": [1, 2], "size": [0.1, 0.2]}
     data = {
         "videos": {
-            "path": "v", "share": 2, "one_based": ["OTB_*"], "max_gap": 50, "camera": camera, "memory_gib": 0.5
+            "path": "v", "share": 2, "one_based": ["OTB_*"], "without": [], "max_gap": 50, "camera": camera,
+            "memory_gib": 0.5,
         },
         "coco": {"images": "i", "annotations": "a", "min_side": 4, "camera": camera, "memory_gib": 2},
+        **{
+            name: {
+                "path": "p", "split": None, "only": "o", "without": "w", "partial": True, "index": "i", "max_gap": 9,
+                "camera": camera,
+            }
+            for name in ("lasot", "got10k", "trackingnet")
+        },
         "photos": {"folders": ["p", "q"], "camera": camera, "memory_gib": 2, "share": 0.5},
         "composer": {
             "cutouts": [{"kind": "alpha", "path": "c", "share": 3}, {"kind": "coco"}],
@@ -43,8 +51,8 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
     assert bound["videos"].camera == CameraConfig(0.25, 7.0, 0.1, 0.2) and bound["videos"].one_based == ("OTB_*",)
     assert bound["composer"].scene == replace(ComposerConfig(), occlusion=0.1, distractors=(1.0, 2.0), size=(0.1, 0.2))
     assert cfg.augment == AugmentConfig.robust() and (cfg.seed, cfg.epochs, cfg.batch_size) == (3, 2.0, 8)
-    for kind in SOURCES.values():
-        given = data[next(name for name, one in SOURCES.items() if one is kind)]
+    for name, kind in SOURCES.items():
+        given = data[name]
         assert {field.name for field in fields(kind.Settings)} - {"share"} <= set(given)
     assert {field.name for field in fields(ComposerSettings)} >= {"scene", "memory_gib"}
 
@@ -84,6 +92,14 @@ BAD = [
     ({"batch_size": -4}, "must be positive"),
     ({"epochs": 1, "pairs_per_epoch": 4, "batch_size": 8}, "4 pairs has no batch of 8: raise epochs"),
     ({"workers": -1}, "workers=-1 must lie in"),
+    ({"accumulate": 0}, "accumulate=0 must lie in"),
+    ({"batch_norm": "sync"}, "batch_norm='sync' must be one of all, local"),
+    ({"precision": "half"}, "precision='half' must be one of float32, bfloat16, float16"),
+    ({"bad_image": 3}, "unknown settings \\['bad_image'\\]; did you mean 'bad_images'"),
+    ({"optim": {"lora": 4}}, "lora adapts trained weights"),
+    ({"optim": {"lr_batch": 0}}, "lr_batch=0 must lie in"),
+    ({"data": {"lasott": {"path": "x"}}}, "unknown sources \\['lasott'\\]; did you mean 'lasot'"),
+    ({"data": {"got10k": {"path": "x", "spilt": "val"}}}, "unknown settings \\['spilt'\\]; did you mean 'split'"),
     ({"checkpoint_minutes": [1]}, "checkpoint_minutes: expected a number"),
     ({"seed": -1}, "seed=-1 must lie in"),
     ({"seed": [1]}, "seed: expected a whole number"),
@@ -157,7 +173,7 @@ def test_paths_count_from_the_file(tmp_path):
 
 def test_pairs_that_fill_no_batch_are_left_out():
     cfg = TrainConfig(get_config("small"), {}, "out", epochs=1, pairs_per_epoch=10, batch_size=4)
-    assert (cfg.total_pairs, cfg.trained_pairs) == (10, 8)
+    assert (cfg.total_pairs, cfg.trained_pairs(4)) == (10, 8)
 
 
 def test_the_shipped_recipe_can_be_read():

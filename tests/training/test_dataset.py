@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ostrack_fast.data.images import BadImage
 from ostrack_fast.training.augment import AugmentConfig
 from ostrack_fast.training.crops import CropConfig, Pair
 from ostrack_fast.training.dataset import DataConfig, PairDataset, make_loader
@@ -50,6 +51,39 @@ def test_sources_are_mixed_by_ratio_and_redrawn():
     dataset = PairDataset([(Numbered(10), 3), (Numbered(20), 1), (Never(), 4)], DataConfig(augment=PLAIN))
     levels = [int(dataset[i]["search"][0, 0, 0]) for i in range(800)]
     assert abs(levels.count(10) / 800 - 0.75) < 0.05 and set(levels) == {10, 20}
+
+
+class Broken(Numbered):
+    """Every fifth draw meets one of `count` images that cannot be read."""
+
+    def __init__(self, count):
+        super().__init__(7)
+        self.count = count
+
+    def sample(self, rng, crops):
+        number = int(rng.integers(5 * self.count))
+        if number < self.count:
+            raise BadImage(f"{number}.jpg is damaged")
+        return super().sample(rng, crops)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_cannot_be_read_are_skipped_counted_and_told(workers, capsys):
+    config = DataConfig(augment=PLAIN, length=400, bad_images=8)
+    loader = make_loader(PairDataset([(Broken(8), 1)], config), 4, workers)
+    batches = list(loader)
+    assert len(batches) == 100 and all(set(batch) == set(batches[0]) for batch in batches)
+    assert len(loader.bad) > 5 and sum(loader.bad.values()) > len(loader.bad)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 5 and all("jpg is damaged: skipped" in line for line in told)
+    assert told[-1].endswith("further ones are only counted")
+
+
+def test_too_many_images_that_cannot_be_read_end_the_run(capsys):
+    config = DataConfig(augment=PLAIN, length=80, bad_images=3)
+    with pytest.raises(ValueError, match=r"4 images cannot be read, bad_images allows 3; the last: \d\.jpg is damaged"):
+        list(make_loader(PairDataset([(Broken(8), 1)], config), 4))
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_dataset_errors():

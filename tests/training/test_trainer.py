@@ -9,19 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
+from ostrack_fast.training.building import build_dataset, build_model
 from ostrack_fast.training.checkpoint import CHECKPOINT
 from ostrack_fast.training.config import OptimConfig, read_train_config
 from ostrack_fast.training.dataset import make_loader
 from ostrack_fast.training.losses import LossConfig
-from ostrack_fast.training.trainer import WEIGHTS, Trainer, build_dataset, build_model
+from ostrack_fast.training.trainer import BAD_BATCH, WEIGHTS, Trainer
 
 from .tiny_run import MODEL, run, same
 
 
-def test_a_stopped_and_resumed_run_equals_one_that_was_not(config, tmp_path):
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(config, tmp_path, precision):
+    config = replace(config, precision=precision)
     whole = run(config, tmp_path / "whole")
     stopped = run(config, tmp_path / "parts", stop_after=20)
     assert stopped.seen == 20
@@ -32,6 +36,7 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(config, tmp_path):
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     assert same(whole.optimizer.state_dict(), resumed.optimizer.state_dict())
     assert same(whole.average, resumed.average)
+    assert same(whole.scaler.state_dict(), resumed.scaler.state_dict())
     exported = [OSTrack.from_pretrained(tmp_path / name / WEIGHTS).state_dict() for name in ("whole", "parts")]
     assert same(dict(exported[0]), dict(exported[1]))
 
@@ -85,8 +90,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
     trainer.model.forward = lambda *args, **kw: {
         k: v * float("nan") if k == "size_map" else v for k, v in plain(*args, **kw).items()
     }
-    with pytest.raises(FloatingPointError, match="learning rate"):
+    with pytest.raises(FloatingPointError, match=r"loss became nan after 12 .*4 pairs from number 12 on.*bad_batch"):
         trainer.run(progress=False)
+    check_bad_batch(trainer)
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == good
     saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
     for name, value in trainer.model.named_parameters():
@@ -94,6 +100,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
     moments = saved["optimizer"]["state"]
     for number, state in trainer.optimizer.state_dict()["state"].items():
         assert all(torch.equal(value, moments[number][name]) for name, value in state.items())
+
+
+def check_bad_batch(trainer):
+    """The saved batch is that of the pairs it names."""
+    with safe_open(trainer.output / BAD_BATCH, "pt") as file:
+        saved, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert facts == {"first_pair": str(trainer.seen), "seed": "0"}
+    expected = next(iter(make_loader(build_dataset(trainer.cfg), trainer.batch, 0, trainer.seen)))
+    assert same(saved, expected)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(config, tmp_path):
+    trainer = Trainer(replace(config, output=str(tmp_path / "run"), precision="float32"))
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.model.get_parameter("box_head.conv5_ctr.bias").register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(FloatingPointError, match=r"the gradient's norm became (inf|nan) after 0 pairs"):
+        trainer.run(progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    check_bad_batch(trainer)
 
 
 def test_nothing_waits_for_the_device_before_the_optimizer_is_launched(config, tmp_path, monkeypatch):

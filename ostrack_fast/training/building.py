@@ -1,0 +1,87 @@
+"""What a run starts from: its pairs, its model and its optimizer, as a `TrainConfig` says."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import log
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..model import OSTrack
+from ..model.checkpoint import load_pretrained
+from .config import TrainConfig
+from .dataset import DataConfig, PairDataset
+from .pretrained import load_backbone, mark_template, resize_positions
+from .sources import bind_sources, build_sources
+
+
+def build_dataset(cfg: TrainConfig) -> PairDataset:
+    """The pairs of a run, numbered from 0 to `cfg.total_pairs`.
+
+    Raises:
+        ValueError: a data section that cannot be, or files that cannot be used. FileNotFoundError: files are missing.
+    """
+    sources = build_sources(bind_sources(cfg.data, "data"), Path(cfg.data_root))
+    return PairDataset(sources, DataConfig(cfg.crops, cfg.augment, cfg.seed, cfg.total_pairs, cfg.bad_images))
+
+
+def build_model(cfg: TrainConfig) -> OSTrack:
+    """The model a run starts from."""
+    model = OSTrack(cfg.model)
+    if cfg.weights:
+        _, state = load_pretrained(cfg.weights)
+        for name, grid in (("pos_embed_z", cfg.model.template_grid), ("pos_embed_x", cfg.model.search_grid)):
+            table = state[f"backbone.{name}"]
+            if table.shape[1] != grid**2:
+                state[f"backbone.{name}"] = resize_positions(table, grid)
+        model.load_state_dict(state)
+        return model
+    if cfg.backbone:
+        load_backbone(model.backbone, cfg.backbone)
+        if cfg.mark_template:
+            mark_template(model.backbone, cfg.mark_template, cfg.seed)
+    nn.init.constant_(model.box_head.get_parameter("conv5_ctr.bias"), log(cfg.score_prior / (1 - cfg.score_prior)))
+    return model
+
+
+def freeze_blocks(model: OSTrack, count: int) -> None:
+    """Exclude the patch embedding, the position tables and the first `count` blocks from training."""
+    if not count:
+        return
+    backbone = model.backbone
+    backbone.patch_embed.requires_grad_(False)
+    for table in (backbone.pos_embed_z, backbone.pos_embed_x):
+        table.requires_grad_(False)
+    for block in backbone.blocks[:count]:
+        block.requires_grad_(False)
+
+
+def recompute_blocks(model: OSTrack) -> None:
+    """Keep only the blocks' inputs for the backward pass, which then computes each block again."""
+    for block in model.backbone.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def build_optimizer(model: OSTrack, cfg: TrainConfig, batch: int) -> torch.optim.AdamW:
+    """AdamW with the published two rates: the head's, and the backbone's lower one.
+
+    `batch` is the number of pairs in a step of all processes.
+    """
+    # Part of every published checkpoint, but no gradient ever reaches them.
+    for unused in (model.backbone.cls_token, model.backbone.pos_embed):
+        unused.requires_grad_(False)
+    modules = (model.box_head, model.backbone)
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "base_lr": rate, "lr": rate}
+        for module, rate in zip(modules, base_rates(cfg, batch), strict=True)
+    ]
+    return torch.optim.AdamW(groups, weight_decay=cfg.optim.weight_decay, fused=True)
+
+
+def base_rates(cfg: TrainConfig, batch: int) -> tuple[float, float]:
+    """Learning rates of head and backbone before the schedule's factor, for steps of `batch` pairs."""
+    rate = cfg.optim.lr * (batch / cfg.optim.lr_batch if cfg.optim.lr_batch else 1)
+    return rate, rate * cfg.optim.backbone_lr

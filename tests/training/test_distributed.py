@@ -1,0 +1,183 @@
+"""Several processes, as torchrun starts them: they train what one with the whole batch trains."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ostrack_fast.model import OSTrack
+from ostrack_fast.training.checkpoint import CHECKPOINT
+from ostrack_fast.training.config import read_train_config
+from ostrack_fast.training.dataset import make_loader
+from ostrack_fast.training.distributed import Processes, share_batch_norm
+from ostrack_fast.training.trainer import Trainer
+
+from .test_dataset import DataConfig, Numbered, PairDataset
+from .tiny_run import MODEL, run, same
+
+# With stochastic depth and candidates eliminated: whatever is drawn must be drawn for the whole batch.
+DOCUMENT = {
+    "model": {"preset": "small", "template_size": 32, "search_size": 64, "embed_dim": 32, "depth": 3, "num_heads": 1,
+              "head_channels": 16, "ce_layers": [1], "ce_keep_ratio": [0.7], "drop_path": 0.3},
+    "data": {"videos": {"path": "."}}, "output": "pair", "epochs": 1, "pairs_per_epoch": 32, "batch_size": 4,
+    "loss": {"box_cells": "target", "attention": 0.1}, "optim": {"lr": 1e-3, "ema": 0.9, "lr_batch": 8},
+    "ce_start_epoch": 0, "ce_warmup_epochs": 0.5, "precision": "float32", "workers": 0,
+}  # fmt: skip
+# Kills process 1 without a word after its second step.
+DYING = """
+import os
+from ostrack_fast.cli import main
+from ostrack_fast.training.trainer import Trainer
+step = Trainer.step
+def die(self, batch):
+    if self.processes.rank == 1 and self.seen == 16:
+        os._exit(9)
+    return step(self, batch)
+Trainer.step = die
+main()
+"""
+
+
+def write(folder, square, **changes):
+    path = folder / "t.yaml"
+    path.write_text(json.dumps({**DOCUMENT, "data_root": str(square), **changes}))
+    return path
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+def environment(**changes):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", **changes}
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(square, tmp_path_factory):
+    """The folder of a run of four steps by two processes of 4 pairs, and its yaml file."""
+    folder = tmp_path_factory.mktemp("two")
+    path = write(folder, square)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", free_port(),
+        "-m", "ostrack_fast.cli", "train", str(path), "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stdout.split()).count("done: 32 of 32 pairs") == 1, "one process alone reports"
+    return folder / "pair", path
+
+
+def difference(state, other):
+    assert state.keys() == other.keys()
+    return max((state[name].double() - other[name].double()).abs().max().item() for name in state)
+
+
+def test_two_processes_of_four_are_one_of_eight(trained_by_two, tmp_path):
+    folder, path = trained_by_two
+    one = run(replace(read_train_config(path), batch_size=8), tmp_path / "one")
+    two = torch.load(folder / CHECKPOINT, weights_only=True)
+    assert two["seen"] == one.seen == 32
+    start = Trainer(replace(read_train_config(path), batch_size=8)).model.state_dict()
+    assert difference(start, two["model"]) > 3e-3, "it trained"
+    assert difference(one.model.state_dict(), two["model"]) < 5e-4
+    assert difference(one.average, two["average"]) < 5e-4
+    # Stochastic depth drew the same numbers, too.
+    assert torch.equal(two["random"], torch.load(tmp_path / "one" / CHECKPOINT, weights_only=True)["random"])
+    assert OSTrack.from_pretrained(folder / "weights.safetensors").cfg.depth == 3
+
+
+def test_another_number_of_processes_continues(trained_by_two, tmp_path):
+    folder, path = trained_by_two
+    shutil.copytree(folder, tmp_path / "more")
+    longer = replace(read_train_config(path), batch_size=8, epochs=1.5)
+    # The schedules count in epochs, and these end with the run.
+    resumed, whole = run(longer, tmp_path / "more"), run(longer, tmp_path / "whole")
+    assert resumed.seen == whole.seen == 48
+    assert difference(resumed.model.state_dict(), whole.model.state_dict()) < 5e-4
+    with pytest.raises(ValueError, match="another batch_size"):
+        run(replace(longer, batch_size=4), tmp_path / "more")
+
+
+def test_micro_batches_are_one_batch_but_for_batch_norm(square, tmp_path):
+    path = write(tmp_path, square, model={**DOCUMENT["model"], "drop_path": 0}, loss={})
+    cfg = read_train_config(path)
+    seen = []
+    for size, parts in ((8, 1), (4, 2)):
+        trainer = Trainer(replace(cfg, batch_size=size, accumulate=parts, activation_checkpointing=parts == 2))
+        # Frozen statistics: those of a micro-batch are its own.
+        trainer.model.box_head.eval()
+        batch = next(iter(make_loader(Steady(), size, 0, 0, micro_batches=parts)))
+        trainer.step(batch)
+        assert trainer.seen == 8
+        seen.append(trainer.model.state_dict())
+    start = Trainer(replace(cfg, batch_size=8)).model.state_dict()
+    assert difference(*seen) < 1e-4 < 5e-4 < difference(start, seen[0])
+
+
+class Steady(PairDataset):
+    """Pairs of noise."""
+
+    def __init__(self):
+        super().__init__([(Numbered(10), 1)], DataConfig(length=40))
+
+    def __getitem__(self, index):
+        random = torch.Generator().manual_seed(index)
+        images = {
+            name: torch.randint(0, 256, (side, side, 3), generator=random, dtype=torch.uint8)
+            for name, side in (("template", 32), ("search", 64))
+        }
+        return images | {"search_box": 0.2 + 0.2 * torch.rand(4, generator=random)}
+
+
+def test_each_process_loads_its_part_of_a_batch():
+    class Numbers(Steady):
+        def __getitem__(self, index):
+            return {"number": index}
+
+    def numbers(**share):
+        return [batch["number"].tolist() for batch in make_loader(Numbers(), 2, 0, 8, **share)][:2]
+
+    assert numbers(rank=0, processes=2) == [[8, 9], [12, 13]]
+    assert numbers(rank=1, processes=2) == [[10, 11], [14, 15]]
+    assert numbers(rank=1, processes=2, micro_batches=2) == [[10, 11, 14, 15], [18, 19, 22, 23]]
+
+
+def test_a_process_that_dies_is_reported(square, tmp_path):
+    """The one left ends by itself, with a line that says so."""
+    path = write(tmp_path, square, output="run")
+    arguments = [sys.executable, "-c", DYING, "train", str(path), "--device", "cpu"]
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=port),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=500)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 9], errors
+    assert "process 0 of 2 lost the others" in errors[0] and "Traceback" not in errors[0]
+
+
+def test_shared_batch_norm_alone_is_that_of_pytorch():
+    torch.manual_seed(0)
+    plain = OSTrack(MODEL).train()
+    shared = OSTrack(MODEL).train()
+    shared.load_state_dict(plain.state_dict())
+    share_batch_norm(shared, Processes())
+    assert same(dict(plain.state_dict()), dict(shared.state_dict()))
+    images = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 64, 64)
+    seen = []
+    for model in (plain, shared):
+        torch.manual_seed(1)  # of stochastic depth
+        seen.append(model(*images)["score_map"])
+    assert torch.equal(*seen)
+    assert same(dict(plain.state_dict()), dict(shared.state_dict()))

@@ -1,0 +1,98 @@
+"""Backbones to start from: timm's, from a stand-in for the Hugging Face Hub and from files."""
+
+import os
+import subprocess
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.model.vit import VisionTransformer
+from ostrack_fast.training.pretrained import PRETRAINED, load_backbone, resize_positions
+
+from ..test_convert import Hub
+
+# Choices of the paper in a size for tests; both have 192 channels, 12 blocks and 3 heads.
+TINY = {"augreg": "vit_tiny_patch16_224.augreg_in21k", "deit": "deit_tiny_patch16_224.fb_in1k"}
+LOAD = """
+import sys, torch
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.model.vit import VisionTransformer
+from ostrack_fast.training import pretrained
+name, path = sys.argv[1:]
+pretrained.PRETRAINED["it"] = f"timm:{name}"
+vit = VisionTransformer(ModelConfig(embed_dim=192, depth=12, num_heads=3))
+pretrained.load_backbone(vit, "it")
+torch.save(vit.state_dict(), path)
+"""
+
+
+def made(name, seed=0):
+    torch.manual_seed(seed)
+    model = timm.create_model(name, pretrained=False)
+    for value in model.parameters():
+        value.data = torch.randn_like(value) * 0.02
+    return {key: value.contiguous() for key, value in model.state_dict().items()}
+
+
+def check(state, source):
+    """Every weight is the source's, and the tables are its, resized."""
+    for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.5.mlp.fc2.bias", "norm.weight"):
+        assert torch.equal(state[name], source[name]), name
+    table = source["pos_embed"][:, 1:]
+    torch.testing.assert_close(state["pos_embed_x"], resize_positions(table, 16))
+    torch.testing.assert_close(state["pos_embed_z"], resize_positions(table, 8))
+
+
+@pytest.mark.parametrize("choice", ["deit", "augreg"])
+def test_from_the_hub_through_timm(choice, tmp_path):
+    pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+    name, source = TINY[choice], made(TINY[choice])
+    save_file(source, tmp_path / "model.safetensors")
+    files = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    handler = type("OneModel", (Hub,), {"repositories": {f"timm/{name}": files}})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, name, str(tmp_path / "out.pt")],
+            env={**os.environ, **where}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    check(torch.load(tmp_path / "out.pt", weights_only=True), source)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_from_a_file(ending, tmp_path):
+    source, path = made(TINY["deit"]), tmp_path / f"w.{ending}"
+    # MAE's own file wraps the weights, and has a decoder besides.
+    save_file(source, path) if ending == "safetensors" else torch.save({"model": source}, path)
+    vit = VisionTransformer(ModelConfig(embed_dim=192, depth=12, num_heads=3))
+    load_backbone(vit, path)
+    check(vit.state_dict(), source)
+    # Another patch size: the kernel is resized.
+    vit = VisionTransformer(ModelConfig(112, 224, patch_size=14, embed_dim=192, depth=12, num_heads=3))
+    load_backbone(vit, path)
+    kernel = vit.state_dict()["patch_embed.proj.weight"]
+    assert kernel.shape == (192, 3, 14, 14) and kernel.abs().sum() > 0
+    wide = VisionTransformer(ModelConfig(embed_dim=384, depth=12, num_heads=6))
+    with pytest.raises(ValueError, match="does not fit the backbone"):
+        load_backbone(wide, path)
+
+
+def test_the_papers_choices_are_timms_names():
+    from timm.models import get_pretrained_cfg
+
+    assert set(PRETRAINED) == {"mae", "augreg", "deit"}
+    for source in PRETRAINED.values():
+        known = get_pretrained_cfg(source.removeprefix("timm:"))
+        assert known is not None and known.hf_hub_id, source
