@@ -1,0 +1,124 @@
+"""Fine-tuning on a folder of videos: what is kept out, what is kept, and LoRA."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ostrack_fast.model import OSTrack
+from ostrack_fast.model.checkpoint import save_weights
+from ostrack_fast.training import finetune as module
+from ostrack_fast.training.building import build_model
+from ostrack_fast.training.finetune import REPORT, TUNED, FinetuneConfig, Gain, finetune
+from ostrack_fast.training.lora import adapt, merged
+
+from .tiny_run import MODEL, run, same
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(square, tmp_path):
+    """Six videos, and the file of an untrained model."""
+    for number in range(6):
+        shutil.copytree(square / "square", tmp_path / "videos" / f"v{number}")
+    torch.manual_seed(0)
+    save_weights(OSTrack(MODEL).state_dict(), MODEL, tmp_path / "start.safetensors")
+    return tmp_path
+
+
+def settings(folder, **changes):
+    return FinetuneConfig(
+        str(folder / "videos"), str(folder / "out"), str(folder / "start.safetensors"),
+        **{"rounds": 3, "pairs": 8, "batch_size": 4, "workers": 0, **changes},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("aucs", "kept", "rounds"),
+    [([0.2, 0.5, 0.4, 0.3], 8, 3), ([0.5, 0.4, 0.3, 0.2], None, 2)],
+    ids=["the best round is kept", "the start is kept where nothing gains"],
+)
+def test_rounds(folder, monkeypatch, aucs, kept, rounds):
+    """With the AUC of the start and of each round given."""
+    tracked, seen = [], []
+
+    def track(model, videos, device):
+        tracked.append([video.name for video in videos])
+        seen.append(dict(model.state_dict()))
+        return {video.name: aucs[len(seen) - 1] for video in videos}
+
+    monkeypatch.setattr(module, "track_all", track)
+    (gain,) = finetune(settings(folder, patience=2), CPU, progress=False)
+    assert tracked == [["v4"]] * (rounds + 1), "every fifth video is kept out"
+    report = json.loads((folder / "out" / REPORT).read_text())
+    assert [one["pairs"] for one in report["rounds"]] == [8, 16, 24][:rounds]
+    final = dict(OSTrack.from_pretrained(folder / "out" / TUNED).state_dict())
+    assert same(final, seen[1 if kept else 0]) and not same(seen[1], seen[0])
+    assert gain.mean == pytest.approx(0.3 if kept else 0) and gain.chosen_by
+    with pytest.raises(ValueError, match="holds a run already"):
+        finetune(settings(folder), CPU)
+
+
+def test_the_kept_out_videos_are_not_trained_on(folder):
+    from ostrack_fast.training.videos import VideoFolder
+
+    assert VideoFolder(folder / "videos", without=("v4", "v0")).names == ["v1", "v2", "v3", "v5"]
+    with pytest.raises(FileNotFoundError, match="no usable video"):
+        VideoFolder(folder / "videos", without=("v*",))
+
+
+def test_the_whole_way(folder):
+    """Untrained weights track nothing; the report is that of the weights written."""
+    shutil.copytree(folder / "videos" / "v0", folder / "test" / "t")
+    gains = finetune(settings(folder, rounds=1, test=str(folder / "test")), CPU, progress=False)
+    assert [set(gain.before) for gain in gains] == [{"v4"}, {"t"}]
+    again = module.track_all(
+        OSTrack.from_pretrained(folder / "out" / TUNED), module.load_videos(folder / "test"), CPU
+    )  # fmt: skip
+    assert again == gains[1].after
+
+
+def test_one_video_is_too_few(folder):
+    for number in range(1, 6):
+        shutil.rmtree(folder / "videos" / f"v{number}")
+    with pytest.raises(ValueError, match="has one video: give a folder of others"):
+        finetune(settings(folder), CPU)
+
+
+def test_the_interval_covers_the_mean():
+    names = [f"v{i}" for i in range(20)]
+    after = dict(zip(names, 0.5 + np.linspace(-0.05, 0.15, 20), strict=True))
+    gain = Gain(dict.fromkeys(names, 0.5), after, chosen_by=False)
+    low, high = gain.interval()
+    error = np.std([*after.values()]) / 20**0.5
+    assert gain.mean == pytest.approx(0.05) and low == pytest.approx(0.05 - 1.96 * error, abs=0.005)
+    assert high == pytest.approx(0.05 + 1.96 * error, abs=0.005)
+
+
+def test_lora_trains_its_matrices_alone_and_is_merged_on_export(config, folder):
+    path = str(folder / "start.safetensors")
+    cfg = replace(config, weights=path, epochs=0.5, optim=replace(config.optim, lora=2, backbone_lr=1.0))
+    before = build_model(replace(cfg)).state_dict()
+    trainer = run(cfg, folder / "lora")
+    exported = OSTrack.from_pretrained(folder / "lora" / "weights.safetensors").state_dict()
+    moved = {name for name in before if name.startswith("backbone") and not torch.equal(before[name], exported[name])}
+    assert moved == {f"backbone.blocks.{i}.attn.{part}.weight" for i in range(3) for part in ("qkv", "proj")}
+    for name in moved:
+        assert torch.linalg.matrix_rank(exported[name] - before[name], rtol=1e-3) <= 2
+    # What is exported computes what was trained.
+    trainer.model.load_state_dict(trainer.average)
+    plain = OSTrack(MODEL).eval()
+    plain.load_state_dict(exported)
+    images = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(trainer.model.eval()(*images)["score_map"], plain(*images)["score_map"])
+
+
+def test_lora_starts_as_the_weights_it_adapts():
+    model = OSTrack(MODEL).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapt(model, 2)
+    assert same(merged(model.state_dict()), before)
