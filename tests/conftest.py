@@ -39,9 +39,12 @@ from hypothesis import settings  # noqa: E402
 from ostrack_fast import ops  # noqa: E402
 from ostrack_fast.ops import native  # noqa: E402
 
-# Started in the background by a shell, this process ignores Ctrl-C, and so would every command the tests interrupt.
+# What a shell starts in the background or by nohup ignores these signals, and so would every command the tests
+# interrupt. A handler is not handed down.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # A slow machine is no failure.
 settings.register_profile("patient", deadline=None)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -291,7 +292,7 @@ def _store(path: Path, clips: list[Clip], problems: dict[str, str]) -> None:
 def _load(path: Path) -> tuple[list[Clip], dict[str, str]] | None:
     """What `_store` wrote; None for a file that is damaged, which is then written again."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             head = json.loads(arrays["head"].tobytes())
             boxes, visible = arrays["boxes"], arrays["visible"]
         edges = np.cumsum([0, *(one[3] for one in head["clips"])])
@@ -300,5 +301,5 @@ def _load(path: Path) -> tuple[list[Clip], dict[str, str]] | None:
             for (name, images, first, _), start, stop in zip(head["clips"], edges[:-1], edges[1:], strict=True)
         ]
         return clips, head["problems"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError):
         return None
