@@ -4,7 +4,7 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
-#if !defined(__GNUC__)
+#if !defined(__GNUC__) && !defined(__clang__)
 #error "attention_portable.cpp needs vector extensions: build with GCC or Clang (on Windows, clang-cl)"
 #endif
 

@@ -7,7 +7,7 @@
 #include "cpu/features.h"
 
 // Kernels for newer x86 processors are compiled into the one binary with GCC's or Clang's target pragmas.
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define OSTF_X86 1
 #endif
 

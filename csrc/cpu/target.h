@@ -12,7 +12,7 @@
 #include "cpu/half.h"
 #include "ostrack_fast.h"
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define OSTF_INLINE inline __attribute__((always_inline))
 #define OSTF_INLINED __attribute__((always_inline))  // for a lambda
 #define OSTF_NOINLINE __attribute__((noinline))

@@ -33,12 +33,13 @@ class OpenCVNetwork(ExportNetwork):
             if keep is None:
                 continue
             chosen = self.get_buffer("rows")
-            mean = torch.zeros(cfg.num_heads, cfg.template_grid**2 + candidates, 1, device="cpu")
+            mean = torch.zeros(cfg.num_heads, cfg.template_grid**2 + candidates, 1, dtype=torch.float32, device="cpu")
             mean[:, chosen] = 1 / (cfg.num_heads * len(chosen))
             # Stacked attention maps times this is the mean over heads and over the template's chosen rows.
             self.register_buffer(f"mean{index}", mean.flatten(0, 1))
             # [i, j] is 1 where candidate i wins against j when their scores are equal.
-            self.register_buffer(f"earlier{index}", torch.ones(candidates, candidates, device="cpu").triu(1))
+            equal = torch.ones(candidates, candidates, dtype=torch.float32, device="cpu")
+            self.register_buffer(f"earlier{index}", equal.triu(1))
             self.register_buffer(f"ranks{index}", torch.arange(keep, dtype=torch.float32, device="cpu"))
             candidates = keep
 

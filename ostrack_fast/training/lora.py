@@ -16,8 +16,10 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, weight.shape[1], device=weight.device) / weight.shape[1] ** 0.5)
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
+        outputs, inputs = weight.shape
+        down = torch.randn(rank, inputs, dtype=torch.float32, device=weight.device) / inputs**0.5
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(torch.zeros(outputs, rank, dtype=torch.float32, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.up.to(weight.dtype) @ self.down.to(weight.dtype)

@@ -54,19 +54,19 @@ class Inside:
 
     def __init__(self, model: OSTrack, frame: Image, box: Sequence[float]) -> None:
         self.model, self.cfg = model.eval(), model.cfg
-        around = torch.tensor([list(box)], dtype=torch.float64)
+        around = torch.tensor([list(box)], dtype=torch.float64, device="cpu")
         self._template, _ = ops.crop(torch.from_numpy(frame), around, self.cfg.template_factor, self.cfg.template_size)
         middle = (self.cfg.template_grid - 1) // 2
         self._centre = middle * self.cfg.template_grid + middle
 
     def look(self, frame: Image, box: Sequence[float]) -> View:
         """What happens in a frame whose search region lies around `box`, the target's place in the frame before."""
-        around = torch.tensor([list(box)], dtype=torch.float64)
+        around = torch.tensor([list(box)], dtype=torch.float64, device="cpu")
         search, _ = ops.crop(torch.from_numpy(frame), around, self.cfg.search_factor, self.cfg.search_size)
         attention: list[NDArray[np.float32]] = []
         alive: list[NDArray[np.bool_]] = []
         # A template range that depends on the box is not needed here: the picture is of the centre.
-        mask = template_mask(self.cfg, torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
+        mask = template_mask(self.cfg, torch.tensor([[0.25, 0.25, 0.5, 0.5]], dtype=torch.float32, device="cpu"))
         with torch.no_grad(), self._watched(attention, alive):
             out = self.model(self._template, search, mask)
         feature_map = out["backbone_feat"][0, self.cfg.template_grid**2 :].norm(dim=1)
@@ -81,11 +81,12 @@ class Inside:
             tokens, ids = arguments[:2]
             attend: object = block.attn
             probability = ops.reference.attention_map(attend.packed(block.norm1(tokens)))  # type: ignore[attr-defined, operator]
-            paid = torch.zeros(cells).index_copy(0, ids[0], probability[0, :, self._centre, template:].mean(0).float())
+            paid = torch.zeros(cells, dtype=torch.float32, device="cpu")
+            paid[ids[0]] = probability[0, :, self._centre, template:].mean(0).float()
             attention.append(self._grid(paid))
 
         def after(block: torch.nn.Module, arguments: tuple, result: tuple) -> None:
-            left = torch.zeros(cells, dtype=torch.bool)
+            left = torch.zeros(cells, dtype=torch.bool, device="cpu")
             left[result[1][0]] = True
             alive.append(left.reshape(self.cfg.search_grid, -1).numpy())
 
@@ -156,5 +157,5 @@ def _titled(picture: Image, title: str) -> Image:
 
 
 def _picture(search: Tensor) -> Image:
-    pixels = search.permute(1, 2, 0) * torch.tensor(_STD) + torch.tensor(_MEAN)
-    return (255 * pixels).round().clamp(0, 255).to(torch.uint8).numpy()
+    pixels = search.permute(1, 2, 0).numpy() * np.float32(_STD) + np.float32(_MEAN)
+    return (255 * pixels).round().clip(0, 255).astype(np.uint8)
