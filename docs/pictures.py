@@ -58,7 +58,7 @@ def draw_peers(results: Path, picture: Path) -> None:
     """A point for every tracker of which both numbers were measured."""
     document = json.loads(results.read_text(encoding="utf-8"))
     figure, axis = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-    for name, one in document["results"].items():
+    for name, one in document["trackers"].items():
         if "auc" in one:
             rate, ours = 1e3 / one["median_ms"], name.startswith("ostrack_fast")
             axis.scatter(rate, one["auc"], color=OURS if ours else PEER, zorder=2)

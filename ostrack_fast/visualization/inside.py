@@ -157,5 +157,5 @@ def _titled(picture: Image, title: str) -> Image:
 
 
 def _picture(search: Tensor) -> Image:
-    pixels = search.permute(1, 2, 0).numpy() * np.float32(_STD) + np.float32(_MEAN)
+    pixels = search.permute(1, 2, 0).numpy() * np.array(_STD, np.float32) + np.array(_MEAN, np.float32)
     return (255 * pixels).round().clip(0, 255).astype(np.uint8)
