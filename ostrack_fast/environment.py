@@ -60,6 +60,12 @@ VARIABLES = (
         "the GPU architectures to build for, such as `90-real`",
     ),
     Variable(
+        "OSTRACK_FAST_BUILD_DIR",
+        "they are removed after a build, and kept in `build/` by an editable install",
+        "when the package is built",
+        "a folder that keeps the objects for the next build",
+    ),
+    Variable(
         "OSTRACK_FAST_DATA",
         "tests that need it are skipped",
         "by tests and `bench/gpu_check.py`",
