@@ -1,5 +1,6 @@
 """Commands that are killed or interrupted at any moment: files old or whole, nothing left over, the same end result."""
 
+import itertools
 import json
 import os
 import random
@@ -263,12 +264,13 @@ def kill_until_done(commands, kind, random_, reference, seconds, counts):
 def test_kills(commands, long, counts):
     running, root = commands
     random_ = random.Random(time.time_ns() if long else 0)
-    references = {}
-    for kind, checks in KINDS.items():
-        reference = root / f"reference_{kind}"
-        code, seconds = running.run(checks.arguments(Path(reference.name)))
-        assert code == 0, running.log.read_text()
-        references[kind] = reference, seconds
+    references: dict[str, tuple[Path, float]] = {}
+    turns = itertools.cycle(KINDS)
     while counts["kills"] < (200 if long else 4):
-        kind = random_.choice(list(KINDS))
+        kind = next(turns)
+        if kind not in references:
+            reference = root / f"reference_{kind}"
+            code, seconds = running.run(KINDS[kind].arguments(Path(reference.name)))
+            assert code == 0, running.log.read_text()
+            references[kind] = reference, seconds
         kill_until_done(commands, kind, random_, *references[kind], counts)

@@ -20,7 +20,8 @@ from ostrack_fast.kernels import dependent_launch, tiles
 from ostrack_fast.kernels.norm_rows import empty_norm_rows
 from ostrack_fast.kernels.update_box import update_box
 
-ABLE = [target for target in TARGETS if target >= 90]
+# Hopper always; later ones, which differ little, with the slow tests.
+ABLE = [pytest.param(each, marks=[pytest.mark.slow] if each > 90 else []) for each in TARGETS if each >= 90]
 
 
 def handing_over(tokens, width, dtype):
