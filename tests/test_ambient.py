@@ -1,7 +1,7 @@
 """The default dtype and device that a program has set change nothing: in no line, and through no entry point."""
 
 import ast
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from ostrack_fast.training.losses import LossConfig
 from ostrack_fast.training.pretrained import mark_template
 from ostrack_fast.training.trainer import Trainer
 
+from .ambient import default_dtype
 from .test_architecture import MODULES, TREES
 from .training.conftest import config, square
 from .training.tiny_run import same
@@ -56,16 +57,6 @@ def test_every_tensor_is_made_with_a_dtype_and_a_device():
     found = {(module, *where) for module in modules for where in ambient(TREES[module])}
     assert not {each for each in found if each[:2] not in AS_MODULES_ARE}
     assert {each[:2] for each in found} == AS_MODULES_ARE, "an exception that is not needed"
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 AMBIENT = {

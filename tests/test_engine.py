@@ -1,6 +1,6 @@
 """The engine: the model's results with frozen weights, targets that come and go, and every frame the same way."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from ostrack_fast.model import template_mask
 from ostrack_fast.ops.layers import why_no_int8
 from ostrack_fast.switches import enabled
 
+from .ambient import default_dtype
 from .golden import seeded
 from .margins import assert_frame_decided, decided_images
 
@@ -206,16 +207,6 @@ def test_the_model_is_read_not_changed():
         engine.step(frame(1))
     assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 AMBIENT = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,9 @@ from typing import Any, Protocol
 from .images import is_hidden
 
 _LMDB_FILE = "data.mdb"
+# What reading a zip file's entry raises: NotImplementedError for an unknown compression, RuntimeError for an encrypted
+# entry, OSError where bzip2's data or the disk are damaged.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 class Storage(Protocol):
@@ -103,7 +108,7 @@ class Zips:
             raise FileNotFoundError(f"{self.path} has no file {name}")
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except _DAMAGED as error:
             raise OSError(f"{name} in {archive.filename} cannot be read: {error}") from None
 
 

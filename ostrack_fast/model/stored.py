@@ -10,6 +10,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
@@ -88,7 +89,7 @@ class Described(NamedTuple):
     problem: str | None = None
 
 
-class WeightsFile:
+class WeightsFile(ABC):
     """An opened file of weights.
 
     Attributes:
@@ -104,9 +105,9 @@ class WeightsFile:
         self.path = path
         self.metadata = {}
 
+    @abstractmethod
     def describe(self, tensor: StoredTensor) -> Described:
         """Shape and type of a tensor of `content`; nothing is read."""
-        raise NotImplementedError
 
     def read(self, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Read the named tensors, each into memory of its own.
@@ -124,8 +125,8 @@ class WeightsFile:
         with damaged(self.path):
             return {name: _converted(value, dtype) for name, value in self._read(tensors)}
 
-    def _read(self, tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]: ...
 
 
 def _converted(value: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -145,7 +146,11 @@ def open_weights(path: Path) -> WeightsFile:
     with open(path, "rb") as file:
         head = file.read(4096)
     kind = kind_of(head, facts.st_size)
-    formats = {"safetensors": _Safetensors, "zip": _TorchZip, "legacy": _TorchLegacy}
+    formats: dict[str, Callable[[Path], WeightsFile]] = {
+        "safetensors": _Safetensors,
+        "zip": _TorchZip,
+        "legacy": _TorchLegacy,
+    }
     if kind not in formats:
         raise CheckpointError(f"{path}: {kind}")
     with damaged(path):
@@ -231,9 +236,9 @@ class _Pickled(WeightsFile):
             for key, group in groups.items():
                 yield from self._read_record(record(key), self.sizes[key], group)
 
+    @abstractmethod
     def _records(self) -> AbstractContextManager[Callable[[str], IO[bytes]]]:
         """Opens the file, and gives a function that gives a record, at its start, by its key."""
-        raise NotImplementedError
 
     def _read_record(
         self, record: IO[bytes], size: int, group: Mapping[str, StoredTensor]

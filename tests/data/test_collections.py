@@ -215,3 +215,16 @@ def test_damage_of_a_storage_is_named(tmp_path):
         open_storage(storage.path).read("x/y.jpg")
     with pytest.raises(BadImage, match="called cannot be read as an image"):
         image_from(b"x", "called")
+
+
+def test_damage_within_a_compressed_file_is_named(tmp_path):
+    """Deflated data break in the decompressor, before the checksum is compared."""
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        path = tmp_path / f"c{compression}.zip"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("x", bytes(range(256)) * 40)
+        data = bytearray(path.read_bytes())
+        data[45:60] = b"\xff" * 15
+        path.write_bytes(data)
+        with pytest.raises(OSError, match=r"^x in .*zip cannot be read"):
+            open_storage(path).read("x")

@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ostrack_fast import ops
 from ostrack_fast.ops import layers
 
+from ..ambient import default_dtype
+
 CPU = torch.device("cpu")
 SAMPLES = {
     f"{name}-{index}": (op, arguments)
@@ -125,16 +127,6 @@ def test_the_negative_bit_in_layers():
     attend = layers.cross_attention(2, 8, torch.float32, CPU)
     q, kv = torch.randn(1, 3, 2, 8), torch.randn(1, 5, 2, 2, 8)
     assert torch.equal(attend(torch._neg_view(-q), torch._neg_view(-kv))[0], attend(q, kv)[0])
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager
