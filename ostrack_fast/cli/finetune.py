@@ -18,6 +18,7 @@ def finetune(
     test: Annotated[Path | None, typer.Option(help="Further videos, only to report on.")] = None,
     rounds: Annotated[int, typer.Option(help="At most so many rounds.")] = 8,
     pairs: Annotated[int, typer.Option(help="Training pairs of a round.")] = 1600,
+    starts: Annotated[int, typer.Option(help="Frames of each test video that tracking starts from.")] = 10,
     freeze: Annotated[int | None, typer.Option(help="First blocks that stay as they are; by default half.")] = None,
     lora: Annotated[int, typer.Option(help="Rank of LoRA's matrices, trained in place of the backbone.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the pairs.")] = 0,
@@ -36,8 +37,8 @@ def finetune(
     check_folder(output)
     stop_by, report_on = (None if path is None else str(path) for path in (held_out, test))
     cfg = FinetuneConfig(
-        str(data), str(output), weights, stop_by, report_on, rounds=rounds, pairs=pairs, freeze_blocks=freeze,
-        lora=lora, seed=seed,
+        str(data), str(output), weights, stop_by, report_on, rounds=rounds, pairs=pairs, starts=starts,
+        freeze_blocks=freeze, lora=lora, seed=seed,
     )  # fmt: skip
     for gain in run(cfg, chosen):
         print("success AUC on the videos the training stopped by:" if gain.chosen_by else "success AUC on test videos:")

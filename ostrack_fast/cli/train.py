@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from ._lists import chosen
 
 
 def train(
@@ -16,6 +18,9 @@ def train(
         Path | None, typer.Option(help="Folder of the data, instead of the one in the settings.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run, instead of the one in the settings.")] = None,
+    log_to: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb or both with a comma, instead of what the settings say.")
+    ] = None,
 ) -> None:
     """Train a model, or continue the run whose checkpoint lies in the output folder.
 
@@ -26,15 +31,18 @@ def train(
     from ..training.config import read_train_config
     from ..training.distributed import joined, local_device
     from ..training.trainer import WEIGHTS, Trainer
+    from ..training.writers import WRITERS
 
-    chosen = local_device(resolve_device(device))
+    on = local_device(resolve_device(device))
     cfg = read_train_config(config)
-    if output is not None:
-        cfg = replace(cfg, output=str(output))
-    if data_root is not None:
-        cfg = replace(cfg, data_root=str(data_root))
-    with joined(chosen) as processes:
-        trainer = Trainer(cfg, chosen, processes)
+    names = chosen("--log-to", log_to, tuple(WRITERS))
+    changes: dict[str, Any] = {} if names is None else {"log_to": tuple(names)}
+    for name, folder in (("output", output), ("data_root", data_root)):
+        if folder is not None:
+            changes[name] = str(folder)
+    cfg = replace(cfg, **changes)
+    with joined(on) as processes:
+        trainer = Trainer(cfg, on, processes)
         trainer.run()
     if not processes.first:
         return

@@ -1,24 +1,29 @@
 """Augmentation of a template and search pair: what the published code does, and what a small training set needs more.
 
-Works on uint8 RGB crops of any size, before the final resize: a degraded small crop that is then enlarged looks like
-a real small target, and costs less.
+It has two halves. Where a pair is made, `Augment` draws everything, mirrors the uint8 crops and degrades them, before
+their final resize: a degraded small crop that is then enlarged looks like a real small target, and costs less. Where
+the network is, `normalized` changes the colours of a whole batch as they were drawn, on its device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import cos, pi, sin
+from math import cos, exp, pi, sin
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..data.images import Image
+from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 from ..settings import check_ranges
 
 _LEVELS = np.arange(256, dtype=np.float32)
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_LUMA = (0.299, 0.587, 0.114)
 # Drawing Gaussian noise costs more than the rest of a pair, so one fixed field is read at random offsets.
 _NOISE_SIDE = 512
 _NOISE = np.random.default_rng(0).standard_normal((_NOISE_SIDE, _NOISE_SIDE, 3)).astype(np.float32)
@@ -80,14 +85,29 @@ AUGMENTS: dict[str, AugmentConfig] = {"published": AugmentConfig(), "robust": Au
 """By the names that a training file's `augment` may give."""
 
 
+class Augmented(NamedTuple):
+    """An augmented image of a pair.
+
+    Args:
+        image: (n, n, 3) uint8 RGB, mirrored and degraded.
+        flipped: whether it is mirrored; its box follows with `flip_box`.
+        colours: (5,) float32, what `normalized` does to its colours: saturation (0 is gray), exponent of the levels,
+            gain of each channel.
+    """
+
+    image: Image
+    flipped: bool
+    colours: NDArray[np.float32]
+
+
 class Augment:
-    """Draws and applies one augmentation to a pair."""
+    """Draws one augmentation for a pair and applies it, but for the colours."""
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
 
-    def __call__(self, images: tuple[Image, Image], rng: Generator) -> tuple[list[Image], tuple[bool, bool]]:
-        """Augmented (template, search), mirrored where the second result says so; boxes follow with `flip_box`.
+    def __call__(self, images: tuple[Image, Image], rng: Generator) -> tuple[Augmented, Augmented]:
+        """The augmented (template, search).
 
         Args:
             images: two (n, n, 3) uint8 RGB crops, sizes may differ.
@@ -95,19 +115,14 @@ class Augment:
         """
         c = self.config
         draw = rng.random(8)
-        out = list(images)
-        if draw[0] < c.gray:
-            out = [to_gray(image) for image in out]
-        elif draw[1] < c.saturation:
-            amount = 1.6 * rng.random()
-            out = [saturate(image, amount) for image in out]
-        tint = np.exp(rng.standard_normal(3) * c.tint) if c.tint and draw[0] >= c.gray else np.ones(3)
+        saturation = 0.0 if draw[0] < c.gray else 1.6 * rng.random() if draw[1] < c.saturation else 1.0
+        tint = np.exp(rng.standard_normal(3) * c.tint)
         quality = int(rng.integers(20, 85)) if draw[2] < c.jpeg else None
         sigma = rng.uniform(2, 12) if draw[3] < c.noise else None
         detail = rng.uniform(0.33, 0.9) if draw[4] < c.low_resolution else None
         both = draw[5] < c.flip
-        flips = [bool(both), bool(both)]
-        for i, image in enumerate(out):
+        out = []
+        for image in images:
             own = rng.random(4)
             if own[0] < c.blur:
                 image = cv2.GaussianBlur(image, (0, 0), 0.5 + 1.2 * rng.random() * image.shape[0] / 128)
@@ -115,30 +130,46 @@ class Augment:
                 image = motion_blur(image, rng.uniform(0.01, 0.06) * image.shape[0], rng.uniform(0, pi))
             if detail is not None:
                 image = reduce_resolution(image, detail)
-            image = adjust(image, 1 + c.brightness * (2 * own[2] - 1), np.exp(c.gamma * rng.standard_normal()), tint)
+            gain = 1 + c.brightness * (2 * own[2] - 1)
+            gamma = exp(c.gamma * rng.standard_normal())
             if sigma is not None:
                 image = add_noise(image, sigma, rng)
             if quality is not None:
                 image = compress(image, quality)
-            flips[i] ^= bool(own[3] < c.flip_each)
-            out[i] = image[:, ::-1] if flips[i] else image
-        return out, (flips[0], flips[1])
+            flipped = bool(both) ^ bool(own[3] < c.flip_each)
+            # Gray images stay gray.
+            gains = gain * (tint if saturation else np.ones(3))
+            colours = np.array([saturation, gamma, *gains], dtype=np.float32)
+            out.append(Augmented(image[:, ::-1] if flipped else image, flipped, colours))
+        return out[0], out[1]
+
+
+class Normalizer:
+    """Makes what the network takes of a batch of images, on their device.
+
+    For levels v in [0, 1] each pixel becomes saturation * v + (1 - saturation) * luma, then v ** exponent * gain of
+    the channel, clipped to [0, 1] after each, and is normalized with ImageNet's mean and deviation. The published code
+    computes its brightness in floats, too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._luma, self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=device) for values in (_LUMA, IMAGE_MEAN, IMAGE_STD)
+        )
+
+    def __call__(self, images: Tensor, colours: Tensor | None = None) -> Tensor:
+        """Images (B,Z,Z,3) uint8 RGB -> (B,3,Z,Z) float32; their colours (B,5) are as `Augmented` says, or stay."""
+        levels = images.float().div_(255)
+        if colours is not None:
+            saturation, exponent, gain = colours[:, None, None].split((1, 1, 3), dim=-1)
+            luma = (levels * self._luma).sum(-1, keepdim=True)
+            levels = torch.lerp(luma, levels, saturation).clamp_(0, 1).pow_(exponent).mul_(gain).clamp_(0, 1)
+        return levels.sub_(self._mean).div_(self._std).permute(0, 3, 1, 2)
 
 
 def flip_box(box: NDArray[np.float32]) -> NDArray[np.float32]:
     """The xywh box, in [0, 1] units of the crop, in the mirrored crop."""
     return np.array([1 - box[0] - box[2], box[1], box[2], box[3]], dtype=box.dtype)
-
-
-def to_gray(image: Image) -> Image:
-    """Luma in all three channels."""
-    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-
-
-def saturate(image: Image, amount: float) -> Image:
-    """Blend with the gray image: 0 is gray, 1 the image itself, more is more colourful."""
-    matrix = amount * np.eye(3, dtype=np.float32) + (1 - amount) * np.tile(_LUMA, (3, 1))
-    return cv2.transform(image, matrix)
 
 
 def adjust(image: Image, brightness: float, gamma: float = 1.0, tint: NDArray | None = None) -> Image:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..config import ModelConfig, get_config
+from ..model.hub import shipped_weights
 from ..settings import bind, check_ranges, read_yaml
 from .augment import AUGMENTS, AugmentConfig
 from .crops import CropConfig
@@ -59,6 +61,26 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """What a run is judged by while it goes on.
+
+    Args:
+        videos: folder of videos kept out of the training; counts from `data_root`.
+        every: epochs between two validations.
+        pairs: at least so many pairs of these videos give the validation's IoU; whole batches.
+        starts: frames of each video that tracking starts from, see `validation.first_frames`; 0 tracks nothing.
+    """
+
+    videos: str
+    every: float = 1.0
+    pairs: int = 512
+    starts: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, every=(1e-6, 1e6), pairs=(1, 1e9), starts=(0, 1e4))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on.
 
@@ -83,6 +105,9 @@ class TrainConfig:
         workers: processes that make pairs.
         bad_images: how many different images that cannot be read a process passes over before the run fails.
         checkpoint_minutes: time between checkpoints.
+        validation: videos kept out, and how often they judge the run; None for none.
+        pictures: so many pairs of the last batch are drawn after each epoch; 0 for none.
+        log_to: where numbers and pictures go besides the run's folder, see `writers`.
         seed: of the samples, the initial head and stochastic depth.
     """
 
@@ -110,6 +135,9 @@ class TrainConfig:
     workers: int = 2
     bad_images: int = 100
     checkpoint_minutes: float = 10.0
+    validation: ValidationConfig | None = None
+    pictures: int = 4
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,7 +154,8 @@ class TrainConfig:
         check_ranges(
             self, mark_template=(0, 1000), score_prior=(1e-6, 1 - 1e-6), epochs=(0, 1e6), pairs_per_epoch=(1, 1e12),
             batch_size=(1, 1e6), accumulate=(1, 1e4), ce_start_epoch=(0, 1e6), ce_warmup_epochs=(0, 1e6),
-            workers=(0, 1024), bad_images=(0, 1e9), checkpoint_minutes=(0, 1e6), seed=(0, 2**63 - 1),
+            workers=(0, 1024), bad_images=(0, 1e9), checkpoint_minutes=(0, 1e6), pictures=(0, 64),
+            seed=(0, 2**63 - 1),
         )  # fmt: skip
         if self.optim.freeze_blocks > self.model.depth:
             raise ValueError(f"freeze_blocks={self.optim.freeze_blocks}, but the model has {self.model.depth} blocks")
@@ -181,13 +210,24 @@ def read_train_config(path: str | Path) -> TrainConfig:
         changes["augment"] = AUGMENTS[augment]
     cfg = bind(TrainConfig, document | changes, str(path))
     bind_sources(cfg.data, f"{path}: data")
-    given: dict[str, Any] = {name: getattr(cfg, name) for name in ("output", "data_root", "backbone", "weights")}
-    paths: dict[str, Any] = {
-        key: str(folder / value)
-        for key, value in given.items()
-        if value is not None and not value.startswith("timm:") and not (key == "backbone" and value in PRETRAINED)
-    }
-    return replace(cfg, **paths)
+    return replace(cfg, **_located(cfg, folder))
+
+
+def settings_of(cfg: TrainConfig) -> dict[str, Any]:
+    """All settings as plain values: written as yaml to any folder, `read_train_config` makes the same run of them."""
+    located = _located(cfg, Path.cwd())
+    return json.loads(json.dumps(asdict(replace(cfg, **located))))
+
+
+def _located(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
+    """The settings that are paths, relative ones below a folder; names of weights stay names."""
+    paths: dict[str, Any] = {name: str(folder / getattr(cfg, name)) for name in ("output", "data_root")}
+    if cfg.backbone and not cfg.backbone.startswith("timm:") and cfg.backbone not in PRETRAINED:
+        paths["backbone"] = str(folder / cfg.backbone)
+    # What is no file may be a name that ships or that of a model on the Hub.
+    if cfg.weights and cfg.weights not in shipped_weights() and (folder / cfg.weights).exists():
+        paths["weights"] = str(folder / cfg.weights)
+    return paths
 
 
 def recipes() -> dict[str, Path]:

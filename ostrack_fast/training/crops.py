@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..boxes import crop_window
 from ..data.images import Image
+from ..ops.crop import crop_pixels
 from ..settings import check_ranges
 from .geometry import around, bounds, compose, corners, linear_map, transform, warp
 
@@ -101,20 +102,8 @@ def draw_window(
 
 
 def cut(image: Image, window: Window) -> Image:
-    """The window's native crop, black outside the image.
-
-    As in the published `sample_target`, the last column and row of the image are never read.
-    """
-    left, top, side, size = window
-    height, width = image.shape[0] - 1, image.shape[1] - 1
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
-    if x1 == left and y1 == top and x2 == left + side and y2 == top + side:
-        crop = image[y1:y2, x1:x2]
-    else:
-        crop = np.zeros((side, side, 3), dtype=np.uint8)
-        if x2 > x1 and y2 > y1:
-            crop[y1 - top : y2 - top, x1 - left : x2 - left] = image[y1:y2, x1:x2]
-    return cv2.resize(crop, (size, size)) if side > size else crop
+    """The window's native crop, as the op `crop` reads it: black outside the image and at its last column and row."""
+    return crop_pixels(image, window.left, window.top, window.side, window.native)
 
 
 def blacken(crop: Image, window: Window, frame: Sequence[float]) -> None:

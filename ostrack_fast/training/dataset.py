@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,8 @@ class PairDataset(Dataset):
         sources: (source, ratio) pairs; a source is drawn with probability ratio over the sum of the ratios.
         config: crops, augmentation, seed and length.
 
-    Items are dicts: `template` (Z, Z, 3) and `search` (X, X, 3) uint8 RGB tensors, `template_box` and `search_box`
+    Items are dicts: `template` (Z, Z, 3) and `search` (X, X, 3) uint8 RGB tensors, `template_colours` and
+    `search_colours` (5,) float32, what `augment.normalized` makes of their colours; `template_box` and `search_box`
     (4,) float32 xywh over the side of the crop; and, where images could not be read and others were drawn instead,
     `skipped`, the list of what is wrong with each.
 
@@ -125,16 +127,16 @@ class PairDataset(Dataset):
             if bad:
                 raise bad[-1]
             raise ValueError("100 draws gave no usable pair: are the boxes in pixels, and the targets large enough?")
-        images, flips = self._augment((pair.template, pair.search), rng)
+        augmented = self._augment((pair.template, pair.search), rng)
         item: dict[str, Any] = {"skipped": [str(error) for error in bad]} if bad else {}
-        for name, image, box, size, flip in (
-            ("template", images[0], pair.template_box, crops.template_size, flips[0]),
-            ("search", images[1], pair.search_box, crops.search_size, flips[1]),
+        for name, one, box, size in (
+            ("template", augmented[0], pair.template_box, crops.template_size),
+            ("search", augmented[1], pair.search_box, crops.search_size),
         ):
-            if image.shape[0] != size:
-                image = cv2.resize(image, (size, size))
+            image = one.image if one.image.shape[0] == size else cv2.resize(one.image, (size, size))
             item[name] = torch.from_numpy(np.ascontiguousarray(image))
-            item[f"{name}_box"] = torch.from_numpy(flip_box(box) if flip else box)
+            item[f"{name}_box"] = torch.from_numpy(flip_box(box) if one.flipped else box)
+            item[f"{name}_colours"] = torch.from_numpy(one.colours)
         return item
 
 
@@ -178,10 +180,12 @@ class _Guarded(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        start = time.perf_counter()
         try:
-            return self.dataset[index]
+            item = self.dataset[index]
         except (OSError, ValueError) as error:
             return error
+        return item | {"seconds": time.perf_counter() - start}
 
 
 def _collate(items: list[Any]) -> Any:
@@ -189,13 +193,15 @@ def _collate(items: list[Any]) -> Any:
     if error is not None:
         return error
     skipped = [text for item in items for text in item.pop("skipped", [])]
-    return default_collate(items), skipped
+    seconds = sum(item.pop("seconds") for item in items)
+    return default_collate(items), skipped, seconds
 
 
 class PairLoader(DataLoader):
     """Batches of a `PairDataset`, made by `make_loader`. Iterating raises what the dataset raises, also in a worker.
 
     Images that cannot be read are told on stderr, the first few in words, and counted in `bad`, by what is wrong.
+    `seconds` is what making the last batch's pairs took, one after the other.
 
     Close the iterator where it may not be exhausted, or the workers outlive it.
 
@@ -204,6 +210,7 @@ class PairLoader(DataLoader):
     """
 
     bad: Counter[str]
+    seconds: float = 0.0
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:  # type: ignore[override]
         batches = super().__iter__()
@@ -211,8 +218,9 @@ class PairLoader(DataLoader):
             for batch in batches:
                 if isinstance(batch, Exception):
                     raise batch
-                self._count(batch[1])
-                yield batch[0]
+                pairs, skipped, self.seconds = batch
+                self._count(skipped)
+                yield pairs
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -243,6 +251,7 @@ def make_loader(
     rank: int = 0,
     processes: int = 1,
     micro_batches: int = 1,
+    pin_memory: bool = False,
 ) -> PairLoader:
     """Batches of samples start, start + 1, ... in order; an incomplete last batch is dropped.
 
@@ -252,6 +261,7 @@ def make_loader(
     Args:
         batch_size: of one process and one micro-batch. The loader of process `rank` gives its part of each batch,
             `micro_batches` times `batch_size` samples.
+        pin_memory: for batches that go to a GPU.
 
     Raises:
         ValueError: for a start outside the dataset.
@@ -266,6 +276,7 @@ def make_loader(
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
         # Its own, as starting an iteration draws a number: a resumed run must not see another random state.
         generator=torch.Generator(),
     )

@@ -13,22 +13,22 @@ import torch
 
 from ..config import ModelConfig
 from ..data.videos import Video, load_videos
-from ..evaluation import evaluate_video
 from ..files import write_text
 from ..model import OSTrack
 from ..model.checkpoint import load_pretrained, save_weights
 from ..settings import check_ranges
-from ..tracker import Tracker
 from .augment import AugmentConfig
 from .checkpoint import CHECKPOINT
 from .config import OptimConfig, TrainConfig
 from .crops import CropConfig
 from .losses import LossConfig
 from .trainer import Trainer
+from .validation import track_all
 
 TUNED = "finetuned.safetensors"
 REPORT = "report.json"
 _HELD_OUT = 5  # every so manyth video
+_STARTS_A_ROUND = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class FinetuneConfig:
         held_out: folder of the videos to stop by; None keeps every fifth of `data` out of the training.
         test: folder of further videos to report on: those that stop the training flatter it.
         rounds, pairs: at most so many rounds, of so many pairs each; after each the held-out videos are tracked.
+        starts: frames of each video of `test` that tracking starts from, see `validation.first_frames`; of the
+            held-out videos, which are tracked after every round, at most three.
         patience: end after so many rounds without a gain.
         freeze_blocks: so many first blocks stay; None for half of them.
         lora: rank of LoRA's matrices, which replace the training of the backbone; 0 for none.
@@ -55,15 +57,16 @@ class FinetuneConfig:
     rounds: int = 8
     pairs: int = 1600
     batch_size: int = 16
+    starts: int = 10
     patience: int = 3
-    lr: float = 1e-4
+    lr: float = 2e-4
     freeze_blocks: int | None = None
     lora: int = 0
     workers: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self, rounds=(1, 1e6), patience=(1, 1e6), lr=(0, 1), lora=(0, 1024))
+        check_ranges(self, rounds=(1, 1e6), patience=(1, 1e6), starts=(1, 1e4), lr=(0, 1), lora=(0, 1024))
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Gain:
     """Success AUC of each video before and after.
 
     Args:
-        before, after: AUC by the name of the video.
+        before, after: AUC by the name of the video, the mean over the starts.
         chosen_by: whether the training was stopped by these very videos.
     """
 
@@ -109,7 +112,8 @@ def finetune(cfg: FinetuneConfig, device: torch.device, progress: bool = True) -
         raise ValueError(f"{output} holds a run already: give another output folder")
     held_out, names = _held_out(cfg)
     model, start = load_pretrained(cfg.weights)
-    before = track_all(OSTrack.from_pretrained(cfg.weights), held_out, device)
+    stops = min(cfg.starts, _STARTS_A_ROUND)
+    before = success(OSTrack.from_pretrained(cfg.weights), held_out, device, stops)
     best = dict(before)
     state, rounds, since = start, [], 0
 
@@ -119,7 +123,7 @@ def finetune(cfg: FinetuneConfig, device: torch.device, progress: bool = True) -
         with torch.device("meta"):  # draws no random numbers, which the training goes on with
             tuned = OSTrack(model).eval()
         tuned.load_state_dict(weights, assign=True)
-        found = track_all(tuned, held_out, device)
+        found = success(tuned, held_out, device, stops)
         rounds.append({"pairs": trainer.seen, "auc": float(np.mean([*found.values()]))})
         if np.mean([*found.values()]) > np.mean([*best.values()]):
             best, state, since = found, weights, 0
@@ -133,16 +137,15 @@ def finetune(cfg: FinetuneConfig, device: torch.device, progress: bool = True) -
     if cfg.test is not None:
         videos = load_videos(cfg.test)
         tuned = OSTrack.from_pretrained(output / TUNED)
-        first = track_all(OSTrack.from_pretrained(cfg.weights), videos, device)
-        gains.append(Gain(first, track_all(tuned, videos, device), chosen_by=False))
+        first = success(OSTrack.from_pretrained(cfg.weights), videos, device, cfg.starts)
+        gains.append(Gain(first, success(tuned, videos, device, cfg.starts), chosen_by=False))
     _report(cfg, rounds, gains)
     return gains
 
 
-def track_all(model: OSTrack, videos: Sequence[Video], device: torch.device) -> dict[str, float]:
-    """Success AUC of each video, tracked from its first frame, in float32."""
-    tracker = Tracker(model, device, "float32")
-    return {video.name: evaluate_video(video, tracker).scores.auc for video in videos}
+def success(model: OSTrack, videos: Sequence[Video], device: torch.device, starts: int) -> dict[str, float]:
+    """Success AUC of each video, see `validation.track_all`."""
+    return {name: scores.auc for name, scores in track_all(model, videos, device, starts).items()}
 
 
 def _held_out(cfg: FinetuneConfig) -> tuple[list[Video], tuple[str, ...]]:

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..data.images import Image
 from ..files import write_atomically
 from ..interrupts import Interrupts
-from ..model import template_mask
+from ..model import OSTrack, template_mask
 from ..model.checkpoint import save_weights
 from ..model.vit import DropPath
-from ..ops.reference import IMAGE_MEAN, IMAGE_STD
 from ..progress import progress_bar
 from .ambient import as_configured
+from .augment import Normalizer
+from .average import RunningAverage
 from .building import base_rates, build_dataset, build_model, build_optimizer, freeze_blocks, recompute_blocks
 from .checkpoint import find_checkpoint, write_checkpoint
-from .config import PRECISIONS, TrainConfig
+from .config import PRECISIONS, TrainConfig, settings_of
 from .dataset import PairLoader, make_loader
 from .distributed import ALONE, Processes, share_batch_norm, wrap
 from .log import LOG, trim_log
 from .lora import adapt, merged
 from .losses import ostrack_loss
+from .pictures import draw_pairs
+from .record import record_start
 from .schedule import keep_rate, rate_factor
+from .speed import Speed, status
+from .validation import Validation
+from .writers import Writers, open_writers
 
 CPU = torch.device("cpu")
 WEIGHTS = "weights.safetensors"
@@ -47,7 +52,7 @@ class Trainer:
     `run()` continues from the folder's checkpoint if there is one: a run that was stopped and resumed gives the same
     weights as one that was not. The folder holds `last.pt` (everything a resume needs) and `previous.pt` (the one
     before it, should it be damaged), `weights.safetensors` (what `OSTrack.from_pretrained` reads; the running average
-    where there is one) and `log.jsonl`.
+    where there is one), `config.yaml` and `run.json` (see `record`), `log.jsonl` and `pictures` (see `writers`).
 
     Pair i of a run and its augmentation depend on the seed and i alone. So several processes train on the same pairs as
     one with as many times the batch, and a run may be resumed by another number of processes, if a step of all of them
@@ -70,6 +75,7 @@ class Trainer:
             raise ValueError(f"{self.output} is a file: output must name the folder of the run")
         self.seen = 0
         self._saved = -1  # pairs in the checkpoint, if there is one
+        self._judged = 0  # pairs at the last validation
         torch.manual_seed(cfg.seed)
         self.model = build_model(cfg).to(self.device).train()
         freeze_blocks(self.model, cfg.optim.freeze_blocks)
@@ -81,9 +87,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, cfg, self.batch)
         self.network = wrap(self.model, processes)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "float16")
-        self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if cfg.optim.ema else None
-        mean_std = torch.tensor([IMAGE_MEAN, IMAGE_STD], dtype=torch.float32, device=self.device)
-        self.mean, self.std = mean_std[:, None, :, None, None].unbind(0)
+        self.average = RunningAverage(self.model, cfg.optim.ema) if cfg.optim.ema else None
+        self._normalize = Normalizer(self.device)
         self.template_mask = template_mask(cfg.model, device=self.device) if cfg.model.ce_layers else None
 
     def _share(self, processes: Processes) -> None:
@@ -121,32 +126,69 @@ class Trainer:
             self._export()
             return
         shares = (ranks.rank, ranks.count, cfg.accumulate)
-        loader = make_loader(build_dataset(cfg), cfg.batch_size, cfg.workers, self.seen, *shares)
+        loader = make_loader(
+            build_dataset(cfg), cfg.batch_size, cfg.workers, self.seen, *shares, self.device.type == "cuda"
+        )
+        speed = Speed(self.batch, ranks.count * max(cfg.workers, 1))
+        validation = Validation(cfg, self.device, ranks) if cfg.validation else None
         saved = time.monotonic()
-        recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=100)
         with (
             progress_bar(progress and ranks.first) as bar,
             Interrupts() as interrupts,
-            self._open_log() as log,
+            closing(self._open_writers()) as writers,
             closing(self._batches(loader)) as batches,
         ):
+            self._validate(validation, writers, interrupts)
             task = bar.add_task("pairs", total=self.total, completed=self.seen, status="")
+            speed.wait()
             for batch in batches:
-                terms = self.step(batch)
-                recent.append((time.monotonic(), terms))
-                bar.update(task, completed=self.seen, status=_status(recent, self.batch))
+                speed.loaded()
+                speed.stepped(self.step(batch), loader.seconds)
+                summary = speed.summary()
+                bar.update(task, completed=self.seen, status=status(summary))
                 if (self.seen // self.batch) % _STEPS_A_LINE == 0:
-                    numbers = {"pairs": self.seen, "keep": self.keep, "rate": self.rate}
-                    numbers |= _summary(recent, self.batch)
-                    log.write(json.dumps({k: round(v, 5) for k, v in numbers.items()}) + "\n")
-                    log.flush()
+                    writers.scalars("train", self.seen, {"keep": self.keep, "rate": self.rate} | summary)
+                if self._ended_epoch() and ranks.first and cfg.pictures:
+                    writers.picture(self.seen, self._draw(batch))
+                self._validate(validation, writers, interrupts)
                 over = each_epoch is not None and ranks.first and self._ended_epoch() and each_epoch(self)
                 if self._any(interrupts.requested or over):
                     break
                 if time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
+                speed.wait()
             self.save()
+
+    def _open_writers(self) -> Writers:
+        cfg, ranks = self.cfg, self.processes
+        if not ranks.first:
+            return Writers([])
+        run = record_start(cfg, self.output, self.seen, self.device, ranks.count)
+        return open_writers(self.output, cfg.log_to, self.seen, {"id": run["id"], "config": settings_of(cfg)})
+
+    def _draw(self, batch: dict[str, Tensor]) -> Image:
+        """The first pairs of a batch and what the model makes of them."""
+        some = {name: value[: self.cfg.pictures] for name, value in batch.items()}
+        boxes = some["template_box"], some["search_box"]
+        return draw_pairs(self.model, *self._images(some), boxes, self.template_mask, self.keep)
+
+    def _validate(self, validation: Validation | None, writers: Writers, interrupts: Interrupts) -> None:
+        """Judge the weights that a tracker would take, if that is due; an interrupted validation is due again."""
+        if validation is None or self.cfg.validation is None:
+            return
+        interval = self.cfg.validation.every * self.cfg.pairs_per_epoch
+        due = self.seen // interval > self._judged // interval or self.finished
+        if not due or self._judged == self.seen:
+            return
+        with torch.device("meta"):  # draws no random numbers, which the training goes on with
+            model = OSTrack(self.cfg.model).eval()
+        weights = {name: value.detach().clone() for name, value in self.weights().items()}
+        model.load_state_dict(weights, assign=True)
+        numbers = validation(model, lambda: interrupts.requested)
+        if numbers is not None:
+            self._judged = self.seen
+            writers.scalars("validation", self.seen, numbers)
 
     def _ended_epoch(self) -> bool:
         """Whether the last step was an epoch's last."""
@@ -154,10 +196,10 @@ class Trainer:
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set in any process: all of them stop after the same step."""
-        return flag if self.processes.count == 1 else self.processes.mean(self.mean.new_tensor(float(flag))).item() > 0
-
-    def _open_log(self) -> IO[str]:
-        return open(self.output / LOG if self.processes.first else os.devnull, "a", encoding="utf-8")
+        if self.processes.count == 1:
+            return flag
+        raised = torch.tensor(float(flag), dtype=torch.float32, device=self.device)
+        return self.processes.mean(raised).item() > 0
 
     def _batches(self, loader: PairLoader) -> Generator[dict[str, Tensor], None, None]:
         """The loader's batches; where the data fails, what was trained until then is saved first."""
@@ -220,18 +262,27 @@ class Trainer:
         if not isfinite(numbers["loss"]) or not (self.scaler.is_enabled() or isfinite(numbers["norm"])):
             raise FloatingPointError(self._refuse(batch, numbers))
         self.seen += self.batch
-        self._update_average()
+        if self.average is not None:
+            self.average.update(self.model, self.seen / self.batch)
         return numbers
 
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         cfg = self.cfg
-        template, search = (self._normalized(batch[name]) for name in ("template", "search"))
+        images = self._images(batch)
         with torch.autocast(self.device.type, PRECISIONS[cfg.precision], enabled=cfg.precision != "float32"):
-            out = self.network(template, search, self.template_mask, ce_keep_rate=self.keep)
+            out = self.network(*images, self.template_mask, ce_keep_rate=self.keep)
         # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
         torch.clear_autocast_cache()
         box = batch["search_box"].to(self.device, non_blocking=True)
         return ostrack_loss(out, box, cfg.loss, self.processes.mean)
+
+    def _images(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Template and search images of a batch as the network takes them."""
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        template, search = (
+            self._normalize(moved[name], moved.get(f"{name}_colours")) for name in ("template", "search")
+        )
+        return template, search
 
     def _update(self, loss: Tensor) -> Tensor:
         """Clip and apply the gradients, unless they or the loss are not finite; returns their norm."""
@@ -269,10 +320,11 @@ class Trainer:
             return
         state = {
             "model": self.model.state_dict(),
-            "average": self.average,
+            "average": self.average.state if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "seen": self.seen,
+            "judged": self._judged,
             "batch": self.batch,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -289,7 +341,7 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights a tracker takes: the running average where there is one, and what LoRA added merged in."""
-        return merged(self.average or self.model.state_dict())
+        return merged(self.average.state if self.average else self.model.state_dict())
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint of the output folder, if there is one.
@@ -327,36 +379,9 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, base_rates(self.cfg, self.batch), strict=True):
             group["base_lr"] = base
         self.seen = state["seen"]
+        self._judged = state.get("judged", self.seen)
         if self.average is not None and state["average"] is not None:
-            self.average = {name: value.to(self.device) for name, value in state["average"].items()}
+            self.average.state = {name: value.to(self.device) for name, value in state["average"].items()}
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-        return images.sub_(self.mean).div_(self.std)
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is None:
-            return
-        # A young average follows closely: its first value is the untrained model.
-        steps = self.seen / self.batch
-        decay = min(self.cfg.optim.ema, (1 + steps) / (10 + steps))
-        state = self.model.state_dict()
-        floating = [name for name in state if state[name].is_floating_point()]
-        torch._foreach_lerp_([self.average[n] for n in floating], [state[n] for n in floating], 1 - decay)
-        for name in state.keys() - set(floating):
-            self.average[name].copy_(state[name])
-
-
-def _summary(recent: deque[tuple[float, dict[str, float]]], batch: int) -> dict[str, float]:
-    mean = {key: sum(terms[key] for _, terms in recent) / len(recent) for key in recent[0][1]}
-    seconds = recent[-1][0] - recent[0][0]
-    return mean | {"pairs_per_second": (len(recent) - 1) * batch / seconds if seconds else 0.0}
-
-
-def _status(recent: deque[tuple[float, dict[str, float]]], batch: int) -> str:
-    mean = _summary(recent, batch)
-    return f"{mean['pairs_per_second']:.0f}/s  loss {mean['loss']:.3f}  IoU {mean['iou']:.3f}"

@@ -20,7 +20,7 @@ from ..data.images import Image
 from ..model import OSTrack, template_mask
 
 KINDS = ("attention", "elimination", "features")
-_SIDE = 256
+SIDE = 256
 _DIM = 0.25
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -70,7 +70,7 @@ class Inside:
         with torch.no_grad(), self._watched(attention, alive):
             out = self.model(self._template, search, mask)
         feature_map = out["backbone_feat"][0, self.cfg.template_grid**2 :].norm(dim=1)
-        return View(_picture(search[0]), attention, alive, self._grid(feature_map))
+        return View(pixels_of(search[0]), attention, alive, self._grid(feature_map))
 
     @contextmanager
     def _watched(self, attention: list, alive: list) -> Iterator[None]:
@@ -118,18 +118,16 @@ def draw(view: View, kind: str, blocks: Sequence[int]) -> Image:
     wrong = [block for block in blocks if not 0 <= block < len(view.alive)]
     if wrong:
         raise ValueError(f"the network has blocks 0 to {len(view.alive) - 1}, not {wrong[0]}")
-    region = cv2.resize(view.region, (_SIDE, _SIDE))
-    panels = [_titled(region, "search region")]
+    region = cv2.resize(view.region, (SIDE, SIDE))
+    panels = [titled(region, "search region")]
     if kind == "features":
-        panels.append(_titled(_heat(region, view.features), "features"))
+        panels.append(titled(heat(region, view.features), "features"))
     for block in blocks if kind != "features" else ():
         if kind == "attention":
-            panels.append(_titled(_heat(region, view.attention[block]), f"block {block}"))
+            panels.append(titled(heat(region, view.attention[block]), f"block {block}"))
         else:
             left = view.alive[block]
-            shown = cv2.resize(left.astype(np.uint8), (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST)[..., None]
-            dimmed = (region * np.where(shown, 1, _DIM)).astype(np.uint8)
-            panels.append(_titled(dimmed, f"block {block}: {int(left.sum())} of {left.size}"))
+            panels.append(titled(dimmed(region, left), f"block {block}: {int(left.sum())} of {left.size}"))
     return np.concatenate(panels, axis=1)
 
 
@@ -141,21 +139,29 @@ def default_blocks(model: OSTrack, kind: str) -> list[int]:
     return sorted({round(index) for index in np.linspace(0, cfg.depth - 1, 4)})
 
 
-def _heat(region: Image, values: NDArray[np.float32]) -> Image:
+def dimmed(region: Image, alive: NDArray[np.bool_]) -> Image:
+    """The region, of side `SIDE`, dark in the cells (F,F) that are not alive."""
+    shown = cv2.resize(alive.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)[..., None]
+    return (region * np.where(shown, 1, _DIM)).astype(np.uint8)
+
+
+def heat(region: Image, values: NDArray[np.float32]) -> Image:
     """Values (F,F), from none to the largest, as colours over the region."""
     scaled = np.clip(255 * values / max(float(values.max()), 1e-12), 0, 255).astype(np.uint8)
-    large = cv2.resize(scaled, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(scaled, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     colours = cv2.cvtColor(cv2.applyColorMap(large, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
     return cv2.addWeighted(region, 0.45, colours, 0.55, 0)
 
 
-def _titled(picture: Image, title: str) -> Image:
-    strip = np.full((24, _SIDE, 3), 255, np.uint8)
+def titled(picture: Image, title: str) -> Image:
+    """A picture of side `SIDE` with a white frame and a line above it."""
+    strip = np.full((24, SIDE, 3), 255, np.uint8)
     cv2.putText(strip, title, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (20, 20, 20), 1, cv2.LINE_AA)
     framed = np.concatenate((strip, picture))
     return np.pad(framed, ((2, 2), (2, 2), (0, 0)), constant_values=255)
 
 
-def _picture(search: Tensor) -> Image:
-    pixels = search.permute(1, 2, 0).numpy() * np.array(_STD, np.float32) + np.array(_MEAN, np.float32)
+def pixels_of(patch: Tensor) -> Image:
+    """A normalized patch (3,Z,Z) as (Z,Z,3) uint8 RGB."""
+    pixels = patch.float().cpu().permute(1, 2, 0).numpy() * np.array(_STD, np.float32) + np.array(_MEAN, np.float32)
     return (255 * pixels).round().clip(0, 255).astype(np.uint8)

@@ -46,12 +46,12 @@ def test_rounds(folder, monkeypatch, aucs, kept, rounds):
     """With the AUC of the start and of each round given."""
     tracked, seen = [], []
 
-    def track(model, videos, device):
+    def track(model, videos, device, starts):
         tracked.append([video.name for video in videos])
         seen.append(dict(model.state_dict()))
         return {video.name: aucs[len(seen) - 1] for video in videos}
 
-    monkeypatch.setattr(module, "track_all", track)
+    monkeypatch.setattr(module, "success", track)
     (gain,) = finetune(settings(folder, patience=2), CPU, progress=False)
     assert tracked == [["v4"]] * (rounds + 1), "every fifth video is kept out"
     report = json.loads((folder / "out" / REPORT).read_text())
@@ -76,8 +76,8 @@ def test_the_whole_way(folder):
     shutil.copytree(folder / "videos" / "v0", folder / "test" / "t")
     gains = finetune(settings(folder, rounds=1, test=str(folder / "test")), CPU, progress=False)
     assert [set(gain.before) for gain in gains] == [{"v4"}, {"t"}]
-    again = module.track_all(
-        OSTrack.from_pretrained(folder / "out" / TUNED), module.load_videos(folder / "test"), CPU
+    again = module.success(
+        OSTrack.from_pretrained(folder / "out" / TUNED), module.load_videos(folder / "test"), CPU, 10
     )  # fmt: skip
     assert again == gains[1].after
 
@@ -110,7 +110,7 @@ def test_lora_trains_its_matrices_alone_and_is_merged_on_export(config, folder):
     for name in moved:
         assert torch.linalg.matrix_rank(exported[name] - before[name], rtol=1e-3) <= 2
     # What is exported computes what was trained.
-    trainer.model.load_state_dict(trainer.average)
+    trainer.model.load_state_dict(trainer.average.state)
     plain = OSTrack(MODEL).eval()
     plain.load_state_dict(exported)
     images = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 64, 64)

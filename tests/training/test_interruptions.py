@@ -66,7 +66,7 @@ def test_a_finished_run_gives_its_weights_again(config, tmp_path):
     (tmp_path / "run" / WEIGHTS).unlink()
     run(config, tmp_path / "run")
     exported = OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS).state_dict()
-    assert same(dict(exported), {name: trained.average[name] for name in exported})
+    assert same(dict(exported), {name: trained.average.state[name] for name in exported})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -95,7 +95,7 @@ def test_a_second_interrupt_loses_nothing(config, tmp_path, monkeypatch, number)
     assert trainer.seen == config.batch_size and len(written) == 2 and signal.getsignal(number) is before
     assert torch.load(tmp_path / "parts" / CHECKPOINT, weights_only=True)["seen"] == trainer.seen
     OSTrack.from_pretrained(tmp_path / "parts" / WEIGHTS)
-    assert same(dict(run(config, tmp_path / "parts").average), dict(whole.average))
+    assert same(dict(run(config, tmp_path / "parts").average.state), dict(whole.average.state))
 
 
 def test_an_interrupted_run_says_so_and_ends_with_130(command, monkeypatch):

@@ -35,7 +35,7 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(config, tmp_path, pre
     assert whole.seen == resumed.seen == 48
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     assert same(whole.optimizer.state_dict(), resumed.optimizer.state_dict())
-    assert same(whole.average, resumed.average)
+    assert same(whole.average.state, resumed.average.state)
     assert same(whole.scaler.state_dict(), resumed.scaler.state_dict())
     exported = [OSTrack.from_pretrained(tmp_path / name / WEIGHTS).state_dict() for name in ("whole", "parts")]
     assert same(dict(exported[0]), dict(exported[1]))
