@@ -1,16 +1,13 @@
-"""The published collections of training videos: LaSOT, GOT-10k and TrackingNet, in the layouts they come in."""
+"""The published collections of training videos, LaSOT, GOT-10k and TrackingNet: their clips, lists and index."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import re
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +17,12 @@ from numpy.typing import NDArray
 
 from ..files import write_atomically
 from .images import IMAGE_SUFFIXES
+from .layouts import LAYOUTS, Layout, Place
 from .storage import Storage, open_storage
-from .truth import Array, parse_boxes, parse_lines, present, read_lines
+from .truth import Array, parse_boxes, present, read_lines
 
-_VERSION = 1
+# Of the index: one that an older version wrote is read no more.
+_VERSION = 2
 _SHOWN = 5
 
 
@@ -35,7 +34,7 @@ class Clip:
         name: of the sequence.
         images: its frames' names in the storage, as a format of the frame's number.
         first: number of the first frame.
-        boxes: (n,4) float64 xywh in pixels; NaN where a box is absent or degenerate.
+        boxes: (n,4) float64 xywh in pixels counted from 0; NaN where a box is absent or degenerate.
         visible: (n,) bool, whether the target can be seen in a frame, as the collection says.
     """
 
@@ -51,118 +50,6 @@ class Clip:
     def frame(self, index: int) -> str:
         """Name in the storage of a frame, counted from 0."""
         return self.images.format(self.first + index)
-
-
-class Place(NamedTuple):
-    """Where a sequence's images and its ground truth lie in a storage."""
-
-    images: str
-    truth: str
-
-
-class Layout(ABC):
-    """A collection's layout.
-
-    Attributes:
-        splits: the names of its parts; the first is the default.
-        frame, first: name of an image by its number, and the first number.
-        described: where the files should be, for messages.
-    """
-
-    splits: tuple[str, ...]
-    frame: str
-    first: int
-    described: str
-
-    def name(self, number: int, split: str) -> str | None:
-        """The sequence of a number counted from 0; None where the collection does not number its sequences."""
-        return None
-
-    @abstractmethod
-    def places(self, folders: Counter[str], split: str) -> Iterator[tuple[str, Place]]:
-        """The sequences among the folders that hold images, by name."""
-
-    @abstractmethod
-    def visible(self, storage: Storage, place: Place, frames: int) -> NDArray[np.bool_]:
-        """Where the target can be seen; boxes that are absent are taken care of elsewhere."""
-
-
-class Lasot(Layout):
-    """LaSOT: hidden where `full_occlusion.txt` or `out_of_view.txt` says so; `list` names the 1,120 for training."""
-
-    splits = ("all",)
-    frame, first = "{:08d}.jpg", 1
-    described = "CLASS/CLASS-N/img/00000001.jpg, CLASS/CLASS-N/groundtruth.txt"
-
-    def places(self, folders: Counter[str], split: str) -> Iterator[tuple[str, Place]]:
-        for folder in folders:
-            base = folder.removesuffix("/img")
-            if base != folder:
-                yield base.rsplit("/", 1)[-1], Place(folder, f"{base}/groundtruth.txt")
-
-    def visible(self, storage: Storage, place: Place, frames: int) -> NDArray[np.bool_]:
-        base = place.truth.rsplit("/", 1)[0]
-        flags = [_flags(storage, f"{base}/{name}", frames) for name in ("full_occlusion.txt", "out_of_view.txt")]
-        return (flags[0] == 0) & (flags[1] == 0)
-
-
-class Got10k(Layout):
-    """GOT-10k: hidden where `absence.label` says so or `cover.label` says that nothing of the target is uncovered."""
-
-    splits = ("train", "val")
-    frame, first = "{:08d}.jpg", 1
-    described = "train/GOT-10k_Train_000001/00000001.jpg, train/GOT-10k_Train_000001/groundtruth.txt (val likewise)"
-
-    def name(self, number: int, split: str) -> str | None:
-        return f"GOT-10k_{split.title()}_{number + 1:06d}"
-
-    def places(self, folders: Counter[str], split: str) -> Iterator[tuple[str, Place]]:
-        for folder in folders:
-            name = folder.rsplit("/", 1)[-1]
-            if name.lower().startswith(f"got-10k_{split}_"):
-                yield name, Place(folder, f"{folder}/groundtruth.txt")
-
-    def visible(self, storage: Storage, place: Place, frames: int) -> NDArray[np.bool_]:
-        absent = _flags(storage, f"{place.images}/absence.label", frames)
-        cover = _flags(storage, f"{place.images}/cover.label", frames)
-        return (absent == 0) & (cover > 0)
-
-
-class TrackingNet(Layout):
-    """TrackingNet: 12 chunks of videos, all targets visible; `all` wants every chunk, `TRAIN_3` that one alone."""
-
-    splits = ("all", *(f"TRAIN_{i}" for i in range(12)))
-    frame, first = "{}.jpg", 0
-    described = "TRAIN_0/frames/VIDEO/0.jpg, TRAIN_0/anno/VIDEO.txt, ... TRAIN_11"
-
-    def places(self, folders: Counter[str], split: str) -> Iterator[tuple[str, Place]]:
-        found = set()
-        for folder in folders:
-            match = re.fullmatch(r"(?:.*/)?(TRAIN_\d+)/frames/([^/]+)", folder)
-            if match and split in ("all", match[1]):
-                found.add(match[1])
-                yield match[2], Place(folder, f"{folder[: -len('/frames/' + match[2])]}/anno/{match[2]}.txt")
-        missing = [chunk for chunk in self.splits[1:] if split in ("all", chunk) and chunk not in found]
-        if missing:
-            raise FileNotFoundError(f"the chunks {', '.join(missing)} are missing")
-
-    def visible(self, storage: Storage, place: Place, frames: int) -> NDArray[np.bool_]:
-        return np.ones(frames, dtype=bool)
-
-
-LAYOUTS: dict[str, Layout] = {"lasot": Lasot(), "got10k": Got10k(), "trackingnet": TrackingNet()}
-
-
-def _flags(storage: Storage, name: str, frames: int) -> NDArray[np.int64]:
-    """The whole numbers of a file, between commas or on lines of their own, one a frame."""
-    words = re.split(r"[,\s]+", storage.read(name).decode("ascii", "replace").strip())
-    try:
-        values = np.array(words, dtype=np.float64).astype(np.int64)
-    except ValueError:
-        raise ValueError(f"{storage.path / name} does not hold numbers alone") from None
-    if len(values) != frames:
-        raise ValueError(f"{storage.path / name} has {len(values)} numbers for {frames} frames")
-    return values
 
 
 @dataclass(frozen=True)
@@ -229,21 +116,22 @@ def _scan(layout: Layout, storage: Storage, split: str) -> tuple[list[Clip], dic
         places = sorted(layout.places(folders, split))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{storage.path}: {error}; expected {layout.described}") from None
-    for name, place in places:
+    for place in places:
         try:
-            clips.append(_clip(layout, storage, name, place, folders[place.images]))
+            clips.append(_clip(layout, storage, place, folders[place.images]))
         except (OSError, ValueError) as error:
-            problems[name] = str(error)
+            problems[place.name] = str(error)
     return clips, problems
 
 
-def _clip(layout: Layout, storage: Storage, name: str, place: Place, images: int) -> Clip:
-    where = str(storage.path / place.truth)
-    boxes = parse_boxes(parse_lines(storage.read(place.truth), where), where)
+def _clip(layout: Layout, storage: Storage, place: Place, images: int) -> Clip:
+    where = storage.path / place.truth
+    boxes = parse_boxes(storage.read(place.truth), where, images)
     if len(boxes) != images:
         raise ValueError(f"{where} has {len(boxes)} lines for the {images} images in {storage.path / place.images}")
-    visible = layout.visible(storage, place, len(boxes)) & present(boxes)
-    return Clip(name, f"{place.images}/{layout.frame}", layout.first, boxes, visible)
+    visible = layout.visible(storage, place, images) & present(boxes)
+    boxes[:, :2] -= layout.origin
+    return Clip(place.name, f"{place.images}/{layout.frame}", layout.first, boxes, visible)
 
 
 def _select(layout: Layout, found: Collection, selection: Selection) -> Collection:
@@ -252,7 +140,7 @@ def _select(layout: Layout, found: Collection, selection: Selection) -> Collecti
     if selection.only is not None:
         # A number that stands for no sequence stays what it is, and is then missing.
         lines = _read_list(selection.only)
-        wanted = [(layout.name(int(one), selection.split) if one.isdecimal() else None) or one for one in lines]
+        wanted = [(layout.numbered(int(one), selection.split) if one.isdecimal() else None) or one for one in lines]
     if selection.without is not None:
         unwanted = set(_read_list(selection.without))
         wanted = [name for name in wanted if name not in unwanted]

@@ -74,7 +74,10 @@ class Folder:
             yield from (f"{prefix}{name}" for name in files if not is_hidden(name))
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.path / name} is missing") from None
 
 
 class Zips:

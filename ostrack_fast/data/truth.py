@@ -21,7 +21,7 @@ _MARKS = (
 )
 # nan(ind), -nan(snan) and 1.#IND, 1.#QNAN0 are what Microsoft's C runtimes print for NaN.
 _NAN = re.compile(r"[-+]?(nan(\(\w*\))?|1\.#(ind|qnan|snan)\d*)", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity)", re.IGNORECASE | re.ASCII)
 # Pixels. No image is so large, and squares of such numbers overflow in no metric.
 _LARGEST = 1e9
 _NEWLINE = ord("\n")
@@ -56,15 +56,23 @@ def read_boxes(path: str | Path, frames: int | None = None) -> Array:
         OSError: there is no such file, or it may not be read.
         ValueError: it is no text file, or a line is neither of these; the message names file and line.
     """
-    return parse_boxes(read_lines(path), path, frames)
+    return parse_boxes(_read(path), path, frames)
 
 
-def parse_boxes(lines: list[str], path: str | Path, frames: int | None = None) -> Array:
-    """As `read_boxes`, from the lines of the file that is called `path` in messages."""
+def parse_boxes(data: bytes, path: str | Path, frames: int | None = None) -> Array:
+    """As `read_boxes`, from the contents of the file that messages call `path`."""
+    lines = _parse_lines(data, path)
     while frames is not None and len(lines) > frames and not lines[-1].strip():
         lines.pop()
-    rows = [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
-    boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    boxes = _parse_rows(lines, path)
+    # A comparison with NaN is false.
+    bad = ~np.isnan(boxes).all(axis=1) & ~(np.abs(boxes) <= _LARGEST).all(axis=1)
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise ValueError(
+            f"{path}, line {index + 1}: expected four finite numbers of pixels x,y,w,h (or nan for absent), got "
+            f"{lines[index].strip()[:80]!r}"
+        )
     boxes[~present(boxes)] = np.nan
     return boxes
 
@@ -79,11 +87,11 @@ def read_raw_boxes(path: str | Path) -> Array:
         OSError: there is no such file, or it may not be read.
         ValueError: it is no text file, holds no line, or a line is not four numbers; the message names file and line.
     """
-    path = Path(path)
+    data = _read(path)
     try:
-        boxes = _parse_plain(path.read_bytes())
+        boxes = _parse_plain(data)
     except ValueError:
-        boxes = _parse_lines(path)
+        boxes = _parse_rows(_without_trailing_blanks(_parse_lines(data, path)), path)
     if not len(boxes):
         raise ValueError(f"{path} is empty: expected a line x,y,w,h a frame")
     return boxes
@@ -135,23 +143,39 @@ def _decimals(text: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArr
     return np.where(text[starts] == ord("-"), -value, value)
 
 
-def _parse_lines(path: Path) -> Array:
-    lines = read_lines(path)
+def _without_trailing_blanks(lines: list[str]) -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
+    return lines
+
+
+def _parse_rows(lines: list[str], path: str | Path) -> Array:
+    """(n,4): the four numbers of each line, rows of NaN for lines that are empty or all NaN."""
     rows = []
     for number, line in enumerate(lines, 1):
-        words = [word for word in re.split(r"[,;\s]+", line) if word]
         try:
-            row = [np.nan if _NAN.fullmatch(word) else float(word) for word in words]
+            row = [_number(word) for word in re.split(r"[,;\s]+", line) if word]
+            # An empty line is absent too: `all` of nothing is true.
+            rows.append([np.nan] * 4 if all(np.isnan(row)) else _four(row))
         except ValueError:
-            row = []
-        if words == [] or (row and all(np.isnan(row))):
-            row = [np.nan] * 4
-        if len(row) != 4 or "_" in line:
-            raise ValueError(f"{path}, line {number}: {line.strip()[:80]!r} is not four numbers x,y,w,h")
-        rows.append(row)
+            shown = line.strip()[:80]
+            raise ValueError(f"{path}, line {number}: {shown!r} is not four numbers x,y,w,h") from None
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _four(row: list[float]) -> list[float]:
+    if len(row) != 4:
+        raise ValueError(row)
+    return row
+
+
+def _number(word: str) -> float:
+    if _NAN.fullmatch(word):
+        return np.nan
+    # float() alone would also take 1_000 and digits of other scripts.
+    if not _NUMBER.fullmatch(word):
+        raise ValueError(word)
+    return float(word)
 
 
 def read_numbers(path: str | Path) -> Array:
@@ -160,35 +184,16 @@ def read_numbers(path: str | Path) -> Array:
     Raises:
         OSError: there is no such file, or it may not be read. ValueError: a word is no number; the message names both.
     """
-    words = re.split(r"[,;\s]+", "\n".join(read_lines(path)).strip())
+    return parse_numbers(_read(path), path)
+
+
+def parse_numbers(data: bytes, path: str | Path) -> Array:
+    """As `read_numbers`, from the contents of the file that messages call `path`."""
+    words = re.split(r"[,;\s]+", "\n".join(_parse_lines(data, path)).strip())
     try:
         return np.array([float(word) for word in words if word])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _read_row(line: str, where: str) -> list[float]:
-    shown = repr(line.strip()[:80])
-    try:
-        values = [_number(word) for word in re.split(r"[,;\s]+", line) if word]
-    except ValueError:
-        raise ValueError(f"{where}: {shown} is not four numbers x,y,w,h") from None
-    if all(np.isnan(values)):
-        return [np.nan] * 4
-    if len(values) != 4 or not np.isfinite(values).all():
-        raise ValueError(f"{where}: expected four finite numbers x,y,w,h (or nan for absent), got {shown}")
-    if max(map(abs, values)) > _LARGEST:
-        raise ValueError(f"{where}: {shown} cannot be pixels: expected four numbers x,y,w,h")
-    return values
-
-
-def _number(word: str) -> float:
-    if _NAN.fullmatch(word):
-        return np.nan
-    # float() alone would also take 1_000, digits of other scripts, and infinity spelled out.
-    if not _NUMBER.fullmatch(word):
-        raise ValueError(word)
-    return float(word)
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -198,14 +203,17 @@ def read_lines(path: str | Path) -> list[str]:
         OSError: there is no such file, or it may not be read.
         ValueError: it is no regular file, or no text; the message names it.
     """
+    return _parse_lines(_read(path), path)
+
+
+def _read(path: str | Path) -> bytes:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
-    return parse_lines(path.read_bytes(), path)
+    return path.read_bytes()
 
 
-def parse_lines(data: bytes, path: str | Path) -> list[str]:
-    """As `read_lines`, from what the file that is called `path` in messages holds."""
+def _parse_lines(data: bytes, path: str | Path) -> list[str]:
     try:
         text = data.decode(_encoding(data))
     except UnicodeDecodeError:

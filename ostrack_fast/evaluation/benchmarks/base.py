@@ -11,7 +11,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data import layouts
 from ...data.images import find_images, is_hidden
+from ...data.storage import Folder
 from ...data.truth import Array, read_numbers
 from ..protocols import Truth
 
@@ -175,11 +177,8 @@ def images_in(folder: Path) -> Callable[[], list[Path]]:
 
 
 def read_flags(path: Path, frames: int) -> NDArray[np.bool_]:
-    """(frames,) bool: which of a file's numbers, at least one a frame, are not 0. Raises ValueError for fewer."""
-    flags = read_numbers(need(path))
-    if len(flags) < frames:
-        raise ValueError(f"{path} has {len(flags)} flags for {frames} frames")
-    return np.asarray(flags[:frames] != 0)
+    """(frames,) bool: which of a file's numbers are not 0. Raises as `data.layouts.read_flags`."""
+    return layouts.read_flags(Folder(path.parent), path.name, frames)
 
 
 def read_attributes(path: Path, names: SequenceOfNames) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
 from ...data.images import find_images, read_image
-from ...data.truth import read_lines, read_numbers, read_raw_boxes
+from ...data.layouts import Got10kLayout
+from ...data.storage import Folder
+from ...data.truth import read_lines, read_raw_boxes
 from ..protocols import Truth
 from .base import Benchmark, Loaded, Sequence, folders, images_in, load_all, need
 
+_LAYOUT = Got10kLayout()
 _RESOLUTION = re.compile(r"resolution:\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
 _CLASS = re.compile(r"object_class:\s*(.*\S)")
 
@@ -44,7 +45,7 @@ class Got10k(Benchmark):
 
 
 def _sequences_in(folder: Path) -> list[str]:
-    return [path.name for path in folders(folder) if path.name.startswith("GOT-10k_")]
+    return [place.name for place in _LAYOUT.places((path.name for path in folders(folder)), "all")]
 
 
 def _split_of(folder: Path) -> str | None:
@@ -52,19 +53,17 @@ def _split_of(folder: Path) -> str | None:
     names = _sequences_in(folder)
     if (folder / "list.txt").is_file():
         names = read_lines(folder / "list.txt") + names
-    kinds = {name.split("_")[1].lower() for name in names if name.startswith("GOT-10k_")}
+    kinds = {place.part for place in _LAYOUT.places(names, "all")}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def _load_one(folder: Path, split: str) -> Sequence:
-    boxes = read_raw_boxes(need(folder / "groundtruth.txt"))
-    cover = None
-    if split == "val" or (folder / "cover.label").is_file():
-        cover = read_numbers(need(folder / "cover.label")).astype(np.int_)
-        if len(cover) != len(boxes):
-            raise ValueError(f"{folder / 'cover.label'} has {len(cover)} numbers for {len(boxes)} boxes")
+    storage, place = Folder(folder.parent), _LAYOUT.place(folder.name)
+    boxes = read_raw_boxes(need(storage.path / place.truth))
+    labelled = split == "val" or (folder / "cover.label").is_file()
+    cover = _LAYOUT.cover(storage, place, len(boxes)) if labelled else None
     size, group = _about(folder)
-    return Sequence(Truth(folder.name, boxes, None, cover, size, group=group), images_in(folder))
+    return Sequence(Truth(place.name, boxes, None, cover, size, group=group), images_in(folder))
 
 
 def _about(folder: Path) -> tuple[tuple[int, int] | None, str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...data.layouts import LAYOUTS
 from ...data.truth import read_raw_boxes
 from ..protocols import Truth
-from .base import Benchmark, Loaded, Sequence, folders, images_in, load_all, texts
+from .base import Benchmark, Loaded, Sequence, folders, images_in, load_all, need, texts
+
+_LAYOUT = LAYOUTS["trackingnet"]
 
 
 class TrackingNet(Benchmark):
@@ -24,13 +27,12 @@ class TrackingNet(Benchmark):
         held = split or next((name for name in self.splits if name in chunks), None)
         if held is None or held not in chunks:
             raise self.wrong_layout(data, f"{split or 'TEST'}/anno/NAME.txt and {split or 'TEST'}/frames/NAME/0.jpg")
-        anno, frames = chunks[held] / "anno", chunks[held] / "frames"
-        truths = texts(anno)
-        without = [path.name for path in folders(frames) if path.name not in truths]
-        if without:
-            raise FileNotFoundError(f"{anno / without[0]}.txt is missing, and so is the truth of {len(without)} videos")
+        chunk = chunks[held]
+        names = {*texts(chunk / "anno"), *(path.name for path in folders(chunk / "frames"))}
+        places = {name: _LAYOUT.place(f"frames/{name}") for name in sorted(names)}
 
         def load(name: str) -> Sequence:
-            return Sequence(Truth(name, read_raw_boxes(truths[name])), images_in(frames / name))
+            boxes = read_raw_boxes(need(chunk / places[name].truth))
+            return Sequence(Truth(name, boxes), images_in(chunk / places[name].images))
 
-        return Loaded(load_all(truths, load, str(anno)), held)
+        return Loaded(load_all(places, load, str(chunk / "anno")), held)
