@@ -26,8 +26,8 @@ class CollectionSettings(SourceSettings):
 
     Args:
         path: its folder, zip file(s) or LMDB database, in the layout it comes in; counts from `data_root`.
-        split: its part: GOT-10k's `train` or `val`, TrackingNet's `all` or one chunk such as `TRAIN_3`; by default
-            the whole of what is for training.
+        split: its part: LaSOT's `train` (all but its 280 test sequences) or `all`, GOT-10k's `train` or `val`,
+            TrackingNet's `all` or one chunk such as `TRAIN_3`; by default the whole of what is for training.
         only: a file of the names (for GOT-10k also the numbers) of the sequences wanted; counts from `data_root`.
         without: a file of the names of sequences left out, such as the 1,000 of GOT-10k that VOT forbids.
         partial: go on without sequences that are missing or cannot be used; they are counted on stderr.
