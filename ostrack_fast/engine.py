@@ -94,6 +94,7 @@ class Engine:
         self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
+        self._candidates: Tensor | None = None
         self._uses_graphs = self.device.type == "cuda"
         self._graphs: dict[tuple[int, ...], _Graph] = {}
 
@@ -101,6 +102,11 @@ class Engine:
     def count(self) -> int:
         """Number of targets."""
         return len(self._boxes)
+
+    @property
+    def boxes(self) -> list[Sequence[float]]:
+        """The box of every row, xywh in pixels: the next frame is searched around it."""
+        return list(self._boxes)
 
     def _bind_ops(self) -> None:
         """Choose the backends of the ops around the network once, for tensors as they will be."""
@@ -181,19 +187,19 @@ class Engine:
             )
         search = search.to(self.device, self.network.dtype)
         if not self._uses_graphs:
-            score, size_map, offset = self._maps(self.count, search)
+            score, size_map, offset = self._maps(slice(self.count), search)
         else:
             rows = self.count
-            graph = self._graph(search, rows, lambda x: self._maps(rows, x))
+            graph = self._graph(search, rows, lambda x: self._maps(slice(rows), x))
             score, size_map, offset = (each.clone() for each in graph(search))
         boxes, _ = self._decode(score, size_map, offset, None)
         return {"pred_boxes": boxes[:, None], "score_map": score, "size_map": size_map, "offset_map": offset}
 
     __call__ = forward
 
-    def _maps(self, rows: int, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mask = self._targets.mask[:rows] if self.network.eliminates else None
-        template = Template(self._targets.tokens[:rows], self._targets.qkv[:rows])
+    def _maps(self, rows: slice, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mask = self._targets.mask[rows] if self.network.eliminates else None
+        template = Template(self._targets.tokens[rows], self._targets.qkv[rows])
         return self.network(template, search, mask)
 
     @_isolated()
@@ -249,12 +255,12 @@ class Engine:
             raise RuntimeError("no target to follow: add(frame, box) first")
         image = _as_tensor(frame)
         if not self._uses_graphs:
-            found = self._locate(self.count, image)
+            found, candidates = self._locate(slice(self.count), image)
         else:
             # The batch is padded to the next power of two, so that few graphs serve every number of targets.
             rows = min(len(self._targets.box), 1 << (self.count - 1).bit_length())
-            graph = self._graph(image, rows, lambda x: self._locate(rows, x))
-            found = graph(image, self._pixel_rows(len(image)))
+            graph = self._graph(image, rows, lambda x: self._locate(slice(rows), x))
+            found, candidates = graph(image, self._pixel_rows(len(image)))
         rows_found = found[: self.count].tolist()
         if not all(value - value == 0 for row in rows_found for value in row):
             raise FloatingPointError(
@@ -263,7 +269,38 @@ class Engine:
             )
         self._targets.box[: self.count] = found[: self.count, :4]
         self._boxes = [row[:4] for row in rows_found]
+        self._candidates = candidates
         return rows_found
+
+    @_isolated()
+    def look(self, frame: np.ndarray, row: int, boxes: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Search a frame for one target around several boxes, in one batch; the target stays where it is.
+
+        Args:
+            frame: (h,w,3) uint8 RGB of any size.
+            row: of the target whose template is used.
+            boxes: xywh in pixels; each fixes the place and the size of one search region.
+
+        Returns:
+            A row (x, y, width, height, score) for each of `boxes`.
+        """
+        if not 0 <= row < self.count:
+            raise IndexError(f"no target in row {row}: there are {self.count}")
+        spare = slice(self.count, self.count + len(boxes))
+        self._grow(spare.stop)
+        for rows in self._targets:
+            rows[spare] = rows[row].clone()
+        self._targets.box[spare] = torch.tensor(boxes, dtype=torch.float64, device="cpu").to(self.device)
+        return self._locate(spare, _as_tensor(frame).to(self.device))[0].tolist()
+
+    def candidates(self, row: int) -> list[int]:
+        """Cells of the search region, numbered row by row, that elimination left for this target in the last `step`.
+
+        All of them where none are eliminated, or where an exported file does not tell.
+        """
+        if self._candidates is None:
+            return list(range(self.cfg.search_grid**2))
+        return self._candidates[row].tolist()
 
     def _pixel_rows(self, height: int) -> slice:
         """The rows of a frame of this height that the targets' crops read."""
@@ -282,9 +319,12 @@ class Engine:
         self._graphs[key] = graph
         return graph
 
-    def _locate(self, rows: int, frame: Tensor) -> Tensor:
-        """Find the first `rows` targets in a frame: (rows,5) float64, box xywh in pixels and score."""
-        cfg, box = self.cfg, self._targets.box[:rows]
+    def _locate(self, rows: slice, frame: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Find the targets of these rows in a frame.
+
+        Returns (n,5) float64, box xywh in pixels and score; and the cells (n,K) left by elimination, if it is known.
+        """
+        cfg, box = self.cfg, self._targets.box[rows]
         with stage("crop"):
             search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
         score_map, size_map, offset_map = self._maps(rows, search)
@@ -292,7 +332,7 @@ class Engine:
             found, score = self._decode(score_map, size_map, offset_map, self.window)
         with stage("box update"):
             moved = self._update_box(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
-        return torch.cat((moved, score[:, None].double()), dim=1)
+        return torch.cat((moved, score[:, None].double()), dim=1), self.network.candidates
 
 
 class _Graph:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from itertools import islice
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from .boxes import crop_window
 from .engine import Engine
 from .model import OSTrack
+from .redetection import Presence, Redetection
 
 Box = tuple[float, float, float, float]
 
@@ -28,7 +30,8 @@ class TrackResult(Mapping):
     Args:
         box: left, top, width, height in pixels; may reach outside the frame's edge by less than its size.
         score: the network's confidence at the chosen cell, 0 to 1, before the window that favours small motion.
-        lost: the score is below the tracker's `lost_below`. The tracker goes on searching all the same.
+        lost: the score is below the tracker's `lost_below`, and the tracker goes on searching all the same. With
+            `redetect`: the target counts as lost, and `box` is where it was last seen (see `Redetection`).
     """
 
     box: Box
@@ -45,6 +48,23 @@ class TrackResult(Mapping):
         return 2
 
 
+@dataclass(frozen=True)
+class SearchRegion:
+    """The square part of a frame in which a target was looked for.
+
+    Args:
+        left, top, side: in pixels of the frame; it may reach beyond the frame.
+        grid: cells along each side.
+        candidates: cells, numbered row by row, that elimination left.
+    """
+
+    left: int
+    top: int
+    side: int
+    grid: int
+    candidates: tuple[int, ...]
+
+
 class _OnEngine:
     """What trackers have in common: an engine, and when a result counts as lost."""
 
@@ -55,12 +75,15 @@ class _OnEngine:
         dtype: str | torch.dtype = "auto",
         lost_below: float = 0.4,
         candidate_elimination: bool = True,
+        redetect: bool | Redetection = False,
     ):
         given = isinstance(model_or_name, OSTrack)
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
         self.engine = Engine(model, device, dtype, candidate_elimination, consume=not given)
         self.cfg = model.cfg
         self.lost_below = lost_below
+        self._redetection = Redetection() if redetect is True else redetect or None
+        self._presences: list[Presence] = []  # of each of the engine's rows; none without re-detection
 
     @property
     def device(self) -> torch.device:
@@ -70,9 +93,17 @@ class _OnEngine:
     def dtype(self) -> torch.dtype:
         return self.engine.dtype
 
-    def _result(self, row: list[float]) -> TrackResult:
-        x, y, width, height, score = row
-        return TrackResult((x, y, width, height), score, score < self.lost_below)
+    def _results(self, frame: np.ndarray, presences: Sequence[Presence]) -> list[TrackResult]:
+        """The results of all rows in the next frame; `presences` are theirs, or none."""
+        rows = self.engine.step(frame)
+        if not presences:
+            return [TrackResult((x, y, w, h), score, score < self.lost_below) for x, y, w, h, score in rows]
+        judged = [each.judge(frame, row, found) for row, (each, found) in enumerate(zip(presences, rows, strict=True))]
+        self.engine.place([found[:4] for found in judged])
+        return [
+            TrackResult(cast(Box, tuple(each.known if each.lost else found[:4])), found[4], each.lost)
+            for each, found in zip(presences, judged, strict=True)
+        ]
 
 
 class Tracker(_OnEngine):
@@ -86,6 +117,8 @@ class Tracker(_OnEngine):
         lost_below: scores below this mark a result as lost; what the default finds with the shipped weights is in their
             model card.
         candidate_elimination: False keeps all candidates, as if the model's configuration eliminated none.
+        redetect: True, or settings, to keep a lost target's box where it was last seen, search the whole frame for it,
+            and go on once it is verified; see `Redetection`. False is the published behaviour.
 
     Raises:
         ValueError: an unknown or unavailable device or dtype, or weights that do not fit.
@@ -109,6 +142,7 @@ class Tracker(_OnEngine):
         tracker = cls.__new__(cls)
         tracker.engine = OnnxEngine(path, providers)
         tracker.cfg, tracker.lost_below = tracker.engine.cfg, lost_below
+        tracker._redetection, tracker._presences = None, []
         return tracker
 
     def initialize(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> None:
@@ -122,10 +156,12 @@ class Tracker(_OnEngine):
             TypeError, ValueError: a frame or box that is none, saying why. The target there was before stays.
         """
         check_frame(frame)
-        before = self.engine.count
-        self.engine.add(frame, checked_box(box, *frame.shape[:2]))
+        before, place = self.engine.count, checked_box(box, *frame.shape[:2])
+        self.engine.add(frame, place)
         for _ in range(before):
             self.engine.drop(0)
+        if self._redetection:
+            self._presences = [Presence.begin(self.engine, self._redetection, frame, place)]
 
     def track(self, frame: np.ndarray) -> TrackResult:
         """Find the target in the next frame, (h,w,3) uint8 RGB; its size may differ from earlier frames'.
@@ -138,7 +174,7 @@ class Tracker(_OnEngine):
         if not self.engine.count:
             raise RuntimeError("no target yet: call initialize(frame, box) before track(frame)")
         check_frame(frame)
-        return self._result(self.engine.step(frame)[0])
+        return self._results(frame, self._presences)[0]
 
 
 class MultiTracker(_OnEngine):
@@ -151,6 +187,7 @@ class MultiTracker(_OnEngine):
         super().__init__(*args, **kwargs)
         self._targets: list[int] = []  # target of each of the engine's rows
         self._next = 0
+        self._searched: dict[int, Sequence[float]] = {}  # the box before the last frame, by target
 
     @property
     def targets(self) -> list[int]:
@@ -160,28 +197,63 @@ class MultiTracker(_OnEngine):
     def add(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> int:
         """Follow a target from this frame on; arguments and errors as `Tracker.initialize`. Returns its number."""
         check_frame(frame)
-        self.engine.add(frame, checked_box(box, *frame.shape[:2]))
+        place = checked_box(box, *frame.shape[:2])
+        self.engine.add(frame, place)
         self._targets.append(self._next)
+        if self._redetection:
+            self._presences.append(Presence.begin(self.engine, self._redetection, frame, place))
         self._next += 1
         return self._targets[-1]
 
     def drop(self, target: int) -> None:
         """Follow a target no longer. Raises KeyError if it is not followed."""
-        if target not in self._targets:
-            raise KeyError(f"target {target} is not followed: there are {self.targets}")
-        row = self._targets.index(target)
+        row = self._row(target)
         self.engine.drop(row)
+        self._searched.pop(target, None)
         # As in the engine: the last one takes the free row.
         self._targets[row] = self._targets[-1]
         self._targets.pop()
+        if self._presences:
+            self._presences[row] = self._presences[-1]
+            self._presences.pop()
+
+    def _row(self, target: int) -> int:
+        if target not in self._targets:
+            raise KeyError(f"target {target} is not followed: there are {self.targets}")
+        return self._targets.index(target)
+
+    def place(self, boxes: Mapping[int, Sequence[float]]) -> None:
+        """Set where targets were last seen, xywh in pixels by target: the next frame is searched around these boxes.
+
+        Raises:
+            KeyError: a target that is not followed.
+        """
+        for target in boxes:
+            self._row(target)
+        rows = [boxes.get(target, now) for target, now in zip(self._targets, self.engine.boxes, strict=True)]
+        self.engine.place(rows)
+        for target, box in boxes.items():
+            if self._presences:
+                self._presences[self._row(target)].move(box)
+
+    def search_region(self, target: int) -> SearchRegion:
+        """Where the last `track` searched for a target, and what elimination left. Raises KeyError, RuntimeError."""
+        row = self._row(target)
+        around = self._searched.get(target)
+        if around is None:
+            raise RuntimeError(f"target {target} was not searched for yet: call track(frame) first")
+        left, top, side = crop_window(around, self.cfg.search_factor)
+        return SearchRegion(left, top, side, self.cfg.search_grid, tuple(self.engine.candidates(row)))
 
     def track(self, frame: np.ndarray) -> dict[int, TrackResult]:
         """Find all targets in the next frame; errors as `Tracker.track`. Without targets there are no results."""
         check_frame(frame)
         if not self._targets:
             return {}
-        found = zip(self._targets, self.engine.step(frame), strict=True)
-        return {target: self._result(row) for target, row in sorted(found)}
+        searched = dict(zip(self._targets, self.engine.boxes, strict=True))
+        found = zip(self._targets, self._results(frame, self._presences), strict=True)
+        self._searched = searched
+        return dict(sorted(found, key=lambda each: each[0]))
 
 
 def check_frame(frame: np.ndarray) -> None:

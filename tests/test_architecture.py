@@ -44,9 +44,10 @@ def imported(module):
 # Each layer may import itself and those after it.
 LAYERS = [
     {"cli", "adapters"},
+    {"serve"},
     {"training", "evaluation", "visualization", "bench"},
     {"tracker", "drop_in", "read_network"},
-    {"export"},
+    {"export", "redetection"},
     {"engine"},
     {"devices"},
     {"model"},

@@ -29,6 +29,7 @@ from . import (
     report,
     runs,
     score,
+    serve,
     submit,
     track,
     train,
@@ -67,6 +68,7 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
 for _module in (
     demo,
     track,
+    serve,
     evaluate,
     score,
     report,

@@ -23,6 +23,7 @@ class _OnnxNetwork(NamedTuple):
     compute_dtype: torch.dtype
     dtype: torch.dtype = torch.float32
     eliminates: bool = False
+    candidates: None = None
 
 
 class OnnxEngine(Engine):
@@ -62,8 +63,8 @@ class OnnxEngine(Engine):
     def _set_templates(self, rows: slice, images: Tensor) -> None:
         self._targets.tokens[rows] = images
 
-    def _maps(self, rows: int, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        template = self._targets.tokens[:rows]
+    def _maps(self, rows: slice, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        template = self._targets.tokens[rows]
         if not self._one_by_one:
             return run_session(self._session, template, search)
         each = [run_session(self._session, z, x) for z, x in zip(template.split(1), search.split(1), strict=True)]

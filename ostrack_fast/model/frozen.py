@@ -69,6 +69,9 @@ class FrozenOSTrack:
         candidate_elimination: False keeps all candidates, whatever the configuration says.
         consume: give up each block's weights as soon as they are packed, so that no weight is in memory twice: the
             model is of no use afterwards.
+
+    Attributes:
+        candidates: (B,K) int64, the cells of the search region that the last call's elimination left; None before.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class FrozenOSTrack:
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
+        self.candidates: Tensor | None = None
         self._skips_unused_queries = skips_unused_queries(device)
         self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
         backbone = model.backbone
@@ -223,6 +227,7 @@ class FrozenOSTrack:
             with stage("fc2, residual"):
                 last = index == len(self._blocks) - 1
                 tokens, ready = self._added(block.fc2, hidden, tokens, tokens, None if last else means)
+        self.candidates = ids
         with stage("norm, restoration, head"):
             return self._head(tokens[:, rows:], ids)
 

@@ -1,0 +1,328 @@
+"""The server of `ostrack-fast serve`, by FastAPI's own client."""
+
+import csv
+import io
+import os
+import threading
+
+import av
+import cv2
+import numpy as np
+import pytest
+from starlette.websockets import WebSocketDisconnect
+
+from ostrack_fast.serve import Limits
+from ostrack_fast.serve.sessions import Refused, Sessions
+from ostrack_fast.serve.stored import StoredVideo
+
+from .conftest import BOX, FRAMES, HEIGHT, WIDTH, answer, ask, picture
+
+
+def opened(client, video):
+    facts = client.post("/sessions/video", content=video)
+    assert facts.status_code == 200, facts.text
+    return facts.json()["id"]
+
+
+def connected(client, name, **how):
+    """The session's websocket; by its whole address, as the client takes a short one for another host's."""
+    return client.websocket_connect(f"{str(client.base_url).replace('http', 'ws', 1)}/sessions/{name}", **how)
+
+
+def played(socket, frame=0):
+    """Play to the end; returns the state of every frame shown."""
+    socket.send_json({"do": "play", "frame": frame})
+    states = []
+    while True:
+        state, jpeg = answer(socket)
+        if state.get("paused"):
+            return states
+        assert "error" not in state, state
+        assert jpeg
+        states.append(state)
+        socket.send_json({"do": "seen"})
+
+
+def number_of(jpeg):
+    grey = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[:20].mean()
+    return round((grey - 20) / 15)
+
+
+def test_a_video_from_upload_to_download(serving, video):
+    client = serving()
+    facts = client.post("/sessions/video", content=video).json()
+    assert (facts["frames"], facts["width"], facts["height"]) == (FRAMES, WIDTH, HEIGHT)
+    assert facts["fps"] == pytest.approx(25)
+    with connected(client, facts["id"]) as socket:
+        state, jpeg = ask(socket, do="show", frame=7)
+        assert state["frame"] == 7 and state["targets"] == [] and number_of(jpeg) == 7
+        state, _ = ask(socket, do="box", frame=0, target=None, box=BOX)
+        assert state["given"] == 0 and state["targets"] == [{"id": 0, "box": BOX, "score": None, "lost": False}]
+        states = played(socket)
+    assert [state["frame"] for state in states] == list(range(FRAMES))
+    for state in states[1:]:
+        (target,) = state["targets"]
+        assert 0 < target["score"] < 1
+        region = state["regions"]["0"]
+        # ceil(0.7 * 16) of 16 cells are left, around the box.
+        assert len(region["candidates"]) == 12 and region["grid"] == 4 and region["side"] > 50
+    rows = list(csv.DictReader(io.StringIO(client.get(f"/sessions/{facts['id']}/boxes.csv").text)))
+    assert [int(row["frame"]) for row in rows] == list(range(FRAMES)) and rows[0]["score"] == "nan"
+    assert [float(row["x"]) for row in rows] == pytest.approx(
+        [state["targets"][0]["box"][0] for state in states], abs=0.01
+    )
+    film = client.get(f"/sessions/{facts['id']}/video.mp4")
+    assert film.headers["content-type"] == "video/mp4"
+    with av.open(io.BytesIO(film.content)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == FRAMES and frames[0].shape == (HEIGHT, WIDTH, 3)
+    # The box is drawn: its orange edge is not in the original.
+    assert np.abs(frames[0].astype(int) - picture(0)).max() > 100
+
+
+def test_it_tracks_as_a_tracker_does(serving, video, make_tracker):
+    client = serving()
+    name = opened(client, video)
+    with connected(client, name) as socket:
+        ask(socket, do="box", frame=0, target=None, box=BOX)
+        states = played(socket)
+    frames = [frame.to_ndarray(format="rgb24") for frame in av.open(io.BytesIO(video)).decode(video=0)]
+    tracker = make_tracker()
+    tracker.add(frames[0], BOX)
+    for state, frame in zip(states[1:], frames[1:], strict=True):
+        assert state["targets"][0]["box"] == pytest.approx(tracker.track(frame)[0].box, abs=0.01)
+
+
+def test_several_targets_and_a_correction(serving, video):
+    client = serving()
+    name = opened(client, video)
+    with connected(client, name) as socket:
+        ask(socket, do="box", frame=0, target=None, box=BOX)
+        ask(socket, do="box", frame=4, target=None, box=[80, 60, 20, 20])
+        first = played(socket)
+        assert [len(state["targets"]) for state in first] == [1] * 4 + [2] * 8
+        corrected, _ = ask(socket, do="box", frame=6, target=0, box=[50, 40, 36, 30])
+        assert {target["id"]: target["box"] for target in corrected["targets"]}[0] == [50, 40, 36, 30]
+        second = played(socket, 4)
+        boxes = [[{t["id"]: t["box"] for t in state["targets"]} for state in run] for run in (first[4:], second)]
+        assert boxes[0][:2] == boxes[1][:2], "what precedes the correction stays"
+        assert [each[1] for each in boxes[0]] == [each[1] for each in boxes[1]], "and so does the other target"
+        assert boxes[1][2][0] == [50, 40, 36, 30] and boxes[0][3][0] != boxes[1][3][0]
+        # Back to before the correction: the older template is used up to it, and its boxes are found again.
+        ask(socket, do="box", frame=0, target=0, box=BOX)
+        third = played(socket)
+        assert [state["targets"][0]["box"] for state in third[:6]] == [s["targets"][0]["box"] for s in first[:6]]
+        assert third[6]["targets"][0]["box"] == [50, 40, 36, 30]
+        assert third[8]["targets"][0]["box"] == second[4]["targets"][0]["box"]
+        assert ask(socket, do="drop", target=1)[0] == {"dropped": 1}
+        assert [t["id"] for t in ask(socket, do="show", frame=11)[0]["targets"]] == [0]
+
+
+def jpeg(number):
+    return cv2.imencode(".jpg", picture(number)[..., ::-1])[1].tobytes()
+
+
+def test_a_webcam(serving):
+    client = serving()
+    name = client.post("/sessions/webcam").json()["id"]
+    with connected(client, name) as socket:
+        for number in range(8):
+            socket.send_bytes(jpeg(number))
+            state, none = answer(socket)
+            assert state["frame"] == number and none == b""
+            assert len(state["targets"]) == (number > 2)
+            if number == 2:
+                assert ask(socket, do="box", frame=2, target=None, box=BOX)[0]["given"] == 0
+            if number == 5:
+                assert "came last" in ask(socket, do="box", frame=2, target=0, box=BOX)[0]["error"]
+                assert ask(socket, do="box", frame=5, target=0, box=BOX)[0]["targets"][0]["box"] == BOX
+        assert "cannot" in ask(socket, do="play", frame=0)[0]["error"]
+        socket.send_bytes(b"GIF89a")
+        assert "JPEG" in answer(socket)[0]["error"]
+    film = client.get(f"/sessions/{name}/video.mp4").content
+    assert sum(1 for _ in av.open(io.BytesIO(film)).decode(video=0)) == 7
+    assert len(client.get(f"/sessions/{name}/boxes.csv").text.splitlines()) == 1 + 6
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"do": "box", "frame": 0, "target": None, "box": [1, 2, 3]}, "four numbers"),
+        ({"do": "box", "frame": 0, "target": None, "box": [500, 20, 5, 5]}, "outside"),
+        ({"do": "box", "frame": 0, "target": 3, "box": BOX}, "no target 3"),
+        ({"do": "box", "frame": 99, "target": None, "box": BOX}, "no frame 99"),
+        ({"do": "box", "frame": True, "target": None, "box": BOX}, "whole number"),
+        ({"do": "show", "frame": "../../etc/passwd"}, "whole number"),
+        ({"do": "drop", "target": 7}, "no target 7"),
+        ({"do": "rm -rf /"}, "whole number"),
+        ([1, 2], "JSON object"),
+    ],
+)
+def test_what_a_page_must_not_send(serving, video, message, words):
+    client = serving()
+    with connected(client, opened(client, video)) as socket:
+        socket.send_json(message)
+        assert words in answer(socket)[0]["error"]
+        assert ask(socket, do="show", frame=1)[0]["frame"] == 1, "the session goes on"
+
+
+def test_two_users_at_once(serving, video):
+    client = serving()
+    results = {}
+
+    def use(user):
+        name = opened(client, video)
+        with connected(client, name) as socket:
+            ask(socket, do="box", frame=0, target=None, box=[40 + 20 * user, 30, 30, 24])
+            results[user] = [state["targets"] for state in played(socket)]
+
+    threads = [threading.Thread(target=use, args=(user,)) for user in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = dict(results)
+    for user in (0, 1):
+        use(user)
+    assert together == results and results[0] != results[1] and len(results[0]) == FRAMES
+
+
+def test_who_is_answered(serving, video):
+    local = serving()
+    assert local.get("/").status_code == 200 and "ostrack_fast" in local.get("/").text
+    assert local.get("/app.js").status_code == local.get("/style.css").status_code == 200
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "http://127.0.0.1:9"}):
+        assert local.get("/", headers=headers).status_code == 403
+        assert local.post("/sessions/webcam", headers=headers).status_code == 403
+        with pytest.raises(WebSocketDisconnect), connected(local, "x", headers=headers):
+            pass
+    assert local.post("/sessions/webcam", headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
+
+    remote = serving(token="s e;c=ret", base_url="http://192.0.2.7:8000")
+    for address in ("/", "/?token=", "/?token=wrong", "/app.js"):
+        assert remote.get(address).status_code == 403
+    assert remote.post("/sessions/video", content=video).status_code == 403
+    with pytest.raises(WebSocketDisconnect), connected(remote, "x"):
+        pass
+    page = remote.get("/", params={"token": "s e;c=ret"})
+    assert page.status_code == 200 and "HttpOnly" in page.headers["set-cookie"]
+    assert remote.get("/app.js").status_code == 200, "the cookie goes with the requests that follow"
+    name = opened(remote, video)
+    with connected(remote, name) as socket:
+        assert ask(socket, do="show", frame=0)[0]["frame"] == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../pyproject.toml", "/%2e%2e/app.py", "/..%2fapp.py", "/static/app.js", "/app.py", "//etc/passwd",
+     "/sessions/..%2f..%2fetc%2fpasswd/boxes.csv", "/sessions/x/boxes.csv", "/sessions/x/video.mp4", "/docs",
+     "/openapi.json"],
+)  # fmt: skip
+def test_no_path_leads_out(serving, path):
+    answer = serving().get(path)
+    assert answer.status_code == 404 and "import" not in answer.text
+
+
+def test_what_is_no_video(serving, video, tmp_path):
+    client = serving()
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{secret}\n#EXT-X-ENDLIST\n".encode()
+    concat = f"ffconcat version 1.0\nfile '{secret}'\n".encode()
+    for body in (b"", b"no video", video[: len(video) // 3], playlist, concat, b"\x89PNG\r\n\x1a\n" + bytes(99)):
+        refused = client.post("/sessions/video", content=body)
+        assert refused.status_code == 422 and "video" in refused.json()["detail"]
+    assert len(client.app.state.sessions) == 0
+    assert client.post("/sessions/camera").status_code == 404
+
+
+def test_limits(serving, video):
+    client = serving(Limits(upload_bytes=len(video) - 1))
+    for content in (video, iter([video])):  # with and without a length in the header
+        assert client.post("/sessions/video", content=content).status_code == 413
+    assert len(client.app.state.sessions) == 0
+    longer = serving(Limits(frames=FRAMES - 1)).post("/sessions/video", content=video)
+    assert longer.status_code == 422 and "more than 11 frames" in longer.json()["detail"]
+
+    client = serving(Limits(sessions=2, targets=1, frames=FRAMES))
+    names = [opened(client, video), client.post("/sessions/webcam").json()["id"]]
+    assert client.post("/sessions/webcam").status_code == 503
+    assert client.delete(f"/sessions/{names[1]}").status_code == 200
+    assert client.post("/sessions/webcam").status_code == 200
+    with connected(client, names[0]) as socket:
+        ask(socket, do="box", frame=0, target=None, box=BOX)
+        assert "drop one first" in ask(socket, do="box", frame=0, target=None, box=BOX)[0]["error"]
+    with connected(client, names[1]) as socket, pytest.raises(WebSocketDisconnect) as closed:
+        socket.receive_bytes()
+    assert closed.value.code == 4404
+
+
+def test_sessions_end(make_tracker, video):
+    now = [0.0]
+    limits = Limits(idle_seconds=10, seconds=100, sessions=1)
+    sessions = Sessions(make_tracker, limits, lambda: now[0])
+    name = sessions.reserve()
+    with pytest.raises(Refused):
+        sessions.reserve()
+    session = sessions.start(name, io.BytesIO(video))
+    for moment in (5, 14, 23):
+        now[0] = moment
+        assert sessions.get(name) is session
+        sessions.sweep()
+    now[0] = 34
+    sessions.sweep()
+    assert len(sessions) == 0
+    with pytest.raises(KeyError):
+        sessions.get(name)
+    name = sessions.reserve()
+    sessions.start(name, None)
+    for _ in range(12):
+        now[0] += 9
+        sessions.sweep()
+        if len(sessions):
+            sessions.get(name)
+    assert len(sessions) == 0, "the time of a session is over however much it is used"
+
+
+def test_a_slow_page_gets_no_more_than_it_takes(serving, video):
+    client = serving()
+    with connected(client, opened(client, video)) as socket:
+        socket.send_json({"do": "play", "frame": 0})
+        numbers = [answer(socket)[0]["frame"] for _ in range(3)]
+        state, _ = ask(socket, do="pause")
+        assert numbers == [0, 1, 2] and state == {"paused": True}, "no frame was sent before one was seen"
+
+
+def test_any_frame_of_a_stored_video(video, tmp_path):
+    stored = StoredVideo(io.BytesIO(video), 100)
+    order = [0, 1, 2, 9, 3, 4, 4, 11, 0, 10]
+    for number in order:
+        assert round((stored.frame(number)[:20].mean() - 20) / 15) == number
+    with pytest.raises(IndexError, match="no frame 12"):
+        stored.frame(FRAMES)
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (WIDTH, HEIGHT))
+    for number in range(FRAMES):
+        writer.write(picture(number))
+    writer.release()
+    stored = StoredVideo(io.BytesIO((tmp_path / "a.avi").read_bytes()), 100)
+    for number in (5, 2, 3, 11):
+        assert round((stored.frame(number)[:20].mean() - 20) / 15) == number
+    stored.close()
+
+
+def test_no_file_is_left(serving, video, tmp_path, monkeypatch):
+    """Not even while the server works: however it is killed, nothing lies about."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    client = serving()
+    name, webcam = opened(client, video), client.post("/sessions/webcam").json()["id"]
+    with connected(client, name) as socket:
+        ask(socket, do="box", frame=0, target=None, box=BOX)
+        played(socket)
+    with connected(client, webcam) as socket:
+        for number in range(3):
+            socket.send_bytes(jpeg(number))
+            answer(socket)
+    assert client.get(f"/sessions/{name}/video.mp4").status_code == 200
+    assert client.get(f"/sessions/{webcam}/video.mp4").status_code == 200
+    assert os.listdir(tmp_path) == []
