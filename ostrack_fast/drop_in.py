@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .engine import Engine
 from .model import OSTrack
 from .model.checkpoint import fitting
 from .read_network import plain_names, read_config, read_layers, unwrapped
+from .swap import Report, swap_modules
 
 _MAPS = ("score_map", "size_map", "offset_map")
 # What `verify` allows: the largest difference of a map, as a share of the map's largest number.
@@ -41,7 +43,7 @@ class AcceleratedNetwork(nn.Module):
             getattr(self, registry).update(getattr(inner, registry))
         self._members = list(inner.modules())
         self._weights = [*inner.parameters(), *inner.buffers()]
-        self._version = self._current_version()
+        self._packed_version = self._current_version()
         self._embedded: tuple[Tensor, Tensor | None] | None = None
         self.train(False)
 
@@ -62,11 +64,11 @@ class AcceleratedNetwork(nn.Module):
         """Moves and conversions (`.to`, `.half`) of the network; the engine stays where it was made."""
         self.original._apply(fn)
         self._weights = [*self._inner.parameters(), *self._inner.buffers()]
-        self._version = -1
+        self._packed_version = -1
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._version = -1
+        self._packed_version = -1
         return self._inner.load_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -104,8 +106,8 @@ class AcceleratedNetwork(nn.Module):
 
     def _track(self, template: Tensor, search: Tensor, mask: Tensor | None) -> dict[str, Tensor] | None:
         version = self._current_version()
-        if version != self._version:
-            self.engine, self._version, self._embedded = self._make_engine(), version, None
+        if version != self._packed_version:
+            self.engine, self._packed_version, self._embedded = self._make_engine(), version, None
         if self._embedded is None or not _same((template, mask), self._embedded):
             self._embedded = None
             chosen = _whole(mask, template, self.engine.cfg)
@@ -188,32 +190,111 @@ def _box_difference(out: dict[str, Tensor]) -> float:
     return float((best - out["pred_boxes"].double().cpu().reshape(4, 1)).abs().amax(0).min())
 
 
+@overload
 def accelerate(
     network: nn.Module,
     cfg: ModelConfig | str | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     verify: bool = True,
-) -> AcceleratedNetwork:
-    """A faster stand-in, for tracking, for an `OSTrack` of this package, of the published code or of a fork.
+    *,
+    mode: Literal["auto"] = "auto",
+    inputs: Any = None,
+) -> nn.Module: ...
 
-    Everything is read from the network: sizes from its parameters; heads, eliminating blocks and their ratios,
-    activation and epsilons from its modules. It is put into evaluation mode, and otherwise not changed.
+
+@overload
+def accelerate(
+    network: nn.Module,
+    cfg: ModelConfig | str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    verify: bool = True,
+    *,
+    mode: Literal["network"],
+    inputs: Any = None,
+) -> AcceleratedNetwork: ...
+
+
+@overload
+def accelerate(
+    network: nn.Module,
+    cfg: ModelConfig | str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    verify: bool = True,
+    *,
+    mode: Literal["ops"],
+    inputs: Any = None,
+) -> Report: ...
+
+
+def accelerate(
+    network: nn.Module,
+    cfg: ModelConfig | str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    verify: bool = True,
+    *,
+    mode: Literal["auto", "network", "ops"] = "auto",
+    inputs: Any = None,
+) -> nn.Module | Report:
+    """Make an `OSTrack` of this package, of the published code, or of any fork of it faster, for tracking.
+
+    The whole network, on an engine, where it computes nothing else than this package does: everything is read from the
+    network, sizes from its parameters; heads, eliminating blocks and their ratios, activation and epsilons from its
+    modules. Else its modules, one by one and in place. It is put into evaluation mode, and otherwise not changed.
 
     Args:
-        network: its parameters must have the published names; DataParallel and torch.compile around it are unwrapped.
+        network: DataParallel and torch.compile around it are unwrapped.
         cfg: a configuration that the network is known to have, or a preset's name. The network is read all the same.
-        device, dtype: of the `Engine`.
-        verify: run both networks in float32 on the same random images, with and without a mask, and compare.
+        device, dtype: of the `Engine`. Modules are replaced on the device where they are.
+        verify: run the network before and after on the same inputs, in float32, and compare.
+        mode: "network", the whole network; "ops", its modules; "auto", with a warning its modules where the whole
+            network does not fit and no `cfg` is given.
+        inputs: what the network is called with, to check and count its modules: a tuple of arguments, a dict of
+            keyword arguments, or a function of the network that runs it as its tracker does. By default a template and
+            a search image, if the network has position tables that tell their sizes. Modules that have not been called
+            are checked at their first call.
+
+    Returns:
+        "network": an `AcceleratedNetwork`. "ops": a `swap.Report` of the replaced modules, whose `restore()` undoes
+        everything. "auto": the `AcceleratedNetwork`, or the given network, of which `swap.report_of` tells the report.
 
     Raises:
         ValueError: the network has a part that the engine lacks, contradicts `cfg`, or gives other results than the
-            engine: the message says which, where, and by how much.
+            engine: the message says which, where, and by how much. With "ops" and "auto": none of its modules can be
+            replaced, or it gives other results with them.
 
-    >>> self.network = ostrack_fast.accelerate(self.network)  # in the published tracker's __init__
+    >>> self.network = ostrack_fast.accelerate(self.network)  # in the tracker's __init__
     """
     if isinstance(network, AcceleratedNetwork):
         network = network.original
+    if mode == "ops":
+        return swap_modules(unwrapped(network), inputs, device, dtype, verify)
+    if mode not in ("auto", "network"):
+        raise ValueError(f"mode {mode!r} is none of auto, network, ops")
+    try:
+        return _whole_network(network, cfg, device, dtype, verify)
+    except ValueError as error:
+        if mode == "network" or cfg is not None:
+            raise
+        reason = error
+    try:
+        report = swap_modules(unwrapped(network), inputs, device, dtype, verify)
+    except ValueError as error:
+        raise ValueError(f"{reason}; and its modules cannot be replaced one by one: {error}") from reason
+    warnings.warn(f"modules are replaced one by one, {report}, because the engine does not fit: {reason}", stacklevel=2)
+    return network
+
+
+def _whole_network(
+    network: nn.Module,
+    cfg: ModelConfig | str | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    verify: bool,
+) -> AcceleratedNetwork:
     expected = get_config(cfg) if isinstance(cfg, str) else cfg
     network.eval()
 

@@ -46,7 +46,7 @@ LAYERS = [
     {"cli", "adapters"},
     {"serve"},
     {"training", "evaluation", "visualization", "bench"},
-    {"tracker", "drop_in", "read_network"},
+    {"tracker", "drop_in", "read_network", "swap"},
     {"export", "redetection"},
     {"engine"},
     {"devices"},

@@ -29,7 +29,7 @@ def some_tokens(batch=1, begin=5, end=8):
 
 
 def fast(network, *args, **kwargs):
-    return accelerate(network, *args, **{"device": "cpu", "dtype": "float32", **kwargs})
+    return accelerate(network, *args, **{"device": "cpu", "dtype": "float32", "mode": "network", **kwargs})
 
 
 @torch.no_grad()

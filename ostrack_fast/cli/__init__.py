@@ -18,6 +18,7 @@ from rich.console import Console
 
 from .. import __version__
 from . import (
+    accelerate,
     bench,
     convert,
     demo,
@@ -82,6 +83,7 @@ for _module in (
     tune,
     visualize,
     export,
+    accelerate,
     info,
 ):
     app.command()(_telling(getattr(_module, _module.__name__.rpartition(".")[2])))

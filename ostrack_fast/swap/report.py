@@ -1,0 +1,173 @@
+"""What was replaced in a network, what was left and why, and how much of its work that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from .compare import difference
+from .swapped import Session, Swapped, Verdict
+
+
+class Row(NamedTuple):
+    """One module: its name, kind and state, why it was left, and of the calls that were checked the largest error.
+
+    `share` is of the FLOPs of the network's forward, `speed` the original's time over the replacement's; both are None
+    where nothing was measured.
+    """
+
+    name: str
+    kind: str
+    state: str  # "replaced", "left" or "not called"
+    why: str
+    share: float | None
+    error: float | None
+    speed: float | None
+
+
+class Report:
+    """The replacements in a network, as they are now.
+
+    Attributes:
+        network: the network, changed in place.
+        dtype: compute dtype of the matmuls.
+        errors: of every output of the network's own forward, the largest difference as a share of its largest number;
+            None if the forward was not run. With less precision than float32, an output follows the order of kept
+            candidates or the cell of the maximum, which may change.
+    """
+
+    def __init__(self, network: nn.Module, session: Session):
+        self.network, self.dtype = network, session.dtype
+        self.errors: dict[str, float] | None = None
+        self._session, self._flops = session, dict[str, int]()
+
+    def restore(self) -> nn.Module:
+        """Undo everything; returns the network."""
+        for swap in self._session.swaps:
+            swap.restore()
+        self._session.swaps.clear()
+        return self.network
+
+    @property
+    def rows(self) -> list[Row]:
+        """One for each module that a replacement serves or could serve; those within a replaced one are part of it."""
+        states = {swap.name: _state_of(swap) for swap in self._session.swaps}
+        served = {name for name, verdict in states.items() if verdict is not None and verdict.form is not None}
+        return [self._row(swap, states[swap.name]) for swap in self._session.swaps if not _within(swap.name, served)]
+
+    def _row(self, swap: Swapped, verdict: Verdict | None) -> Row:
+        state = "not called" if verdict is None else "left" if verdict.form is None else "replaced"
+        found = verdict or Verdict(None)
+        return Row(swap.name, swap.kind.name, state, found.why, self._share(swap.name), found.error, found.speed)
+
+    def _share(self, name: str) -> float | None:
+        total = self._flops.get("", 0)
+        return self._flops.get(name, 0) / total if total else None
+
+    @property
+    def error(self) -> float | None:
+        """The largest of `errors`."""
+        return None if self.errors is None else max(self.errors.values(), default=0.0)
+
+    @property
+    def covered(self) -> float | None:
+        """The share of the FLOPs of the network's own forward that replaced modules compute, or None."""
+        if not self._flops.get(""):
+            return None
+        return sum(row.share or 0.0 for row in self.rows if row.state == "replaced")
+
+    def table(self) -> Table:
+        """For `rich`: rows of the same kind, state and reason together."""
+        table = Table("kind", "state", "modules", "FLOPs", "error", "speed", "first of them", title=str(self))
+        groups: dict[tuple[str, str, str], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row.kind, row.state, row.why), []).append(row)
+        for (kind, state, why), rows in groups.items():
+            shares = [row.share for row in rows if row.share is not None]
+            errors, speeds = ([getattr(row, each) for row in rows] for each in ("error", "speed"))
+            table.add_row(
+                kind,
+                f"{state}: {why}" if why else state,
+                str(len(rows)),
+                f"{sum(shares):.1%}" if shares else "",
+                _span(errors, "{:.1e}", max),
+                _span(speeds, "{:.2f}x", min),
+                rows[0].name,
+            )
+        return table
+
+    def __str__(self) -> str:
+        rows = self.rows
+        replaced = sum(row.state == "replaced" for row in rows)
+        text = f"{replaced} of {len(rows)} modules replaced in {str(self.dtype).removeprefix('torch.')}"
+        if self.covered is not None:
+            text += f", {self.covered:.0%} of the FLOPs"
+        if not self.errors:
+            return text + "; the network's own forward was not run: pass inputs="
+        return (
+            text
+            + f"; outputs of the network differ by {self.error:.1e} ({max(self.errors, key=self.errors.__getitem__)})"
+        )
+
+
+def _span(values: list[float | None], form: str, choose: Callable[[list[float]], float]) -> str:
+    known = [each for each in values if each is not None]
+    return form.format(choose(known)) if known else ""
+
+
+def _state_of(swap: Swapped) -> Verdict | None:
+    """Of its calls so far: the worst of those served, or one of those left to the original."""
+    verdicts = list(swap.verdicts.values())
+    served = [each for each in verdicts if each.form is not None]
+    return max(served, key=lambda each: each.error or 0.0) if served else verdicts[0] if verdicts else None
+
+
+def _within(name: str, served: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:i]) in served for i in range(1, len(parts)))
+
+
+def flops_by_module(network: nn.Module, call: Callable[[], Any]) -> tuple[dict[str, int], Any]:
+    """FLOPs of matmuls and convolutions by the module they lie in ("" is the whole call), and the call's result."""
+    names = {module: name for name, module in network.named_modules()}
+    found, begun = dict[str, int](), list[int]()
+    with FlopCounterMode(display=False) as counter:
+
+        def begin(module: nn.Module, _: Any) -> None:
+            begun.append(counter.get_total_flops())
+
+        def end(module: nn.Module, _: Any, __: Any) -> None:
+            name = names.get(module, "")
+            found[name] = found.get(name, 0) + counter.get_total_flops() - begun.pop()
+
+        hooks = register_module_forward_pre_hook(begin), register_module_forward_hook(end, always_call=True)
+        try:
+            result = call()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return {**found, "": counter.get_total_flops()}, result
+
+
+def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
+    """Run the network's own forward: as it was, then with its replacements until none is new, and compare."""
+    with torch.no_grad():
+        with session.originals():
+            report._flops, expected = flops_by_module(report.network, call)
+        # A module that is left to its own forward calls those inside it, which are checked at their next call.
+        for _ in range(6):
+            session.news = False
+            found = call()
+            if not session.news:
+                break
+        pairs = {"output": (expected, found)}
+        if isinstance(expected, Mapping):
+            pairs = {str(name): (each, found.get(name)) for name, each in expected.items()}
+        exact = session.dtype == torch.float32
+        report.errors = {name: difference(*pair, ids=exact) for name, pair in pairs.items()}

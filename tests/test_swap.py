@@ -1,0 +1,332 @@
+"""`accelerate(network, mode="ops")`: modules as in the published code and its forks, replaced in place."""
+
+import copy
+import io
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from ostrack_fast import accelerate
+from ostrack_fast.cli import app
+from ostrack_fast.ops.layers import why_no_int8
+from ostrack_fast.swap import report_of
+from ostrack_fast.swap.attention_map import AttentionMap
+from ostrack_fast.swap.swapped import Session
+
+from .published_like import Attention, CenterPredictor, Mlp, published
+from .swap_like import (
+    BiasedAttention,
+    CEBlock,
+    DecisionAttention,
+    OneTowerLess,
+    PatchMerge,
+    PlainBlock,
+    SplitAttention,
+    awake,
+)
+
+DIM, HEADS, T, S = 32, 2, 9, 25
+
+
+@pytest.fixture(autouse=True)
+def whatever_the_speed(monkeypatch):
+    """Which of two is faster differs from run to run on a busy machine."""
+    monkeypatch.setattr(Session, "speed", lambda self, key, original, replacement: 2.0)
+
+
+def tokens(batch=2, count=T + S, seed=3):
+    return torch.randn(batch, count, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def states(report):
+    return {row.name: (row.kind, row.state) for row in report.rows}
+
+
+def ids(batch=2):
+    """As the published backbone makes them, in float32."""
+    return torch.arange(T).float().repeat(batch, 1), torch.arange(S).float().repeat(batch, 1)
+
+
+def some_rows(batch=2):
+    mask = torch.zeros(batch, T, dtype=torch.bool)
+    mask[:, 2:5] = True
+    return mask
+
+
+CASES = {
+    "block": (PlainBlock(DIM, HEADS), (tokens(),), "block"),
+    "block-none": (PlainBlock(DIM, HEADS), (tokens(), None), "block"),
+    "keeps-all": (CEBlock(DIM, HEADS), (tokens(), *ids()), "block"),
+    "eliminates": (CEBlock(DIM, HEADS, 0.7), (tokens(), *ids(), None, some_rows()), "block"),
+    "eliminates-all-rows": (CEBlock(DIM, HEADS, 0.7), (tokens(), *ids(), None, None), "block"),
+    "eliminates-as-asked": (CEBlock(DIM, HEADS, 0.7), (tokens(), *ids(), None, some_rows(), 0.5), "block"),
+    "attention": (Attention(DIM, HEADS), (tokens(),), "attention"),
+    "attention-map": (Attention(DIM, HEADS), (tokens(), None, True), "attention"),
+    "attention-decision": (DecisionAttention(DIM, HEADS), (tokens(), S, 0.4), "attention"),
+    "mlp": (Mlp(DIM, nn.GELU), (tokens(),), "MLP"),
+    "norm-linear": (nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 5)), (tokens(),), "LayerNorm and linear"),
+    "patches": (nn.Conv2d(6, DIM, 4, 4), (torch.randn(2, 6, 20, 24),), "patch embedding"),
+    "linear": (nn.Linear(DIM, 7, bias=False), (tokens(),), "linear"),
+    "head": (CenterPredictor(DIM, 16, 8), (torch.randn(2, DIM, 8, 8),), "centre head"),
+    "head-one-tower-less": (OneTowerLess(DIM, 16, 8), (torch.randn(1, DIM, 8, 8),), "centre head"),
+}
+
+
+def flat(value):
+    if isinstance(value, torch.Tensor) or value is None:
+        return [value]
+    return [each for part in value for each in flat(part)]
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    found, expected = flat(found), flat(expected)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype and a.shape == b.shape and a.is_contiguous() == b.is_contiguous()
+            torch.testing.assert_close(a + 0, b + 0, rtol=0, atol=tolerance * float(b.abs().max().clamp(min=1e-9)))
+
+
+def counting(module, monkeypatch):
+    """How often the module's own method runs from here on."""
+    swap = next(value for value in module.__dict__.values() if type(value).__name__ == "Swapped")
+    calls, original = [], swap.original
+    monkeypatch.setattr(swap, "original", lambda *a, **k: calls.append(1) or original(*a, **k))
+    return calls
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_a_module_gives_what_it_gave(name, monkeypatch):
+    module, arguments, kind = CASES[name]
+    module = awake(copy.deepcopy(module))
+    expected = module(*arguments)
+    names, signature = list(module.state_dict()), type(module).forward
+    report = accelerate(module, mode="ops", dtype="float32", inputs=arguments)
+    assert states(report)[""] == (kind, "replaced"), [row.why for row in report.rows]
+    assert report.error < 1e-5 and report.covered == pytest.approx(1)
+    calls = counting(module, monkeypatch)
+    assert_same(module(*arguments), expected)
+    assert not calls, "the module's own code ran"
+    assert list(module.state_dict()) == names and type(module).forward is signature
+    assert report.restore() is module and "forward" not in module.__dict__ and report_of(module) is None
+    assert_same(module(*arguments), expected, 0)
+
+
+LEFT = {
+    "split": (SplitAttention(DIM, HEADS, T), (tokens(),), "attention", "differs by"),
+    "mask": (Attention(DIM, HEADS), (tokens(), torch.ones(2, T + S)), "attention", "takes a mask"),
+    "tanh": (Mlp(DIM, lambda: nn.GELU("tanh")), (tokens(),), "MLP", "differs by"),
+    "rearranged": (PatchMerge(DIM // 4), (torch.randn(1, 3, 4, 4, DIM // 4),), "LayerNorm and linear", "(...,"),
+    "rows-differ": (
+        CEBlock(DIM, HEADS, 0.7),
+        (tokens(), *ids(), None, torch.arange(2 * T).view(2, T) % 9 < torch.tensor([[2], [6]])),
+        "block",
+        "not as many for every image",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+@torch.no_grad()
+def test_a_module_that_computes_something_else_is_left(name):
+    module, arguments, kind, why = LEFT[name]
+    module = awake(copy.deepcopy(module))
+    expected = module(*arguments)
+    report = accelerate(module, mode="ops", dtype="float32", inputs=arguments)
+    row = next(row for row in report.rows if row.name == "")
+    assert (row.kind, row.state) == (kind, "left") and why in row.why
+    assert_same(module(*arguments), expected)
+
+
+def test_parameters_of_its_own_make_a_module_no_attention_and_its_layers_are_replaced():
+    module = awake(BiasedAttention(DIM, HEADS))
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(), T))
+    assert states(report) == {"qkv": ("linear", "not called"), "proj": ("linear", "replaced")}
+    assert report.error < 1e-5 and 0 < report.covered < 1
+
+
+class Counting(nn.Module):
+    """An MLP by its attributes that keeps its last input."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.last = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM), None
+
+    def forward(self, x):
+        self.last = x
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+def test_a_module_that_keeps_something_is_left_and_what_it_keeps_is_as_before():
+    module = awake(Counting())
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    assert report.rows[0].why == "keeps something between calls" and module.last is None
+
+
+@torch.no_grad()
+def test_changed_weights_are_seen_and_checked_again():
+    module = awake(PlainBlock(DIM, HEADS))
+    accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    other = awake(PlainBlock(DIM, HEADS), seed=5)
+    module.load_state_dict(other.state_dict())
+    for _ in range(2):
+        assert_same(module(tokens()), other(tokens()))
+    module.mlp.act = nn.ReLU()  # no weight: told by nothing but the next check
+    module.norm1.weight.mul_(2)
+    expected = type(module).forward(module, tokens())
+    for _ in range(2):
+        assert_same(module(tokens()), expected)
+
+
+def test_training_gradients_hooks_and_autocast_go_through_the_original(monkeypatch):
+    module = awake(PlainBlock(DIM, HEADS))
+    plain = copy.deepcopy(module)
+    accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    x = tokens().requires_grad_()
+    module(x).sum().backward()
+    plain(y := tokens().requires_grad_()).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=0)
+    torch.testing.assert_close(module.attn.qkv.weight.grad, plain.attn.qkv.weight.grad, rtol=0, atol=0)
+    calls = counting(module, monkeypatch)
+    with torch.no_grad():
+        module.train()(tokens())
+        assert len(calls) == 1
+        module.eval()
+        seen = []
+        hook = module.attn.register_forward_hook(lambda module, given, output: seen.append(output))
+        module(tokens())
+        assert len(seen) == 1 and len(calls) == 2
+        hook.remove()
+        with torch.autocast("cpu", torch.bfloat16):
+            module(tokens())
+        assert len(calls) == 3
+        outer = module.register_forward_hook(lambda module, given, output: output * 2)
+        assert_same(module(tokens()), 2 * plain(tokens()))
+        assert len(calls) == 3
+        outer.remove()
+    with torch.inference_mode():
+        assert_same(module(tokens()), plain(tokens()))
+    assert len(calls) == 3
+
+
+@torch.no_grad()
+def test_copies_and_pickles_are_networks_of_their_own():
+    network = published()
+    accelerate(network, mode="ops", dtype="float32")
+    x = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
+    expected = network(*x)
+    twin = copy.deepcopy(network)
+    buffer = io.BytesIO()
+    torch.save(network, buffer)
+    buffer.seek(0)
+    for other in (twin, torch.load(buffer, weights_only=False)):
+        assert report_of(other) is not report_of(network)
+        assert_same([other(*x)[name] for name in expected], list(expected.values()), 1e-5)
+        other.box_head.conv5_ctr.bias.add_(1)
+        assert not torch.allclose(other(*x)["score_map"], expected["score_map"])
+    assert torch.equal(network(*x)["score_map"], expected["score_map"])
+
+
+@torch.no_grad()
+def test_an_attention_map_is_a_tensor_that_computes_what_is_read():
+    q, k = torch.randn(2, 2, 7, 3, 4).unbind()
+    expected = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / 2).softmax(-1)
+    lazy = AttentionMap(q, k, torch.float32)
+    assert lazy.shape == (2, 3, 7, 7) and lazy.dtype == torch.float32 and lazy.dim() == 4 and lazy.size(1) == 3
+    part = lazy[:, :, 1:, 1:][:, :, :4, 4:]
+    assert lazy._numbers is None and isinstance(part, AttentionMap) and part._numbers is None
+    torch.testing.assert_close(part.mean(2), expected[:, :, 1:5, 5:].mean(2))
+    assert lazy._numbers is None
+    for read in (
+        lambda m: m + 0,
+        lambda m: torch.from_numpy(m.numpy().copy()),
+        lambda m: m.cpu().tolist(),
+        lambda m: torch.cat([m, m]),
+        lambda m: copy.deepcopy(m),
+        lambda m: m[0, 1],
+        lambda m: m[:, :, ::2, :],
+        lambda m: m[:, :, -3:, None],
+        lambda m: m.clone().masked_fill_(m > 0.5, 0),
+        lambda m: m.mul_(1.0),
+        lambda m: [each + 0 for each in m],
+    ):
+        found, wanted = read(AttentionMap(q, k, torch.float32)), read(expected.clone())
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@torch.no_grad()
+def test_other_compute_dtypes_return_the_dtype_of_their_input(dtype):
+    if dtype == "int8" and (reason := why_no_int8(torch.device("cpu"))) is not None:
+        pytest.skip(f"int8: {reason}")
+    network = published(dim=64)
+    x = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
+    expected = network(*x)
+    report = accelerate(network, mode="ops", dtype=dtype, inputs=x)
+    assert {row.state for row in report.rows if row.kind in ("MLP", "attention", "centre head")} == {"replaced"}
+    found = network(*x)
+    assert found["score_map"].dtype == torch.float32
+    share = (found["score_map"] - expected["score_map"]).abs().max() / expected["score_map"].abs().max()
+    assert 0 < share < 0.2 and 1e-5 < report.errors["score_map"] < 0.2
+
+
+@torch.no_grad()
+def test_auto_says_that_modules_are_replaced_and_returns_the_network():
+    network = published()
+    network.extra = nn.Linear(3, 3)
+    x = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 128, 128)
+    expected = network(*x)
+    with pytest.warns(UserWarning, match=r"modules are replaced one by one.*because the engine does not fit.*extra"):
+        assert accelerate(network, device="cpu", dtype="float32") is network
+    found = network(*x)
+    assert_same([found[name] for name in expected], list(expected.values()), 1e-5)
+    report = report_of(network)
+    assert report.covered > 0.8 and report.error < 1e-5
+    assert states(report)["backbone.blocks.0.attn"] == ("attention", "replaced")
+    with pytest.raises(ValueError, match="unexpected 2"):
+        accelerate(network, device="cpu", mode="network")
+    with pytest.raises(ValueError, match="none of auto, network, ops"):
+        accelerate(network, mode="module")
+    with pytest.raises(ValueError, match=r"cannot be replaced one by one.*no parameters"):
+        accelerate(nn.ReLU())
+
+
+def test_a_network_without_inputs_is_checked_by_its_first_call():
+    network = nn.Sequential(PlainBlock(DIM, HEADS), nn.Linear(DIM, 3))
+    report = accelerate(awake(network), mode="ops", dtype="float32")
+    assert report.error is None and report.covered is None and "pass inputs=" in str(report)
+    assert set(states(report).values()) >= {("block", "not called"), ("linear", "not called")}
+    with torch.no_grad():
+        network(tokens())
+    assert states(report) == {"0": ("block", "replaced"), "1": ("linear", "replaced")}
+
+
+def test_the_table_and_the_command_line(tmp_path, monkeypatch):
+    network = awake(nn.Sequential(PlainBlock(DIM, HEADS), Mlp(DIM, nn.ReLU)))
+    report = accelerate(network, mode="ops", dtype="float32", inputs=lambda network: network(tokens()))
+    console = Console(width=160, file=io.StringIO())
+    console.print(report.table())
+    text = console.file.getvalue()
+    assert "block" in text and "left: differs by" in text and "of the FLOPs; outputs of the network differ by" in text
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),)\n\n\ndef wrong():\n    return 1\n"
+    )
+    from typer.testing import CliRunner
+
+    runner, file = CliRunner(), tmp_path / "mine.py"
+    found = runner.invoke(app, ["accelerate", "--check", f"{file}:build", "--dtype", "float32"])
+    assert found.exit_code == 0 and "1 of 1 modules replaced in float32" in found.output
+    assert "mine" not in sys.modules
+    for wrong, words in (
+        (f"{file}:wrong", "a torch.nn.Module is needed"),
+        (f"{file}:none", "has no function none"),
+        ("mine:build", "PYTHONPATH"),
+        ("nothing", "must be MODULE:FACTORY"),
+    ):
+        assert words in " ".join(runner.invoke(app, ["accelerate", "--check", wrong]).output.split())
