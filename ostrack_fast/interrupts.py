@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
+
+# Keys pressed again and again within this many seconds are one wish to stop.
+_ONE_WISH = 2.0
 
 
 class Interrupts:
@@ -32,3 +36,23 @@ class Interrupts:
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
+
+
+class OneInterrupt:
+    """Makes Ctrl-C raise KeyboardInterrupt once: the same wish, repeated at once, does not disturb the way out.
+
+    Python's own handler would raise again while the first interrupt is being told, and end in a traceback.
+    """
+
+    def __init__(self) -> None:
+        self._last = -_ONE_WISH
+
+    def install(self) -> None:
+        """Replace Python's handler, if it is in force."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        before, self._last = self._last, time.monotonic()
+        if self._last - before >= _ONE_WISH:
+            raise KeyboardInterrupt

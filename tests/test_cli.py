@@ -150,6 +150,28 @@ def test_an_interrupted_run_leaves_what_it_did(tmp_path, number):
     assert len(list(open_source(out / "out.mp4"))) - done in (0, 1)
 
 
+_INTERRUPTED_AGAIN = """
+import os, signal, ostrack_fast.cli as cli
+
+def app():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)  # while the first interrupt is under way
+        print("told", flush=True)
+        raise
+
+cli.app = app
+cli.main()
+"""
+
+
+def test_ctrl_c_again_and_again_leaves_no_traceback():
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED_AGAIN], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "told\n", "")
+
+
 def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
+from ..interrupts import OneInterrupt
 from . import (
     accelerate,
     bench,
@@ -108,8 +109,9 @@ def _options(
 
 def main() -> None:
     """Run the command line. Errors: one line on stderr, exit code 2. Interrupts: exit code 130."""
-    make_patient()
     try:
+        OneInterrupt().install()
+        make_patient()
         try:
             app()
         except Exception as error:
@@ -119,6 +121,8 @@ def main() -> None:
             flush_output()
     except OSError as error:
         _tell(error)
+    except KeyboardInterrupt:  # outside of the commands, where typer does not catch it
+        sys.exit(130)
 
 
 def _tell(error: Exception) -> None:
