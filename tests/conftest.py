@@ -107,6 +107,30 @@ def no_tf32():
         yield
 
 
+# `pytest -n auto` (pytest-xdist) shares the test files among processes, one for each core.
+def pytest_xdist_auto_num_workers() -> int:
+    """One process a core, and no more than eight: each holds PyTorch and the weights of its tests."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A file's tests share fixtures, so a process gets whole files, in the order in which they were collected."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that share the machine share its cores too, unless OMP_NUM_THREADS says how many threads to use."""
+    shared = getattr(config, "workerinput", None)
+    if shared is not None and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // shared["workercount"])
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the commands that tests start
+        torch.set_num_threads(threads)
+
+
 # What a reason to skip names when the processor's instruction set is the cause.
 _INSTRUCTION_SET = re.compile(r"AVX|AMX|VNNI|NEON|OSTRACK_FAST_CPU_CAPABILITY", re.IGNORECASE)
 
@@ -119,6 +143,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"{count} tests were left out because this processor lacks an instruction set they need"
     )
     if terminalreporter.config.option.markexpr == "not slow":
-        deselected = terminalreporter.stats.get("deselected", [])
-        left_out = sum(item.get_closest_marker("slow") is not None for item in deselected)
+        left_out = terminalreporter.config.stash.get(_SLOW, 0)
         terminalreporter.write_line(f'{left_out} slow tests were left out: pytest -m "" runs them too')
+
+
+_SLOW = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count the slow tests. (With xdist each process collects all tests, and hands the count over when it ends.)"""
+    if items:
+        stash, slow = items[0].config.stash, sum(item.get_closest_marker("slow") is not None for item in items)
+        stash[_SLOW] = stash.get(_SLOW, 0) + slow
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["slow"] = session.config.stash.get(_SLOW, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    node.config.stash[_SLOW] = getattr(node, "workeroutput", {}).get("slow", 0)

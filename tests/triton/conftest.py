@@ -40,11 +40,15 @@ class Interpreting:
 interpreting = Interpreting()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start with the session, where the waiting test is to run. (With xdist only the worker that waits starts it.)"""
-    waits = any(item.path == HERE / "test_interpreted.py" for item in session.items)
-    only_asked = session.config.option.collectonly or hasattr(session.config, "workerinput")
-    if waits and not INTERPRETING and not only_asked:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start early what takes longest: beside the other tests, or with xdist as the first that a process waits for."""
+    waiting = [item for item in items if item.path == HERE / "test_interpreted.py"]
+    if not waiting or INTERPRETING or config.option.collectonly:
+        return
+    if hasattr(config, "workerinput"):
+        items[:] = waiting + [item for item in items if item not in waiting]
+    else:
         interpreting.start()
 
 
