@@ -51,6 +51,8 @@ class ModelConfig:
         ce_keep_ratio: share of the search tokens each of these blocks keeps.
         ce_template_range: which template tokens rank the candidates, one of `TEMPLATE_RANGES`.
         drop_path: stochastic depth of the last block in training, growing linearly from 0.
+        template_box: the template's tokens say how much of each the target's box covers (not in the published models,
+            whose template is a square around the target, whatever its shape).
     """
 
     template_size: int = 128
@@ -67,6 +69,7 @@ class ModelConfig:
     ce_keep_ratio: tuple[float, ...] = ()
     ce_template_range: str = "CTR_POINT"
     drop_path: float = 0.1
+    template_box: bool = False
 
     def __post_init__(self) -> None:
         for name, (kind, low, high) in _BOUNDS.items():
@@ -93,6 +96,8 @@ class ModelConfig:
             raise ValueError(f"ce_layers={self.ce_layers} must be increasing block numbers in [0, {self.depth})")
         if not all(0 < ratio <= 1 for ratio in self.ce_keep_ratio):
             raise ValueError(f"ce_keep_ratio={self.ce_keep_ratio} must lie in (0, 1]")
+        if not isinstance(self.template_box, bool):
+            raise ValueError(f"template_box={_short(self.template_box)} must be true or false")
         if self.ce_template_range not in TEMPLATE_RANGES:
             raise ValueError(f"ce_template_range={_short(self.ce_template_range)} is none of {TEMPLATE_RANGES}")
 
@@ -192,7 +197,7 @@ def preset_of(cfg: ModelConfig) -> str | None:
     return next((name for name, preset in PRESETS.items() if preset == cfg), None)
 
 
-_BACKBONES = {
+_BACKBONES: dict[str, dict[str, Any]] = {
     "vit_base_patch16_224": {},
     "vit_base_patch16_224_ce": {},
     "vit_large_patch16_224": {"embed_dim": 1024, "depth": 24, "num_heads": 16},

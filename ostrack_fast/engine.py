@@ -146,12 +146,14 @@ class Engine:
             self._graphs.clear()
 
     @_isolated()
-    def set_template(self, template: Tensor, mask: Tensor | None = None) -> None:
+    def set_template(self, template: Tensor, mask: Tensor | None = None, box: Tensor | None = None) -> None:
         """Replace all targets by these templates.
 
         Args:
             template: (B,3,Z,Z), normalized as the model's input.
             mask: (T,) or (B,T) bool, the template tokens that rank the candidates; None takes the configuration's.
+            box: (B,4) xywh of the targets in units of the template crop, for a configuration with `template_box`; None
+                where they are not known.
         """
         size = self.cfg.template_size
         if template.dim() != 4 or template.shape[1:] != (3, size, size):
@@ -160,15 +162,18 @@ class Engine:
             mask = template_mask(self.cfg)
         if mask is not None and not bool(mask.any(-1).all()):
             raise ValueError("mask chooses no row for some template, so no template token would rank the candidates")
+        if box is not None and box.shape != (len(template), 4):
+            raise ValueError(f"box must be ({len(template)},4), one for each template, is {tuple(box.shape)}")
         self.clear()
         self._grow(len(template))
-        self._set_templates(slice(0, len(template)), template)
+        self._set_templates(slice(0, len(template)), template, box)
         self._boxes = self._targets.box[: len(template)].tolist()
         if mask is not None:
             self._targets.mask[: self.count] = mask.to(self.device)
 
-    def _set_templates(self, rows: slice, images: Tensor) -> None:
-        tokens, qkv = self.network.embed_template(images.to(self.device))
+    def _set_templates(self, rows: slice, images: Tensor, box: Tensor | None) -> None:
+        box = None if box is None else box.to(self.device, torch.float32)
+        tokens, qkv = self.network.embed_template(images.to(self.device), box)
         template = qkv.shape[1]
         self._targets.tokens[rows, :template], self._targets.qkv[rows] = tokens[:, :template], qkv
 
@@ -209,10 +214,10 @@ class Engine:
         around = torch.tensor([box], dtype=torch.float64, device="cpu")
         patch, scale = ops.crop(_as_tensor(frame), around, cfg.template_factor, cfg.template_size, self.network.dtype)
         self._grow(row + 1)
-        self._set_templates(slice(row, row + 1), patch)
+        in_crop = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
+        self._set_templates(slice(row, row + 1), patch, in_crop)
         self._targets.box[row] = around[0]
         if self.network.eliminates:
-            in_crop = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
             self._targets.mask[row] = template_mask(cfg, in_crop).to(self.device)
         self._boxes.append(box)
         return row

@@ -144,7 +144,7 @@ def test_the_template_is_embedded_once(tracker, monkeypatch):
     calls = []
     network = tracker.engine.network
     embed = network.embed_template
-    monkeypatch.setattr(network, "embed_template", lambda image: calls.append(1) or embed(image))
+    monkeypatch.setattr(network, "embed_template", lambda image, box: calls.append(1) or embed(image, box))
     tracker.initialize(frame(), BOX)
     tracker.track(frame(1))
     tracker.track(frame(2))
@@ -277,7 +277,7 @@ def test_a_failure_of_the_network_leaves_the_target_there_was(tracker, monkeypat
     expected = tracker.track(frame(1))
     tracker.initialize(frame(), BOX)
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(tracker.engine.network, "embed_template", lambda _: (_ for _ in ()).throw(MemoryError))
+        patch.setattr(tracker.engine.network, "embed_template", lambda *_: (_ for _ in ()).throw(MemoryError))
         tracker.initialize(frame(5), (3, 3, 40, 9))
     assert tracker.track(frame(1)) == expected
 

@@ -14,6 +14,7 @@ from ..config import ModelConfig
 from ..devices import DTYPES
 from ..engine import Engine, Targets
 from ..model import FrozenOSTrack
+from ..model.vit import square_box
 from .formats import METADATA, open_session, run_session
 
 
@@ -52,22 +53,24 @@ class OnnxEngine(Engine):
 
     def _allocate(self, rows: int) -> Targets:
         size = self.cfg.template_size
-        # The template's image takes the place of its tokens, and its first qkv is computed inside the file.
+        # The template's image takes the place of its tokens and the box in it that of their qkv: the file has the rest.
         return Targets(
             torch.zeros(rows, 3, size, size, dtype=torch.float32, device="cpu"),
-            torch.zeros(rows, 0, dtype=torch.float32, device="cpu"),
+            square_box(self.cfg).repeat(rows, 1),
             torch.zeros(rows, 0, dtype=torch.bool, device="cpu"),
             torch.ones(rows, 4, dtype=torch.float64, device="cpu"),
         )
 
-    def _set_templates(self, rows: slice, images: Tensor) -> None:
+    def _set_templates(self, rows: slice, images: Tensor, box: Tensor | None) -> None:
         self._targets.tokens[rows] = images
+        self._targets.qkv[rows] = square_box(self.cfg) if box is None else box
 
     def _maps(self, rows: slice, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        template = self._targets.tokens[rows]
+        takes = len(self._session.get_inputs())
+        inputs = (self._targets.tokens[rows], search, self._targets.qkv[rows])[:takes]
         if not self._one_by_one:
-            return run_session(self._session, template, search)
-        each = [run_session(self._session, z, x) for z, x in zip(template.split(1), search.split(1), strict=True)]
+            return run_session(self._session, *inputs)
+        each = [run_session(self._session, *one) for one in zip(*(i.split(1) for i in inputs), strict=True)]
         score, size, offset = (torch.cat(maps) for maps in zip(*each, strict=True))
         return score, size, offset
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..boxes import image_to_crop
 from ..config import ModelConfig
 from ..devices import resolve_device
 from ..files import write_atomically
@@ -47,8 +48,10 @@ def export_model(
 ) -> Deviation:
     """Write the network to a file, run the file, and compare it with the model before the file appears.
 
-    The file takes `template` (B,3,Z,Z) and `search` (B,3,X,X), float32 RGB crops with ImageNet's normalization, and
-    gives `score_map` (B,1,F,F), `size_map` and `offset_map` (B,2,F,F), float32, as `OSTrack.forward` does.
+    The file takes `template` (B,3,Z,Z) and `search` (B,3,X,X), float32 RGB crops with ImageNet's normalization, and of
+    a model with `template_box` also `template_box` (B,4), the target's xywh in units of the template crop (the layouts
+    for OpenCV, whose trackers cannot give it, have no such input: the target counts as square). It gives `score_map`
+    (B,1,F,F), `size_map` and `offset_map` (B,2,F,F), float32, as `OSTrack.forward` does.
 
     Args:
         model: is read and not changed.
@@ -74,19 +77,20 @@ def export_model(
     weights = torch.float16 if dtype == "float16" else torch.float32
     kind = OpenCVNetwork if layout.startswith("opencv") else ExportNetwork
     network = kind(model, weights, candidate_elimination).eval().to(on)
-    images = [image.expand(2 if batch is None else batch, -1, -1, -1).contiguous() for image in _sample(model.cfg)]
-    dynamic = None if batch is not None else [{0: torch.export.Dim("batch")}] * 2
+    sample = _sample(model.cfg)[: 3 if model.cfg.template_box and layout == "ostrack" else 2]
+    inputs = [each.repeat(2 if batch is None else batch, *[1] * (each.dim() - 1)) for each in sample]
+    dynamic = None if batch is not None else [{0: torch.export.Dim("batch")}] * len(inputs)
     with torch.no_grad():
-        program = torch.export.export(network, tuple(image.to(on) for image in images), dynamic_shapes=dynamic)
+        program = torch.export.export(network, tuple(each.to(on) for each in inputs), dynamic_shapes=dynamic)
     facts = {"config": model.cfg.to_dict(), "dtype": dtype, "batch": batch, "layout": layout}
-    expected = _maps(ExportNetwork(model, candidate_elimination=candidate_elimination), images)
+    expected = _maps(ExportNetwork(model, candidate_elimination=candidate_elimination), inputs)
     found: list[Deviation] = []
 
     def write(temporary: str) -> None:
         FORMATS[format].write(program, temporary, facts)
         run = FORMATS[format].load(temporary)
         with torch.no_grad():
-            score, size, offset = (each.cpu() for each in run(*(image.to(on) for image in images)))
+            score, size, offset = (each.cpu() for each in run(*(each.to(on) for each in inputs)))
         found.append(_deviation((score, size, offset), expected, model.cfg.search_size))
         limit = _LIMITS[dtype]
         if not (found[0].score <= limit.score and found[0].box <= limit.box):
@@ -118,22 +122,22 @@ def _check_choices(cfg: ModelConfig, format: str, dtype: str, batch: int | None,
             )
 
 
-def _sample(cfg: ModelConfig) -> tuple[Tensor, Tensor]:
-    """A template and a search crop of the shipped video, normalized, each with a batch of 1."""
+def _sample(cfg: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """A template and a search crop of the shipped video, normalized, and the box in the template; batches of 1."""
     assets = resources.files("ostrack_fast") / "assets"
     facts = json.loads((assets / "demo.json").read_text(encoding="utf-8"))
     box = torch.tensor([facts["box"]], dtype=torch.float64, device="cpu")
     with resources.as_file(assets / "demo.mp4") as path:
         frames = iter(open_source(path))
         first, second = (torch.from_numpy(next(frames)) for _ in range(2))
-    template, _ = ops.crop(first, box, cfg.template_factor, cfg.template_size)
+    template, scale = ops.crop(first, box, cfg.template_factor, cfg.template_size)
     search, _ = ops.crop(second, box, cfg.search_factor, cfg.search_size)
-    return template, search
+    return template, search, image_to_crop(box, box, scale, cfg.template_size).float()
 
 
 @torch.no_grad()
-def _maps(network: ExportNetwork, images: list[Tensor]) -> Maps:
-    return network.eval()(*images)
+def _maps(network: ExportNetwork, inputs: list[Tensor]) -> Maps:
+    return network.eval()(*inputs)
 
 
 def _deviation(found: Maps, expected: Maps, side: int) -> Deviation:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from . import opencv_network
 
-INPUTS = ("template", "search")
+INPUTS = ("template", "search", "template_box")  # the last one where the configuration has `template_box`
 OUTPUTS = ("score_map", "size_map", "offset_map")
 # The outputs' names; "opencv" has those that OpenCV's `TrackerVit` asks its network for.
 LAYOUTS = {"ostrack": OUTPUTS, "opencv-dnn": OUTPUTS, "opencv": ("output1", "output2", "output3")}
@@ -23,11 +23,11 @@ LAYOUTS = {"ostrack": OUTPUTS, "opencv-dnn": OUTPUTS, "opencv": ("output1", "out
 METADATA = "ostrack_fast"  # key of the JSON in an ONNX file's metadata
 
 Maps = tuple[Tensor, Tensor, Tensor]
-Run = Callable[[Tensor, Tensor], Maps]
+Run = Callable[..., Maps]
 
 
 class Format(NamedTuple):
-    """`write(program, path, facts)` writes a file; `load(path)` returns what runs it on template and search crops."""
+    """`write(program, path, facts)` writes a file; `load(path)` returns what runs it on `INPUTS`."""
 
     suffix: str
     write: Callable[[ExportedProgram, str, Mapping[str, Any]], None]
@@ -40,7 +40,7 @@ def write_onnx(program: ExportedProgram, path: str, facts: Mapping[str, Any]) ->
     opencv = facts["layout"].startswith("opencv")
     onnx_program = torch.onnx.export(
         program,
-        input_names=INPUTS,
+        input_names=INPUTS[: len(program.graph_signature.user_inputs)],
         output_names=LAYOUTS[facts["layout"]],
         opset_version=18 if opencv else 20,  # 20 is the first with Gelu
         custom_translation_table=opencv_network.translations()
@@ -95,8 +95,8 @@ def load_onnx(path: str) -> Run:
     """What runs an ONNX file on the CPU with onnxruntime."""
     session = open_session(path)
 
-    def run(template: Tensor, search: Tensor) -> Maps:
-        return run_session(session, template, search)
+    def run(*inputs: Tensor) -> Maps:
+        return run_session(session, *inputs)
 
     return run
 
@@ -111,9 +111,11 @@ def open_session(path: str | Path, providers: Sequence[str] | None = None) -> An
     return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
 
 
-def run_session(session: Any, template: Tensor, search: Tensor) -> Maps:
-    """The maps score, size and offset for float32 CPU tensors (B,3,Z,Z) and (B,3,X,X)."""
-    arrays: list[np.ndarray] = session.run(None, dict(zip(INPUTS, (template.numpy(), search.numpy()), strict=True)))
+def run_session(session: Any, *inputs: Tensor) -> Maps:
+    """The maps score, size and offset for float32 CPU tensors: (B,3,Z,Z), (B,3,X,X) and, where it has one, (B,4)."""
+    names = (each.name for each in session.get_inputs())
+    feed = dict(zip(names, (each.numpy() for each in inputs), strict=True))
+    arrays: list[np.ndarray] = session.run(None, feed)
     score, size, offset = map(torch.from_numpy, arrays)
     return score, size, offset
 

@@ -82,12 +82,15 @@ class ExportNetwork(nn.Module):
             # Half precision would resolve a cell of the grid to no better than a pixel of the crop.
             setattr(self.get_submodule(parent), own, _InDtype(layer, torch.float32 if "conv5" in own else dtype))
 
-    def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, template: Tensor, search: Tensor, template_box: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Template (B,3,Z,Z) and search crop (B,3,X,X), float32, RGB, ImageNet-normalized -> the head's maps.
 
-        Returns score (B,1,F,F), size (B,2,F,F) in units of the crop and offset (B,2,F,F) in cells, all float32.
+        `template_box`: as `OSTrack.forward`. Returns score (B,1,F,F), size (B,2,F,F) in units of the crop and offset
+        (B,2,F,F) in cells, all float32.
         """
-        z, x = self.backbone.embed_template(template), self.backbone.embed_search(search)
+        z, x = self.backbone.embed_template(template, template_box), self.backbone.embed_search(search)
         ids = torch.arange(x.shape[1], dtype=torch.int64, device=x.device).expand(x.shape[0], -1)
         tokens = torch.cat((z, x), dim=1)
         for block, keep in zip(cast("list[Block]", self.backbone.blocks), self._keep, strict=True):

@@ -43,9 +43,11 @@ class OpenCVNetwork(ExportNetwork):
             self.register_buffer(f"ranks{index}", torch.arange(keep, dtype=torch.float32, device="cpu"))
             candidates = keep
 
-    def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, template: Tensor, search: Tensor, template_box: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Template (1,3,Z,Z) and search crop (1,3,X,X) -> the maps of `ExportNetwork.forward`."""
-        z, x = self.backbone.embed_template(template), self.backbone.embed_search(search)
+        z, x = self.backbone.embed_template(template, template_box), self.backbone.embed_search(search)
         rows = z.shape[1]
         tokens = torch.cat((z, x), dim=1)
         left = None  # (1,K,S): which cell of the grid each token left is of

@@ -22,7 +22,7 @@ from ..ops import OPS
 from ..ops.layers import Layer, conv3x3, cross_attention, linear, restore_conv3x3
 from ..switches import enabled
 from .ostrack import OSTrack
-from .vit import Block
+from .vit import Block, box_embedding
 
 _NOT_PROFILING: AbstractContextManager = nullcontext()
 
@@ -97,6 +97,7 @@ class FrozenOSTrack:
         # The patch embedding reads pixels, whose range int8 does not resolve, once a frame.
         self._patch = self._linear(projection.weight.flatten(1), cast(Tensor, projection.bias), dtype=self.dtype)
         self._template_position = _float(backbone.pos_embed_z, device)
+        self._box_embed = None if backbone.box_embed is None else _float(backbone.box_embed, device)
         self._search_position = _float(backbone.pos_embed_x, device)
         self._ids = torch.arange(cfg.search_grid**2, dtype=torch.int64, device=device)
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True)) if candidate_elimination else {}
@@ -165,12 +166,18 @@ class FrozenOSTrack:
         weight = torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last))
         self._last = self._linear(weight, torch.cat([cast(Tensor, layer.bias) for layer in last]), dtype=torch.float32)
 
-    def embed_template(self, template: Tensor) -> Template:
-        """Template images (B,3,Z,Z) -> their part of the network's input, computed once."""
+    def embed_template(self, template: Tensor, box: Tensor | None = None) -> Template:
+        """Template images (B,3,Z,Z) -> their part of the network's input, computed once.
+
+        `box`: as `VisionTransformer.embed_template`.
+        """
         cfg, batch = self.cfg, len(template)
         rows = cfg.template_grid**2
         tokens = torch.empty(batch, rows + cfg.search_grid**2, cfg.embed_dim, dtype=torch.float32, device=self.device)
-        embedded = self._embedded(template, self._template_position, tokens[:, :rows])
+        position = self._template_position
+        if self._box_embed is not None:
+            position = position + box_embedding(self._box_embed, box, cfg)
+        embedded = self._embedded(template, position, tokens[:, :rows])
         return Template(tokens, cast(Layer, self._blocks[0].qkv)(embedded))
 
     def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:

@@ -67,6 +67,7 @@ class OSTrack(nn.Module):
         ce_template_mask: Tensor | None = None,
         ce_keep_rate: float | None = None,
         return_last_attn: bool = False,
+        template_box: Tensor | None = None,
     ) -> dict[str, Tensor | list | None]:
         """Locate the template's target in the search crop.
 
@@ -76,6 +77,8 @@ class OSTrack(nn.Module):
                 as in the published code. `template_mask` makes the configured one.
             ce_keep_rate: share of candidates every eliminating block keeps, instead of the configured ones.
             return_last_attn: return `attn` in training too.
+            template_box: (B,4) xywh of the target in units of the template crop, for a configuration with
+                `template_box`; None where it is not known.
 
         Returns:
             `pred_boxes` (B,1,4) cxcywh in units of the search crop, at the arg-max of `score_map` (B,1,F,F);
@@ -87,7 +90,7 @@ class OSTrack(nn.Module):
         """
         if ce_template_mask is None and self.cfg.ce_layers:
             ce_template_mask = torch.ones(self.cfg.template_grid**2, dtype=torch.bool, device=search.device)
-        z = self.backbone.embed_template(template)
+        z = self.backbone.embed_template(template, template_box)
         attended = return_last_attn or (bool(self.cfg.ce_layers) and not self.training)
         features, feature_map, (score, size, offset) = self.forward_tokens(
             z, search, ce_template_mask, ce_keep_rate, attended

@@ -122,6 +122,8 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, (224 // cfg.patch_size) ** 2 + 1, cfg.embed_dim))
         self.pos_embed_z = nn.Parameter(torch.zeros(1, template, cfg.embed_dim))
         self.pos_embed_x = nn.Parameter(torch.zeros(1, search, cfg.embed_dim))
+        # What a template token inside the target's box adds, and one outside of it.
+        self.box_embed = nn.Parameter(torch.zeros(2, cfg.embed_dim)) if cfg.template_box else None
         rates = [cfg.drop_path * i / max(cfg.depth - 1, 1) for i in range(cfg.depth)]
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True))
         self.blocks = nn.ModuleList(Block(cfg, rate, ratios.get(i, 1.0)) for i, rate in enumerate(rates))
@@ -131,9 +133,15 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
         self.apply(_init_weights)
 
-    def embed_template(self, template: Tensor) -> Tensor:
-        """Template image (B,3,Z,Z) -> tokens (B,T,C) with positions: constant for as long as a target is tracked."""
-        return self.patch_embed(template) + self.pos_embed_z
+    def embed_template(self, template: Tensor, box: Tensor | None = None) -> Tensor:
+        """Template image (B,3,Z,Z) -> tokens (B,T,C) with positions: constant for as long as a target is tracked.
+
+        Args:
+            box: (B,4) xywh of the target in units of the template crop, for a network with `template_box`; None where
+                it is not known, for `square_box`.
+        """
+        tokens = self.patch_embed(template) + self.pos_embed_z
+        return tokens if self.box_embed is None else tokens + box_embedding(self.box_embed, box, self.cfg)
 
     def embed_search(self, search: Tensor) -> Tensor:
         """Search image (B,3,X,X) -> tokens (B,S,C) with positions."""
@@ -167,6 +175,35 @@ class VisionTransformer(nn.Module):
             removed.append(gone)
             scores.append((score, before))
         return Features(self.norm(tokens), ids, removed, scores, attn)
+
+
+def box_coverage(box: Tensor, grid: int) -> Tensor:
+    """The share of each template token's patch that the target's box covers: (B,T,1) float32 in [0, 1].
+
+    Args:
+        box: (B,4) xywh in units of the template crop.
+        grid: patches along each side of the crop, T = grid * grid.
+    """
+    edges = torch.arange(grid + 1, dtype=torch.float32, device=box.device)
+    low, high = box[:, :2, None] * grid, (box[:, :2] + box[:, 2:])[..., None] * grid
+    along = (torch.minimum(edges[1:], high) - torch.maximum(edges[:-1], low)).clamp(0, 1).float()  # (B,2,grid)
+    return (along[:, 1, :, None] * along[:, 0, None, :]).flatten(1)[..., None]
+
+
+def square_box(cfg: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """A target as wide as high in the middle of its template crop, (1,4) xywh in units of the crop."""
+    side = 1 / cfg.template_factor
+    return torch.tensor([[(1 - side) / 2, (1 - side) / 2, side, side]], dtype=torch.float32, device=device)
+
+
+def box_embedding(vectors: Tensor, box: Tensor | None, cfg: ModelConfig) -> Tensor:
+    """What the target's box adds to the template's tokens: (B,T,C), or (1,T,C) for None.
+
+    A token inside the box adds the first of the vectors (2,C), one outside of it the second, others a mean by coverage:
+    as LoRAT's embedding of foreground and background (arXiv:2403.05231). None stands for `square_box`.
+    """
+    covered = box_coverage(square_box(cfg, vectors.device) if box is None else box, cfg.template_grid)
+    return covered * vectors[0] + (1 - covered) * vectors[1]
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from math import log
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -37,6 +38,8 @@ def build_model(cfg: TrainConfig) -> OSTrack:
             table = state[f"backbone.{name}"]
             if table.shape[1] != grid**2:
                 state[f"backbone.{name}"] = resize_positions(table, grid)
+        if cfg.model.template_box:  # weights of a model without it start with what it has: nothing
+            state.setdefault("backbone.box_embed", torch.zeros_like(cast(torch.Tensor, model.backbone.box_embed)))
         model.load_state_dict(state)
         return model
     if cfg.backbone:

@@ -270,11 +270,15 @@ class Trainer:
         cfg = self.cfg
         images = self._images(batch)
         with torch.autocast(self.device.type, PRECISIONS[cfg.precision], enabled=cfg.precision != "float32"):
-            out = self.network(*images, self.template_mask, ce_keep_rate=self.keep)
+            out = self.network(*images, self.template_mask, ce_keep_rate=self.keep, template_box=self._boxes(batch))
         # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
         torch.clear_autocast_cache()
         box = batch["search_box"].to(self.device, non_blocking=True)
         return ostrack_loss(out, box, cfg.loss, self.processes.mean)
+
+    def _boxes(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The targets' boxes in the template crops, for a network that reads them."""
+        return batch["template_box"].to(self.device, non_blocking=True) if self.cfg.model.template_box else None
 
     def _images(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Template and search images of a batch as the network takes them."""
