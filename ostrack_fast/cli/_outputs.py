@@ -12,11 +12,12 @@ from ..files import check_writable, is_special
 
 @dataclass
 class Outputs:
-    """Files that tracking writes; None for not wanted."""
+    """Files that tracking writes, None for not wanted; and whether it prints boxes as JSON lines."""
 
     video: Path | None = None
     boxes: Path | None = None
     plot: Path | None = None
+    json_lines: bool = False
 
     def check(self, source: str | None, weights: str) -> None:
         """Find out now, not after minutes of tracking, what cannot be written. Raises ValueError, OSError."""

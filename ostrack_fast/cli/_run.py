@@ -1,54 +1,69 @@
-"""Tracking from a source into files: what `track` and `demo` share."""
+"""Tracking from a source into files, onto standard output and into a window: what `track` and `demo` share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from ..files import write_text
 from ..interrupts import Interrupts
 from ..progress import progress_bar
 from ..video import FrameSource, VideoWriter
+from ..video.live import LiveFrames
+from ._latency import Latencies
 from ._outputs import Outputs, raise_all
+from ._records import Records
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..tracker import Box, Tracker, TrackResult
+    from ..tracker import Box, MultiTracker, TrackResult
     from ..visualization import Thumbnails
+    from ._window import Window
+
+_PAUSE = 0.03  # seconds between two looks at a paused window
 
 
 @dataclass
 class Run:
-    """What came of a run.
+    """What came of a run; its size does not grow with the number of frames.
 
     Args:
         source: where the frames came from.
-        results: one for every frame. The first box is the one given; of it, and of frames that could not be decoded,
-            which repeat the box before, the score is NaN.
+        frames: those with a result. Of boxes that are given, and of frames that could not be decoded, which repeat the
+            boxes before, the score is NaN.
         tracked: frames that the tracker was given after the first.
         skipped: frames that could not be decoded.
+        passed_over: frames that were left out because a newer one was there.
         resized: frames whose size is not the video's.
+        lost: results marked as lost. scored, score_sum: results with a score, and the sum of these.
+        latencies: seconds from a frame to its boxes.
         tracking, total: seconds.
         interrupted: by the user, before the end.
+        codec: of the video written.
     """
 
     source: FrameSource
-    results: list[TrackResult] = field(default_factory=list)
+    frames: int = 0
     tracked: int = 0
     skipped: int = 0
+    passed_over: int = 0
     resized: int = 0
+    lost: int = 0
+    scored: int = 0
+    score_sum: float = 0.0
+    latencies: Latencies = field(default_factory=Latencies)
     tracking: float = 0.0
     total: float = 0.0
     interrupted: bool = False
+    codec: str = ""
 
     @property
     def fps(self) -> float:
@@ -57,25 +72,136 @@ class Run:
 
     @property
     def mean_score(self) -> float:
-        scores = [result.score for result in self.results if not isnan(result.score)]
-        return sum(scores) / len(scores) if scores else nan
+        return self.score_sum / self.scored if self.scored else nan
 
-    @property
-    def lost(self) -> int:
-        """Frames marked as lost."""
-        return sum(result.lost for result in self.results)
 
-    def skip_broken(self, box: Box) -> None:
-        """Take the frames that come next and could not be decoded; `box` if there is none before."""
+class Follower:
+    """Tracks frame after frame, and keeps up what a run writes and shows.
+
+    Args:
+        tracker: has no targets yet.
+        boxes: the targets in the first frame; none where they are drawn in the window.
+        records: where boxes go.
+        stop: ends a pause.
+        video: where annotated frames go. window: where they are shown.
+        plot: whether a picture of the run is wanted.
+    """
+
+    def __init__(
+        self,
+        tracker: MultiTracker,
+        run: Run,
+        boxes: Sequence[Box],
+        records: Records,
+        stop: Interrupts,
+        video: VideoWriter | None = None,
+        window: Window | None = None,
+        plot: bool = False,
+    ):
+        from ..visualization import Thumbnails
+
+        self.run = run
+        self.thumbnails: Thumbnails | None = Thumbnails() if plot else None
+        self._tracker, self._boxes, self._records, self._stop = tracker, boxes, records, stop
+        self._video, self._window, self._started = video, window, False
+        self.scores: list[float] = []  # of the first target, for the picture
+        self._names: dict[int, int] = {}  # the tracker's number of each target, which a new box changes
+        self._last: dict[int, TrackResult] = {}
+        self._begun = perf_counter()
+
+    def take(self, frame: np.ndarray) -> bool:
+        """Track into the next frame, and write and show it. False once the user closed the window."""
+        begin = perf_counter()
+        results: dict[int, TrackResult] = {}
+        if not self._started:
+            self._started = True
+            for box in self._boxes:
+                self._give(frame, len(self._names), box, results)
+        elif self._names:
+            found = self._tracker.track(frame)
+            results = {name: found[target] for name, target in self._names.items()}
+            seconds = perf_counter() - begin
+            self.run.tracking += seconds
+            self.run.tracked += 1
+            self.run.latencies.add(seconds)
+        goes_on = self._ask(frame, results)
+        self._write(frame, results)
+        return goes_on
+
+    def skip(self) -> None:
+        """The next frame could not be decoded: its boxes repeat those before."""
         from ..tracker import TrackResult
 
-        while len(self.results) in self.source.broken[self.skipped :]:
-            last = self.results[-1].box if self.results else box
-            self.results.append(TrackResult(last, nan, False))
-            self.skipped += 1
+        boxes = {name: result.box for name, result in self._last.items()} or dict(enumerate(self._boxes))
+        self.run.skipped += 1
+        self._note({name: TrackResult(box, nan, False) for name, box in boxes.items()})
+
+    def _give(self, frame: np.ndarray, name: int, box: Box, results: dict[int, TrackResult]) -> None:
+        from ..tracker import TrackResult, checked_box
+
+        place = checked_box(box, *frame.shape[:2])
+        added = self._tracker.add(frame, place)
+        if name in self._names:
+            self._tracker.drop(self._names[name])
+        self._names[name] = added
+        results[name] = TrackResult(place, nan, False)
+
+    def _ask(self, frame: np.ndarray, results: dict[int, TrackResult]) -> bool:
+        """Show the frame, and do what the user wants, as long as the window is paused. False once it is closed."""
+        window = self._window
+        if window is None:
+            return True
+        window.show(frame, results)
+        while True:
+            for target, box in window.wishes():
+                if box is not None:
+                    free = max([*self._names, -1]) + 1
+                    window.chosen = free if target is None else target
+                    self._give(frame, window.chosen, box, results)
+                elif target in results:
+                    self._tracker.drop(self._names.pop(target))
+                    del results[target]
+                window.show(frame, results)
+            if not window.paused or self._stop.requested:
+                return not window.closed
+            window.wait(_PAUSE)
+
+    def _write(self, frame: np.ndarray, results: dict[int, TrackResult]) -> None:
+        from ..visualization import annotate, fit
+
+        number = self.run.frames
+        if self.thumbnails and results:
+            self.thumbnails.add(number, frame, results[min(results)])
+        if self._video:
+            picture, caption = frame, f"frame {number}"
+            for result in results.values():
+                picture, caption = annotate(picture, result, caption), ""
+            self.run.resized += self._video.size is not None and picture.shape[1::-1] != self._video.size
+            self._video.write(fit(picture, self._video.size) if self._video.size else picture)
+        self._note(results)
+
+    def _note(self, results: dict[int, TrackResult]) -> None:
+        run = self.run
+        self._records.add(run.frames, perf_counter() - self._begun, results)
+        for result in results.values():
+            run.lost += result.lost
+            if not isnan(result.score):
+                run.scored += 1
+                run.score_sum += result.score
+        if self.thumbnails:
+            self.scores.append(results[min(results)].score if results else nan)
+        self._last = results
+        run.frames += 1
 
 
-def follow(tracker: Tracker, source: FrameSource, frames: Iterator[np.ndarray], box: Box, outputs: Outputs) -> Run:
+def follow(
+    tracker: MultiTracker,
+    source: FrameSource,
+    frames: Iterable[np.ndarray],
+    boxes: Sequence[Box],
+    outputs: Outputs,
+    window: Window | None = None,
+) -> Run:
     """Track through `frames` with a progress bar, and write the outputs; Ctrl-C or SIGTERM ends the run early.
 
     However the run ends, files hold the frames tracked so far, and one that cannot be written costs no other.
@@ -83,102 +209,90 @@ def follow(tracker: Tracker, source: FrameSource, frames: Iterator[np.ndarray], 
     Raises:
         What ended the run, or kept a file from being written; if several things did, an OSError that names them.
     """
-    from ..visualization import Thumbnails
-
     run = Run(source)
-    thumbnails = Thumbnails() if outputs.plot else None
     begin = perf_counter()
     failures: list[Exception] = []
-    with Interrupts() as stop:
+    many = len(boxes) != 1 or window is not None
+    with Interrupts() as stop, Records(outputs.boxes, many, outputs.json_lines) as records:
+        follower: Follower | None = None
         try:
-            with VideoWriter(outputs.video, source.fps) if outputs.video else nullcontext() as video:
-                _loop(tracker, run, frames, box, video, thumbnails, stop)
+            with VideoWriter(outputs.video, source.fps, "best") if outputs.video else nullcontext() as video:
+                follower = Follower(tracker, run, boxes, records, stop, video, window, outputs.plot is not None)
+                _loop(follower, frames, stop)
         except Exception as error:
             failures.append(error)
         run.total = perf_counter() - begin
-        if run.results:
-            failures += _write_results(run, outputs, thumbnails, tracker.lost_below)
+        run.codec = video.codec if video else ""
+        if run.frames and follower:
+            writers = (records.publish, lambda: _write_plot(follower, outputs.plot, tracker.lost_below))
+            failures += _failures_of(writers)
     raise_all(failures)
     return run
 
 
-def _loop(
-    tracker: Tracker,
-    run: Run,
-    frames: Iterator[np.ndarray],
-    box: Box,
-    video: VideoWriter | None,
-    thumbnails: Thumbnails | None,
-    stop: Interrupts,
-) -> None:
-    from ..tracker import TrackResult
-    from ..visualization import annotate, fit
+def _loop(follower: Follower, frames: Iterable[np.ndarray], stop: Interrupts) -> None:
+    run = follower.run
+    # Frames that are passed over are not counted, so those that cannot be decoded have no place among the others.
+    counted = not (isinstance(frames, LiveFrames) and frames.newest)
 
-    started = False
+    def skip_broken() -> None:
+        while counted and run.frames in run.source.broken[run.skipped :]:
+            follower.skip()
+
     with progress_bar() as bar:
         task = bar.add_task("tracking", total=run.source.length, status="")
         for frame in frames:
-            run.skip_broken(box)
-            number = len(run.results)
-            begin = perf_counter()
-            if started:
-                result = tracker.track(frame)
-                run.tracking += perf_counter() - begin
-                run.tracked += 1
-                bar.update(task, status=f"{run.fps:.1f} frames/s  score {result.score:.2f}")
-            else:
-                tracker.initialize(frame, box)
-                result, started = TrackResult(box, nan, False), True
-            if thumbnails:
-                thumbnails.add(number, frame, result)
-            if video:
-                picture = annotate(frame, result, f"frame {number}")
-                run.resized += video.size is not None and picture.shape[1::-1] != video.size
-                video.write(fit(picture, video.size) if video.size else picture)
-            run.results.append(result)
-            bar.update(task, completed=len(run.results))
-            if stop.requested:
-                run.interrupted = True
-                return
-        run.skip_broken(box)
-        # A file's header may have promised another number of frames.
-        bar.update(task, total=len(run.results), completed=len(run.results))
+            skip_broken()
+            goes_on = follower.take(frame)
+            status = f"{run.fps:.1f} frames/s  score {run.mean_score:.2f}" if run.tracked else ""
+            bar.update(task, completed=run.frames, status=status)
+            if stop.requested or not goes_on:
+                run.interrupted = stop.requested
+                break
+        else:
+            skip_broken()
+            # A file's header may have promised another number of frames.
+            bar.update(task, total=run.frames, completed=run.frames)
+    if isinstance(frames, LiveFrames):
+        run.passed_over = frames.passed_over
 
 
-def _write_results(run: Run, outputs: Outputs, thumbnails: Thumbnails | None, lost_below: float) -> list[Exception]:
-    def write_boxes() -> None:
-        if outputs.boxes:
-            lines = (",".join(f"{value:.3f}" for value in result.box) + "\n" for result in run.results)
-            write_text(outputs.boxes, "".join(lines))
+def _write_plot(follower: Follower, path: Path | None, lost_below: float) -> None:
+    if path and follower.thumbnails and follower.thumbnails.chosen():
+        from ..visualization import plot_run
 
-    def write_plot() -> None:
-        if outputs.plot and thumbnails:
-            from ..visualization import plot_run
+        source = follower.run.source
+        title = Path(source.name).name
+        plot_run(path, follower.thumbnails.chosen(), follower.scores, source.fps, title, lost_below)
 
-            scores = [result.score for result in run.results]
-            plot_run(outputs.plot, thumbnails.chosen(), scores, run.source.fps, Path(run.source.name).name, lost_below)
 
+def _failures_of(calls: Iterable[Any]) -> list[Exception]:
     failures: list[Exception] = []
-    for write in (write_boxes, write_plot):
+    for call in calls:
         try:
-            write()
+            call()
         except Exception as error:
             failures.append(error)
     return failures
 
 
 def print_summary(run: Run, outputs: Outputs) -> None:
-    """What was done, and where it is."""
-    console = Console(soft_wrap=True)
+    """What was done, and where it is: on standard error where standard output carries the boxes."""
+    console = Console(soft_wrap=True, stderr=outputs.json_lines)
     how = "interrupted after" if run.interrupted else "tracked"
-    whole = len(run.results) / run.total if run.total else 0.0
+    whole = run.frames / run.total if run.total else 0.0
     console.print(
-        f"{how} [bold]{len(run.results)}[/] frames of {escape(run.source.name)}: {run.fps:.1f} frames/s, "
+        f"{how} [bold]{run.frames}[/] frames of {escape(run.source.name)}: {run.fps:.1f} frames/s, "
         f"with reading, drawing and writing {whole:.1f}",
         highlight=False,
     )
     if run.tracked:
-        console.print(f"mean score {run.mean_score:.2f}, target perhaps lost in {run.lost} frames", highlight=False)
+        p50, p95, p99 = (1000 * run.latencies.percentile(percent) for percent in (50, 95, 99))
+        console.print(
+            f"mean score {run.mean_score:.2f}, target perhaps lost in {run.lost} frames; milliseconds a frame: "
+            f"p50 {p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f}",
+            highlight=False,
+        )
     for note in _notes(run):
         console.print(f"[yellow]note:[/] {note}", highlight=False)
     for title, path in (("video", outputs.video), ("boxes", outputs.boxes), ("picture", outputs.plot)):
@@ -187,6 +301,8 @@ def print_summary(run: Run, outputs: Outputs) -> None:
 
 
 def _notes(run: Run) -> Iterator[str]:
+    if run.passed_over:
+        yield f"{run.passed_over} frames were passed over because newer ones had come"
     if run.skipped:
         which = ", ".join(map(str, run.source.broken[: min(run.skipped, 5)])) + (", ..." if run.skipped > 5 else "")
         yield (
@@ -195,6 +311,8 @@ def _notes(run: Run) -> Iterator[str]:
         )
     if run.resized:
         yield f"{run.resized} frames of another size were scaled to fit the video"
+    if run.codec == "mp4v":
+        yield "the video is MPEG-4 Part 2, which browsers do not play; for H.264: pip install 'ostrack_fast\\[video]'"
     claimed = run.source.length
-    if claimed and not run.interrupted and len(run.results) < claimed:
+    if claimed and not run.interrupted and not run.passed_over and run.frames < claimed:
         yield f"the header claims {claimed} frames; the others could not be read"

@@ -27,16 +27,16 @@ def demo(
     outputs.check(None, weights)
 
     from ..model import OSTrack
-    from ..tracker import Tracker
+    from ..tracker import MultiTracker
     from ..video import open_source
 
     assets = resources.files("ostrack_fast") / "assets"
     facts = json.loads((assets / "demo.json").read_text(encoding="utf-8"))
-    tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
+    tracker = MultiTracker(OSTrack.from_pretrained(weights, config), device, dtype)
     with resources.as_file(assets / "demo.mp4") as path:
         source = open_source(path)
         source.name = facts["title"]
-        run = follow(tracker, source, iter(source), tuple(facts["box"]), outputs)
+        run = follow(tracker, source, iter(source), [tuple(facts["box"])], outputs)
     print_summary(run, outputs)
     print(facts["credit"])
     if run.interrupted:

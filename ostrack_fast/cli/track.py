@@ -1,8 +1,7 @@
-"""`ostrack-fast track`: follow one object through a video."""
+"""`ostrack-fast track`: follow objects through a video, a camera or a stream."""
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -21,43 +20,64 @@ def track(
         ),
     ],
     box: Annotated[
-        str | None, typer.Option(help="The target in the first frame, x,y,w,h in pixels. Without it, draw it.")
+        list[str] | None,
+        typer.Option(help="A target in the first frame, x,y,w,h in pixels; once for each. Without it, draw them."),
     ] = None,
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
     config: Config = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the annotated video (.mp4).")] = None,
-    boxes: Annotated[Path | None, typer.Option(help="Write the boxes, a line x,y,w,h a frame.")] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Write the boxes: of one target a line x,y,w,h a frame, of several MOTChallenge lines."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw frames and score over time (.png, .pdf, ...).")] = None,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Print each frame's boxes at once, as a JSON object a line.")
+    ] = False,
+    window: Annotated[bool, typer.Option("--window", help="Show the video, and change targets in it.")] = False,
+    frames: Annotated[
+        str,
+        typer.Option(help="every, or newest: those that came meanwhile are passed over. auto: newest of what is live."),
+    ] = "auto",
+    redetect: Annotated[
+        bool, typer.Option("--redetect", help="When the target is lost, search the whole frame for it.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:
-    """Follow one object through a video.
+    """Follow objects through a video, a camera or a stream.
 
     Ctrl-C ends the run early; what was tracked until then is written.
     """
-    target = None if box is None else parse_box(box)
+    given = [parse_box(text) for text in box or []]
+    if frames not in ("auto", "every", "newest"):
+        raise ValueError(f"--frames {frames!r} is none of auto, every, newest")
 
-    from ._draw_box import draw_box
     from ._outputs import Outputs
     from ._run import follow, print_summary
 
-    outputs = Outputs(output, boxes, plot)
+    outputs = Outputs(output, boxes, plot, json_lines)
     outputs.check(source, weights)
 
     from ..model import OSTrack
-    from ..tracker import Tracker, checked_box
+    from ..tracker import MultiTracker, checked_box
     from ..video import open_source
+    from ..video.live import LiveFrames
 
+    shown = None
+    if window or not given:
+        from ._window import open_window
+
+        shown = open_window(paused=not given)
     opened = open_source(source)
-    tracker = Tracker(OSTrack.from_pretrained(weights, config), device, dtype)
-    frames = iter(opened)
-    if target is None:
-        first = next(frames)
-        target, frames = draw_box(first), chain([first], frames)
+    tracker = MultiTracker(OSTrack.from_pretrained(weights, config), device, dtype, redetect=redetect)
     width, height = opened.size
-    run = follow(tracker, opened, frames, checked_box(target, height, width), outputs)
+    targets = [checked_box(each, height, width) for each in given]
+    newest = opened.live if frames == "auto" else frames == "newest"
+    with LiveFrames(opened, newest) as coming:
+        run = follow(tracker, opened, coming, targets, outputs, shown)
     print_summary(run, outputs)
-    if not (output or boxes or plot):
-        print("nothing was written: ask for a video with -o, for --boxes or a --plot")
+    if not (output or boxes or plot or json_lines or shown):
+        print("nothing was written: ask for a video with -o, for --boxes, --json-lines or a --plot")
     if run.interrupted:
         raise typer.Exit(130)

@@ -23,6 +23,8 @@ DEFAULT_FPS = 25.0
 # Rates beyond are a time base taken for a rate; MPEG-4 holds none beyond.
 _MAX_FPS = 65535
 _SECONDS_TO_ANSWER = 30
+# Addresses of what is as a rule a file, and waits.
+_FILES = ("http://", "https://", "file://", "ftp://")
 
 
 @dataclass
@@ -38,6 +40,7 @@ class FrameSource:
         frames: those that can be decoded.
         broken: numbers, counted from 0, of the frames that could not be decoded and are left out of `frames`. It grows
             while `frames` is iterated, always before the frame that follows.
+        live: a camera or a stream, which does not wait for whoever reads it.
     """
 
     name: str
@@ -46,6 +49,7 @@ class FrameSource:
     length: int | None
     frames: Iterator[np.ndarray]
     broken: list[int] = field(default_factory=list)
+    live: bool = False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames
@@ -93,7 +97,7 @@ def _open_camera(camera: str) -> FrameSource:
     problem = FileNotFoundError(f"{name} cannot be opened: is it connected, and not in use by another program?")
     if camera.isdecimal() and int(camera) >= 2**31:
         raise problem
-    return _from_capture(Capture(int(camera) if camera.isdecimal() else camera), name, problem, length=False)
+    return _from_capture(Capture(int(camera) if camera.isdecimal() else camera), name, problem, live=True)
 
 
 def _open_folder(folder: Path) -> FrameSource:
@@ -133,7 +137,7 @@ def _open_stream(address: str) -> FrameSource:
     name = address.replace(secret[1] + "@", "", 1) if secret else address
     problem = OSError(f"{name} cannot be read as a video: is it reachable, and a stream that OpenCV can decode?")
     try:
-        return _from_capture(Capture(address), name, problem)
+        return _from_capture(Capture(address), name, problem, live=not address.startswith(_FILES))
     except OSError:
         if not address.startswith(("http://", "https://")):
             raise
@@ -148,7 +152,7 @@ def _open_stream(address: str) -> FrameSource:
     return _from_capture(Capture.of_pipe(Pipe(download)), name, problem)
 
 
-def _from_capture(capture: Capture, name: str, problem: Exception, length: bool = True) -> FrameSource:
+def _from_capture(capture: Capture, name: str, problem: Exception, live: bool = False) -> FrameSource:
     frames = capture.frames()
     # The size of a real frame: the header's ignores rotation, and a file that opens may still hold nothing.
     first = next(frames, None)
@@ -158,7 +162,8 @@ def _from_capture(capture: Capture, name: str, problem: Exception, length: bool 
         name=name,
         fps=capture.fps if 0 < capture.fps <= _MAX_FPS else DEFAULT_FPS,
         size=(first.shape[1], first.shape[0]),
-        length=capture.length if length and capture.length > 0 else None,
+        length=capture.length if not live and capture.length > 0 else None,
         frames=_with_first(first, frames),
         broken=capture.broken,
+        live=live,
     )

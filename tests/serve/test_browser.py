@@ -42,7 +42,7 @@ def served(*options):
 
 @pytest.mark.slow
 def test_clicked_through(tmp_path):
-    """The real command with the weights that ship, on a video of three seconds and on Chromium's made webcam."""
+    """The real command with the weights that ship, on a short video and on Chromium's made webcam."""
     pictures = []
 
     def keep(name):
@@ -52,7 +52,7 @@ def test_clicked_through(tmp_path):
             browser.screenshot(Path(folder) / name)
 
     encoder = H264Encoder(str(tmp_path / "made.mp4"), 25, (640, 360))
-    for frame in list(open_source(str(DEMO)))[:40]:
+    for frame in list(open_source(str(DEMO)))[:20]:
         encoder.write(frame)
     encoder.close()
     with served() as address, Browser(tmp_path) as browser:
@@ -67,26 +67,26 @@ def test_clicked_through(tmp_path):
         browser.click("#play")
         browser.until("app.shown >= 5 && Object.keys(app.regions).length === 1")
         keep("3-playing.png")
-        browser.until("!app.playing && app.shown === 39")
+        browser.until("!app.playing && app.shown === 19")
         scores = browser.run("[...app.scores.get(0).values()]")
-        assert len(scores) == 40 and np.mean(scores) > 0.5
-        # A correction at frame 15, and another target from there on.
-        browser.run("$('time').value = 15; $('time').oninput()")
-        browser.until("app.shown === 15")
+        assert len(scores) == 20 and np.mean(scores) > 0.5
+        # A correction at frame 8, and another target from there on.
+        browser.run("$('time').value = 8; $('time').oninput()")
+        browser.until("app.shown === 8")
         draw(browser, (80, 125, 185, 150))
         browser.until("app.targets[0].score === null")
         browser.click("#new")
         draw(browser, (420, 200, 90, 90))
         browser.until("app.scores.size === 2")
         browser.click("#play")
-        browser.until("!app.playing && app.shown === 39 && app.targets.length === 2")
+        browser.until("!app.playing && app.shown === 19 && app.targets.length === 2")
         keep("4-two-targets.png")
         browser.click("#boxes")
         browser.click("#video")
         rows = downloaded(tmp_path / "boxes.csv").decode().splitlines()
-        assert len(rows) == 1 + 40 + 25
+        assert len(rows) == 1 + 20 + 12
         with av.open(io.BytesIO(downloaded(tmp_path / "tracked.mp4"))) as container:
-            assert sum(1 for _ in container.decode(video=0)) == 40
+            assert sum(1 for _ in container.decode(video=0)) == 20
         # What the browser itself thinks of the file.
         browser.run("""new Promise((resolve, reject) => { const v = document.createElement('video');
             v.onloadeddata = () => resolve(); v.onerror = () => reject(v.error); v.src = $('video').href; })""")

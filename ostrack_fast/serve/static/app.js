@@ -9,7 +9,7 @@ const tone = (id) => TONES[id % TONES.length];
 const fresh = () => ({
   id: null, socket: null, webcam: null, frames: 0, size: [640, 360],
   shown: -1, picture: null, targets: [], regions: {}, scores: new Map(), chosen: null,
-  playing: false, drag: null, waiting: false,
+  playing: false, drag: null, box: null, waiting: false,
 });
 let app = fresh();
 
@@ -141,7 +141,11 @@ async function receive(data) {
     app.scores.get(target.id).set(state.frame, target.score === null ? 1 : target.score);
   }
   if (state.ms) $("speed").textContent = `${state.ms.toFixed(0)} ms a frame`;
-  if (app.webcam) { app.frames = state.frame + 1; $("time").max = state.frame; sendPicture(); }
+  if (app.webcam) {
+    app.frames = state.frame + 1;
+    $("time").max = state.frame;
+    if (app.box) giveBox(); else sendPicture();
+  }
   $("time").value = state.frame;
   $("number").textContent = `frame ${state.frame}`;
   $("downloads").hidden = app.scores.size === 0;
@@ -306,8 +310,15 @@ view.onpointerup = () => {
     draw();
     return;
   }
-  send({ do: "box", frame: app.shown, target: app.chosen, box: [x, y, w, h] });
+  app.box = [x, y, w, h];
+  // A picture of the webcam may be on its way: the box belongs to the newest one.
+  if (!app.waiting) giveBox();
 };
+
+function giveBox() {
+  send({ do: "box", frame: app.shown, target: app.chosen, box: app.box });
+  app.box = null;
+}
 
 listTargets();
 draw();
