@@ -33,7 +33,7 @@ def read_annotations(images: Path, annotations: Path) -> list[Annotation]:
     """All objects but crowds.
 
     Args:
-        images: folder of the images.
+        images: folder of the images; with a json file also a zip file or an LMDB database, which is not looked into.
         annotations: a COCO json file; or a folder with, for each image, STEM.box.txt (class cx cy w h, normalized) and,
             where there are outlines, STEM.poly.txt (class x y x y ..., normalized).
 
@@ -41,12 +41,12 @@ def read_annotations(images: Path, annotations: Path) -> list[Annotation]:
         FileNotFoundError: the annotations or the folder of images are missing.
         ValueError: something in them cannot be read; the message names file and entry.
     """
+    if annotations.is_file() and images.exists():
+        return _read_json(images, annotations)
     if not images.is_dir():
         raise FileNotFoundError(f"{images} is not a folder of images")
     if annotations.is_dir():
         return _read_label_folder(images, annotations)
-    if annotations.is_file():
-        return _read_json(images, annotations)
     raise FileNotFoundError(f"{annotations} is neither a COCO json file nor a folder of label files")
 
 

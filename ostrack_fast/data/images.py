@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -121,17 +121,18 @@ class ImageStore:
     Args:
         paths: the files.
         memory_limit: bytes of decoded images to keep.
+        read: decodes one.
 
     Raises:
         OSError, ValueError: as `read_image`, for the images that are kept at once, for the others on demand.
     """
 
-    def __init__(self, paths: Sequence[Path], memory_limit: int) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], memory_limit: int, read: Callable[[Path], Image] = read_image) -> None:
+        self.paths, self._read = list(paths), read
         self._images: list[Image | None] = []
         used = 0
         for path in self.paths:
-            image = read_image(path) if used < memory_limit else None
+            image = read(path) if used < memory_limit else None
             used += 0 if image is None else image.nbytes
             self._images.append(image)
 
@@ -140,4 +141,4 @@ class ImageStore:
 
     def __getitem__(self, index: int) -> Image:
         image = self._images[index]
-        return read_image(self.paths[index]) if image is None else image
+        return self._read(self.paths[index]) if image is None else image

@@ -6,12 +6,12 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from .images import is_hidden
+from .images import Image, image_from, is_hidden
 
 _LMDB_FILE = "data.mdb"
 # What reading a zip file's entry raises: NotImplementedError for an unknown compression, RuntimeError for an encrypted
@@ -58,6 +58,20 @@ def open_storage(path: str | Path) -> Storage:
     if path.suffix in (".lmdb", ".mdb"):
         return Lmdb(path)
     raise ValueError(f"{path} is neither a folder, nor a .zip file, nor an LMDB database")
+
+
+def open_packed(path: str | Path) -> Storage | None:
+    """The storage at a path of zip files or of an LMDB database; None at any other. Raises as `open_storage`."""
+    path = Path(path)
+    if not path.is_dir() and path.suffix not in (".zip", ".lmdb", ".mdb"):
+        return None
+    storage = open_storage(path)
+    return None if isinstance(storage, Folder) else storage
+
+
+def image_reader(storage: Storage) -> Callable[[Path], Image]:
+    """Decodes a storage's images, named by its path with their names behind it. Raises as `images.image_from`."""
+    return lambda path: image_from(storage.read(path.relative_to(storage.path).as_posix()), path)
 
 
 class Folder:

@@ -102,12 +102,12 @@ def scan_videos(
     folder = Path(folder)
     names = _find_videos(folder)
     for pattern in one_based:
-        if not any(_matches(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise ValueError(f"no video in {folder} is called {pattern!r}, given as counting from 1")
     videos: list[Video] = []
     problems: dict[str, Exception] = {}
     for name in names:
-        origin = int(any(_matches(name, pattern) for pattern in one_based))
+        origin = int(any(matches(name, pattern) for pattern in one_based))
         try:
             targets = load_targets(folder / name, origin)
         except (OSError, ValueError) as error:
@@ -124,7 +124,8 @@ def scan_videos(
     return videos, problems
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a video of this name is the one, or one of those, that a pattern means."""
     # A name with brackets is itself before it is a pattern.
     return name == pattern or fnmatchcase(name, pattern)
 

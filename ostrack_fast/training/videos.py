@@ -10,7 +10,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ..data.images import GIB, Image, ImageStore, list_images, read_image
+from ..data.images import GIB, Image, ImageStore, list_images, natural_order, read_image
+from ..data.storage import Storage, image_reader, open_packed
+from ..data.stored_videos import stored_videos
 from ..data.truth import present
 from ..data.videos import Video, raise_problems, scan_videos
 from ..settings import check_ranges
@@ -26,7 +28,7 @@ class VideoSettings(SourceSettings):
     """The section `videos` of a training file.
 
     Args:
-        path: the folder of the videos; counts from `data_root`.
+        path: the folder of the videos, or the zip file or LMDB database of such a folder; counts from `data_root`.
         one_based: names or patterns of the videos whose ground truth counts pixels from 1.
         without: names or patterns of videos that are left out, to try the result on.
         max_gap: largest distance of the two images, frames.
@@ -47,7 +49,7 @@ class VideoSettings(SourceSettings):
 
 
 class VideoFolder:
-    """A folder of videos as `data.videos.load_videos` reads it, sampled as published.
+    """A folder of videos as `data.videos.load_videos` reads it, packed or not, sampled as published.
 
     A video is drawn uniformly among those of at least 20 images with more than 4 visible targets, then a template
     image, then a search image up to `max_gap` later; the interval grows by 5 while it has no visible target.
@@ -74,8 +76,13 @@ class VideoFolder:
         without: tuple[str, ...] = (),
     ) -> None:
         self.max_gap, self.camera = max_gap, camera
-        videos, problems = scan_videos(root, one_based)
-        raise_problems(root, problems)
+        storage = open_packed(root)
+        self._read = read_image if storage is None else image_reader(storage)
+        if storage is None:
+            videos, problems = scan_videos(root, one_based)
+            raise_problems(root, problems)
+        else:
+            videos = stored_videos(storage, one_based)
         videos = [video for video in videos if not any(fnmatchcase(video.name, pattern) for pattern in without)]
         visible = [np.flatnonzero(present(video.boxes) & (video.boxes[:, 2:] > 1).all(1)) for video in videos]
         used = [i for i, video in enumerate(videos) if len(video) >= LEAST_FRAMES and len(visible[i]) >= LEAST_VISIBLE]
@@ -87,13 +94,15 @@ class VideoFolder:
         self._videos = [videos[i] for i in used]
         self.names = [video.name for video in self._videos]
         self.visible = [visible[i] for i in used]
-        self._masks = [_list_masks(video) for video in self._videos]
-        self._outlines = [_outlines(paths, len(video)) for paths, video in zip(self._masks, self._videos, strict=True)]
+        self._masks = [_list_masks(video, storage) for video in self._videos]
+        self._outlines = [
+            self._list_outlines(paths, len(video)) for paths, video in zip(self._masks, self._videos, strict=True)
+        ]
         # Several targets of one folder share its images.
         self._number: dict[Path, int] = {}
         for path in (path for video in self._videos for path in video.frames):
             self._number.setdefault(path, len(self._number))
-        self._store = ImageStore(list(self._number), memory_limit)
+        self._store = ImageStore(list(self._number), memory_limit, self._read)
 
     @classmethod
     def build(cls, settings: VideoSettings, root: Path, sources: Sources) -> VideoFolder:
@@ -116,7 +125,10 @@ class VideoFolder:
     def mask(self, video: int, frame: int) -> Image | None:
         """(h, w) uint8 mask of one frame, read from disk; None for a video without masks."""
         paths = self._masks[video]
-        return np.ascontiguousarray(read_image(paths[frame])[..., 0]) if paths else None
+        return np.ascontiguousarray(self._read(paths[frame])[..., 0]) if paths else None
+
+    def _list_outlines(self, masks: list[Path], frames: int) -> list[NDArray | None]:
+        return [mask_outline(self._read(path)[..., 0] > 127) for path in masks] or [None] * frames
 
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
         """A random video, and two of its frames."""
@@ -138,14 +150,14 @@ def draw_frames(visible: NDArray[np.intp], max_gap: int, rng: Generator) -> tupl
     return first, int(later[rng.integers(len(later))])
 
 
-def _list_masks(video: Video) -> list[Path]:
+def _list_masks(video: Video, storage: Storage | None) -> list[Path]:
     folder = video.frames[0].parent
     folder = (folder.parent if folder.name == "img" else folder) / "mask"
-    masks = list_images(folder) if folder.is_dir() else []
+    if storage is None:
+        masks = list_images(folder) if folder.is_dir() else []
+    else:
+        names = (storage.path / name for name in storage.names())
+        masks = sorted((name for name in names if name.parent == folder), key=natural_order)
     if len(masks) not in (0, len(video)):
         raise ValueError(f"{folder} has {len(masks)} masks for {len(video)} images")
     return masks
-
-
-def _outlines(masks: list[Path], frames: int) -> list[NDArray | None]:
-    return [mask_outline(read_image(path)[..., 0] > 127) for path in masks] or [None] * frames

@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ostrack_fast.config import ModelConfig
+from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model.vit import VisionTransformer
 from ostrack_fast.training.pretrained import PRETRAINED, load_backbone, resize_positions
 
@@ -89,10 +89,41 @@ def test_from_a_file(ending, tmp_path):
         load_backbone(wide, path)
 
 
-def test_the_papers_choices_are_timms_names():
+@pytest.mark.parametrize("choice", ["mae", "augreg", "deit"])
+def test_the_papers_choices_are_timms_and_fit(choice, tmp_path):
+    """Built by timm, without memory: names and shapes of all that the paper's ViT-B takes, and a Hub to come from."""
     from timm.models import get_pretrained_cfg
 
     assert set(PRETRAINED) == {"mae", "augreg", "deit"}
-    for source in PRETRAINED.values():
-        known = get_pretrained_cfg(source.removeprefix("timm:"))
-        assert known is not None and known.hf_hub_id, source
+    name = PRETRAINED[choice].removeprefix("timm:")
+    known = get_pretrained_cfg(name)
+    assert known is not None and known.hf_hub_id
+    with torch.device("meta"):
+        theirs = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
+        ours = VisionTransformer(get_config("ostrack_256_ce")).state_dict()
+    tables = ("pos_embed_z", "pos_embed_x")
+    assert {key: value.shape for key, value in ours.items() if key not in tables} == {
+        key: value.shape for key, value in theirs.items()
+    }
+    # A small file of the same keys is taken whole.
+    small = {key: torch.randn(_narrow(value.shape)) for key, value in theirs.items() if int(_block(key)) < 2}
+    save_file(small, tmp_path / "small.safetensors")
+    vit = VisionTransformer(ModelConfig(embed_dim=64, depth=2, num_heads=1))
+    load_backbone(vit, tmp_path / "small.safetensors")
+    check_all(vit.state_dict(), small)
+
+
+def _block(key):
+    return key.split(".")[1] if key.startswith("blocks.") else 0
+
+
+def _narrow(shape):
+    """Of a ViT twelve times as narrow."""
+    return [side // 12 if side % 768 == 0 and side > 3 else side for side in shape]
+
+
+def check_all(state, source):
+    for name, value in source.items():
+        if name not in ("cls_token", "pos_embed"):
+            assert torch.equal(state[name], value), name
+    torch.testing.assert_close(state["pos_embed_x"], resize_positions(source["pos_embed"][:, 1:], 16))

@@ -15,6 +15,7 @@ from ostrack_fast.training.dataset import DataConfig, PairDataset
 from ostrack_fast.training.photos import PhotoRegions
 from ostrack_fast.training.videos import VideoFolder
 
+from ..data.test_collections import write_lmdb, write_zip
 from .painted import PLAIN, RED, STILL, assert_box_marks_red, save, texture
 
 
@@ -115,6 +116,74 @@ def test_coco_json(tmp_path):
         CocoImages(images, path)
 
 
+def packed(kind, folder, path, inside=""):
+    """The files of a folder in a zip file or a database, below a folder `inside`."""
+    files = {
+        inside + one.relative_to(folder).as_posix(): one.read_bytes() for one in folder.rglob("*") if one.is_file()
+    }
+    return {"zip": write_zip, "lmdb": write_lmdb}[kind](path, files)
+
+
+@pytest.mark.parametrize("kind", ["zip", "lmdb"])
+def test_packed_images_of_a_coco_json_and_its_index(kind, tmp_path, monkeypatch):
+    """As COCO's own zip file, which holds a folder that the json does not name."""
+    images = packed(kind, coco_folder(tmp_path), tmp_path / "train2017", "train2017/")
+    path, corners = tmp_path / "instances.json", [100, 80, 180, 80, 180, 140, 100, 140]
+    thing = {"image_id": 5, "category_id": 3, "bbox": [100, 80, 80, 60]}
+    entries = [thing | {"segmentation": [corners, [110, 90, 150, 90, 150, 120]]}, thing | {"segmentation": []}]
+    document = {"images": [{"id": 5, "file_name": "a.png"}], "annotations": entries}
+    path.write_text(json.dumps(document))
+    check_coco(CocoImages(images, path))
+    index = tmp_path / "index"
+    first = CocoImages(images, path, index=index)
+    (kept,) = index.iterdir()
+    monkeypatch.setattr("ostrack_fast.data.coco_index.read_annotations", None)
+    again = CocoImages(images, path, index=index)
+    monkeypatch.undo()
+    check_coco(again)
+    assert len(first.objects) == len(again.objects) == 2
+    for one, other in zip(first.objects, again.objects, strict=True):
+        assert (one.image, one.category, len(one.outline)) == (other.image, other.category, len(other.outline))
+        for mine, theirs in zip((one.box, *one.outline), (other.box, *other.outline), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert [len(one.outline) for one in again.objects] == [2, 0]
+    # A damaged index is written anew, and another json file has another.
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert len(CocoImages(images, path, index=index).objects) == 2 and len(kept.read_bytes()) > 100
+    path.write_text(json.dumps(document | {"annotations": entries[:1]}))
+    assert len(CocoImages(images, path, index=index).objects) == 1
+    document["images"][0]["file_name"] = "b.png"
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileNotFoundError, match=r"b\.png"):
+        CocoImages(images, path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "lmdb"])
+def test_packed_videos_are_those_of_their_folder(kind, videos, tmp_path_factory):
+    where = packed(kind, videos, tmp_path_factory.mktemp("packed") / "them", "below/")
+    plain, stored = VideoFolder(videos, one_based=("beta",)), VideoFolder(where, one_based=("b*",), memory_limit=0)
+    assert stored.names == plain.names == ["alpha", "beta"]
+    for video in range(2):
+        np.testing.assert_array_equal(stored.visible[video], plain.visible[video])
+        for frame in (0, 9):
+            one, other = stored.view(video, frame), plain.view(video, frame)
+            np.testing.assert_array_equal(one.image, other.image)
+            np.testing.assert_array_equal(one.box, other.box)
+            np.testing.assert_array_equal(one.outline, other.outline)
+            np.testing.assert_array_equal(stored.mask(video, frame), plain.mask(video, frame))
+    for change, message in (("alpha", "24 frames"), ("none", "holds no videos")):
+        copy = tmp_path_factory.mktemp(change)
+        (copy / "alpha" / "img").mkdir(parents=True)
+        for i in range(24):
+            (copy / "alpha" / "img" / f"{i}.png").write_bytes((videos / "alpha" / "img" / f"{i:04}.png").read_bytes())
+        if change == "alpha":
+            (copy / "alpha" / "groundtruth_rect.txt").write_text("1,2,3,4\n" * 20)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            VideoFolder(packed(kind, copy, copy / "packed"))
+    with pytest.raises(ValueError, match=r"no video in .* is called 'gamma'"):
+        VideoFolder(where, one_based=("gamma",))
+
+
 def test_coco_label_folder(tmp_path):
     images, labels = coco_folder(tmp_path), tmp_path / "labels"
     labels.mkdir()
@@ -150,7 +219,7 @@ def test_folder_errors(videos, tmp_path):
     with pytest.raises(ValueError, match="23 lines for 24 frames"):
         VideoFolder(videos)
     truth.write_text("\n".join([*lines[:-1], "1 2 3"]))
-    with pytest.raises(ValueError, match=r"txt, line 24.*four.*'1 2 3'"):
+    with pytest.raises(ValueError, match=r"txt, line 24: '1 2 3' is not four numbers"):
         VideoFolder(videos)
     truth.write_text("\n".join([*lines[:-1], "1 2 3 x"]))
     with pytest.raises(ValueError, match="not four numbers"):
