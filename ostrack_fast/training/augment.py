@@ -43,6 +43,8 @@ class AugmentConfig:
         low_resolution: probability that both images lose up to two thirds of their resolution.
         blur, motion_blur: probability, for each image, of a defocus or of a straight motion.
         noise, jpeg: probability that both images get Gaussian noise, compression artefacts.
+        apart: probability that resolution, noise and compression are drawn for each image by itself: the first frame of
+            a video may be clean and a later one not.
 
     Raises:
         ValueError: when a value lies outside [0, 1].
@@ -60,6 +62,7 @@ class AugmentConfig:
     motion_blur: float = 0.0
     noise: float = 0.0
     jpeg: float = 0.0
+    apart: float = 0.0
 
     def __post_init__(self) -> None:
         check_ranges(self, **{field.name: (0, 1) for field in fields(self)})
@@ -114,15 +117,15 @@ class Augment:
             rng: source of every random choice.
         """
         c = self.config
-        draw = rng.random(8)
+        draw = rng.random(8)  # the first six are used: what a seed draws stays the same from version to version
         saturation = 0.0 if draw[0] < c.gray else 1.6 * rng.random() if draw[1] < c.saturation else 1.0
         tint = np.exp(rng.standard_normal(3) * c.tint)
-        quality = int(rng.integers(20, 85)) if draw[2] < c.jpeg else None
-        sigma = rng.uniform(2, 12) if draw[3] < c.noise else None
-        detail = rng.uniform(0.33, 0.9) if draw[4] < c.low_resolution else None
+        shared = self._degradation(draw[2:5], rng)
+        apart = bool(c.apart) and rng.random() < c.apart
         both = draw[5] < c.flip
         out = []
         for image in images:
+            quality, sigma, detail = self._degradation(rng.random(3), rng) if apart else shared
             own = rng.random(4)
             if own[0] < c.blur:
                 image = cv2.GaussianBlur(image, (0, 0), 0.5 + 1.2 * rng.random() * image.shape[0] / 128)
@@ -142,6 +145,14 @@ class Augment:
             colours = np.array([saturation, gamma, *gains], dtype=np.float32)
             out.append(Augmented(image[:, ::-1] if flipped else image, flipped, colours))
         return out[0], out[1]
+
+    def _degradation(self, draw: NDArray, rng: Generator) -> tuple[int | None, float | None, float | None]:
+        """JPEG quality, deviation of the noise in gray levels, share of the resolution that is left; None for none."""
+        c = self.config
+        quality = int(rng.integers(20, 85)) if draw[0] < c.jpeg else None
+        sigma = rng.uniform(2, 12) if draw[1] < c.noise else None
+        detail = rng.uniform(0.33, 0.9) if draw[2] < c.low_resolution else None
+        return quality, sigma, detail
 
 
 class Normalizer:

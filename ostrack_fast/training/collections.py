@@ -76,7 +76,7 @@ class CollectionVideos:
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
         """A random clip, and two of its frames."""
         clip = int(rng.integers(len(self.clips)))
-        first, second = draw_frames(self.visible[clip], self.max_gap, rng)
+        first, second = draw_frames(self.visible[clip], round(self.max_gap * crops.reach), rng)
         return crop_pair(self.view(clip, first), self.view(clip, second), crops, self.camera, rng)
 
 

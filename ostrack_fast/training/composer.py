@@ -216,7 +216,8 @@ class Composer:
         center = frame * 0.5 * (rng.random(2) + rng.random(2))
         drift = rng.normal(0, c.motion, 2) * extent
         looks = self._looks(rng)
-        out: list = []
+        gone = bool(crops.absent) and rng.random() < crops.absent
+        out: list[tuple[Image, NDArray]] = []
         for search, cutout, linear, where in (
             (False, group.cutouts[first], pose, center),
             (True, group.cutouts[second], moved @ pose, center + drift),
@@ -229,10 +230,10 @@ class Composer:
                 return None
             window, inside = drawn
             canvas = self._background(backs[search], frame, window, search, rng)
-            self._fill(canvas, window, group, cutout, placed, box, looks, search, rng)
+            self._fill(canvas, window, group, cutout, placed, box, looks, search, rng, gone and search)
             blacken(canvas, window, frame)
-            out += [canvas, inside]
-        return Pair(*out)
+            out.append((canvas, inside))
+        return Pair(*out[0], *out[1], not gone)
 
     def _looks(self, rng: Generator) -> tuple[_Look, _Look]:
         """Lighting of the target in the template, and a slightly different one in the search image."""
@@ -271,15 +272,16 @@ class Composer:
         looks: tuple[_Look, _Look],
         search: bool,
         rng: Generator,
+        gone: bool,
     ) -> None:
-        """Distractors, target, occluder."""
+        """Distractors, and the target with its occluder unless it is gone."""
         c = self.config
         to_canvas = window.matrix()
         extent = sqrt(box[2] * box[3])
         count = self._counts(rng)
         for _ in range(count if search else min(count, 1)):
             self._distract(canvas, to_canvas, group, cutout, box, extent, rng)
-        target = render(cutout, compose(to_canvas, placed), canvas.shape[:2])
+        target = None if gone else render(cutout, compose(to_canvas, placed), canvas.shape[:2])
         if target is None:
             return
         look = looks[search]

@@ -18,6 +18,11 @@ from ..ops.crop import crop_pixels
 from ..settings import check_ranges
 from .geometry import around, bounds, compose, corners, linear_map, transform, warp
 
+_FAR_JITTER = 0.5
+_TRIES = 8
+# The box of a search crop without the target: nothing learns from it, but it must be one.
+_ANYWHERE = np.array([0.25, 0.25, 0.5, 0.5], dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class CropConfig:
@@ -29,6 +34,11 @@ class CropConfig:
         center_jitter, scale_jitter: (template, search). The crop is made around a box of size
             w, h times exp(scale_jitter * N(0, 1)), each its own, and of centre moved by up to
             half of center_jitter times sqrt(w*h) of that box.
+        far: probability that a search crop's scale has the jitter 0.5 instead: a tracker whose box drifts sees its
+            target much too large or too small.
+        absent: probability that the target is not in the search crop, which shows another part of its surroundings.
+        gap_growth: share of the run over which `reach` grows from a tenth to 1: easy pairs first.
+        reach: share of the largest distance between a video's two images that a pair may have.
     """
 
     template_size: int = 128
@@ -37,23 +47,32 @@ class CropConfig:
     search_factor: float = 4.0
     center_jitter: tuple[float, float] = (0.0, 3.0)
     scale_jitter: tuple[float, float] = (0.0, 0.25)
+    far: float = 0.0
+    absent: float = 0.0
+    gap_growth: float = 0.0
+    reach: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.template_size, self.search_size) < 16:
             raise ValueError(f"crops of {self.template_size} and {self.search_size} pixels: both need at least 16")
         check_ranges(
             self, template_size=(16, 4096), search_size=(16, 4096), template_factor=(0.1, 100),
-            search_factor=(0.1, 100), center_jitter=(0, 100), scale_jitter=(0, 10),
+            search_factor=(0.1, 100), center_jitter=(0, 100), scale_jitter=(0, 10), far=(0, 1), absent=(0, 0.9),
+            gap_growth=(0, 1), reach=(1e-3, 1),
         )  # fmt: skip
 
 
 class Pair(NamedTuple):
-    """Two square uint8 RGB crops of any side, and the target in them: xywh over the side of the final crop."""
+    """Two square uint8 RGB crops of any side, and the target in them: xywh over the side of the final crop.
+
+    Where the search crop does not show the target, `present` is False and `search_box` any box.
+    """
 
     template: Image
     template_box: NDArray[np.float32]
     search: Image
     search_box: NDArray[np.float32]
+    present: bool = True
 
 
 class Window(NamedTuple):
@@ -86,7 +105,10 @@ def draw_window(
     factor = crops.search_factor if search else crops.template_factor
     size = crops.search_size if search else crops.template_size
     x, y, w, h = (float(v) for v in box)
-    draw = np.exp(rng.standard_normal(2) * crops.scale_jitter[search])
+    jitter = crops.scale_jitter[search]
+    if search and crops.far and rng.random() < crops.far:
+        jitter = _FAR_JITTER
+    draw = np.exp(rng.standard_normal(2) * jitter)
     jw, jh = w * draw[0], h * draw[1]
     reach = sqrt(jw * jh) * crops.center_jitter[search]
     shift = reach * (rng.random(2) - 0.5)
@@ -170,8 +192,26 @@ def crop_view(
     return crop, box
 
 
+def crop_elsewhere(view: View, crops: CropConfig, rng: Generator) -> Image | None:
+    """A search crop of the view that shows nothing of the target's box; None when a few draws find none."""
+    height, width = view.image.shape[:2]
+    x, y, w, h = view.box
+    for _ in range(_TRIES):
+        centre = rng.random(2) * (width, height)
+        drawn = draw_window((*(centre - 0.5 * view.box[2:]), w, h), crops, True, rng)
+        if drawn is None:
+            continue
+        left, top, side, _ = drawn[0]
+        if x >= left + side or x + w <= left or y >= top + side or y + h <= top:
+            return cut(view.image, drawn[0])
+    return None
+
+
 def crop_pair(template: View, search: View, crops: CropConfig, camera: CameraConfig, rng: Generator) -> Pair | None:
     """Crops of two views of one target, or None when a crop is not usable."""
     first = crop_view(template, crops, False, camera, rng)
+    if first is not None and crops.absent and rng.random() < crops.absent:
+        elsewhere = crop_elsewhere(search, crops, rng)
+        return None if elsewhere is None else Pair(*first, elsewhere, _ANYWHERE, False)
     second = crop_view(search, crops, True, camera, rng) if first is not None else None
     return None if first is None or second is None else Pair(*first, *second)

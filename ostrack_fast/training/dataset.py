@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import cv2
@@ -85,9 +85,9 @@ class PairDataset(Dataset):
         config: crops, augmentation, seed and length.
 
     Items are dicts: `template` (Z, Z, 3) and `search` (X, X, 3) uint8 RGB tensors, `template_colours` and
-    `search_colours` (5,) float32, what `augment.normalized` makes of their colours; `template_box` and `search_box`
-    (4,) float32 xywh over the side of the crop; and, where images could not be read and others were drawn instead,
-    `skipped`, the list of what is wrong with each.
+    `search_colours` (5,) float32, what `augment.Normalizer` makes of their colours; `template_box` and `search_box`
+    (4,) float32 xywh over the side of the crop; `present`, whether the search image shows the target; and, where
+    images could not be read and others were drawn instead, `skipped`, the list of what is wrong with each.
 
     Raises:
         ValueError: without a source or with a ratio that is not positive.
@@ -113,7 +113,7 @@ class PairDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         rng = np.random.default_rng(np.random.SeedSequence((self.config.seed, index)))
-        crops = self.config.crops
+        crops = self._crops(index)
         bad: list[OSError | BadImage] = []
         for _ in range(100):
             try:
@@ -137,7 +137,14 @@ class PairDataset(Dataset):
             item[name] = torch.from_numpy(np.ascontiguousarray(image))
             item[f"{name}_box"] = torch.from_numpy(flip_box(box) if one.flipped else box)
             item[f"{name}_colours"] = torch.from_numpy(one.colours)
+        item["present"] = torch.tensor(pair.present, dtype=torch.bool, device="cpu")
         return item
+
+    def _crops(self, index: int) -> CropConfig:
+        """How pairs are drawn at this point of the run."""
+        crops = self.config.crops
+        growing = crops.gap_growth * len(self)
+        return replace(crops, reach=0.1 + 0.9 * index / growing) if index < growing else crops
 
 
 class _Share(Sampler[list[int]]):

@@ -52,13 +52,17 @@ def focal_loss(predicted: Tensor, target: Tensor, mean: Mean = lambda value: val
     return -torch.where(peak, positive, negative).sum() / mean(peak.sum().to(predicted)).clamp(min=1)
 
 
-def attention_loss(scores: list[tuple[Tensor, Tensor]], box: Tensor, grid: int) -> Tensor:
+def attention_loss(
+    scores: list[tuple[Tensor, Tensor]], box: Tensor, grid: int, share_of: Tensor | None = None
+) -> Tensor:
     """-log of the share of the candidate score that lies on the target, averaged over eliminating blocks and batch.
 
     Args:
         scores: per block the scores (B,S) and cells (B,S), as `OSTrack.forward` returns them.
         box: (B,4) xywh in units of the search crop.
+        share_of: (B,) what each pair counts in the average; None for alike.
     """
+    share_of = box.new_full((len(box),), 1 / len(box)) if share_of is None else share_of
     low, high = (box[:, :2] * grid - 0.5)[..., None], ((box[:, :2] + box[:, 2:]) * grid - 0.5)[..., None]
     nearest = ((box[:, :2] + box[:, 2:] / 2) * grid - 0.5).round()[..., None]
     total = box.new_zeros(())
@@ -66,12 +70,16 @@ def attention_loss(scores: list[tuple[Tensor, Tensor]], box: Tensor, grid: int) 
         cell = torch.stack((ids % grid, ids.div(grid, rounding_mode="floor")), dim=1).to(box)
         on_target = (((cell >= low) & (cell <= high)) | (cell == nearest)).all(1)
         share = (score * on_target).sum(1) / score.sum(1)
-        total = total - share.clamp(min=1e-6).log().mean()
+        total = total - (share.clamp(min=1e-6).log() * share_of).sum()
     return total / max(len(scores), 1)
 
 
 def ostrack_loss(
-    out: dict, box: Tensor, cfg: LossConfig = LossConfig(), mean: Mean = lambda value: value
+    out: dict,
+    box: Tensor,
+    cfg: LossConfig = LossConfig(),
+    mean: Mean = lambda value: value,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch and its terms.
 
@@ -80,18 +88,22 @@ def ostrack_loss(
         box: (B,4) xywh of the target in units of the search crop.
         mean: the mean of a tensor over the processes that share a batch. What normalizes a term is averaged so, which
             makes the mean of their losses the loss of the whole batch.
+        present: (B,) bool, whether the target is in the search crop; None for all. A pair without it has a score map to
+            learn, with no peak, and no box.
 
     Returns:
         the scalar loss, and its detached terms `loss`, `giou`, `l1`, `focal`, `attention`, and the mean `iou`
-        of the predicted boxes.
+        of the predicted boxes of targets that are present.
     """
     score = out["score_map"].squeeze(1)
-    target = gaussian_heatmap(box, score.shape[-1])
+    here = box.new_ones(len(box)) if present is None else present.to(box)
+    share_of = here / mean(here.sum()).clamp(min=1e-6)
+    target = gaussian_heatmap(box, score.shape[-1]) * here[:, None, None]
     truth = xywh_to_xyxy(box).clamp(0, 1)
     with torch.no_grad():
         iou, _ = paired_iou(cxcywh_to_xyxy(out["pred_boxes"][:, 0]), truth)
     if cfg.box_cells == "predicted":
-        boxes, weight = out["pred_boxes"], target.new_ones(len(box), 1)
+        boxes, weight = out["pred_boxes"], here[:, None]
     else:
         boxes, weight = _cell_boxes(out), target.flatten(1)
     boxes = cxcywh_to_xyxy(boxes)
@@ -104,9 +116,9 @@ def ostrack_loss(
     }
     loss = cfg.giou * terms["giou"] + cfg.l1 * terms["l1"] + cfg.focal * terms["focal"]
     if cfg.attention:
-        terms["attention"] = attention_loss(out["ce_scores"], box, score.shape[-1])
+        terms["attention"] = attention_loss(out["ce_scores"], box, score.shape[-1], share_of)
         loss = loss + cfg.attention * terms["attention"]
-    return loss, {"loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}, "iou": iou.mean()}
+    return loss, {"loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}, "iou": (iou * share_of).sum()}
 
 
 def _cell_boxes(out: dict) -> Tensor:

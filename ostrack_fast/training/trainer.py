@@ -274,7 +274,8 @@ class Trainer:
         # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
         torch.clear_autocast_cache()
         box = batch["search_box"].to(self.device, non_blocking=True)
-        return ostrack_loss(out, box, cfg.loss, self.processes.mean)
+        present = batch["present"].to(self.device, non_blocking=True) if "present" in batch else None
+        return ostrack_loss(out, box, cfg.loss, self.processes.mean, present)
 
     def _boxes(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The targets' boxes in the template crops, for a network that reads them."""

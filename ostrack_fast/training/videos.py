@@ -133,7 +133,7 @@ class VideoFolder:
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
         """A random video, and two of its frames."""
         video = int(rng.integers(len(self._videos)))
-        first, second = draw_frames(self.visible[video], self.max_gap, rng)
+        first, second = draw_frames(self.visible[video], round(self.max_gap * crops.reach), rng)
         return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng)
 
 

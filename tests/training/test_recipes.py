@@ -119,7 +119,7 @@ def test_the_keep_rate_is_visible_in_kept_counts(config, tmp_path):
     model = replace(config.model, ce_layers=(1, 2), ce_keep_ratio=(0.5, 0.5))
     cfg = replace(
         config, model=model, epochs=4, pairs_per_epoch=16, ce_start_epoch=1, ce_warmup_epochs=2,
-        output=str(tmp_path / "run"),
+        output=str(tmp_path / "run"), pictures=0,
     )  # fmt: skip
     trainer, kept = Trainer(cfg), []
     forward = trainer.model.forward
@@ -150,10 +150,10 @@ def miniature_of_the_paper(root):
     rows = "".join(f"{8 + i % 5},{6 + i % 3},20,16\n" for i in range(24)).encode()
     zeros = ",".join("0" * 24).encode()
     images = [image(10 * i) for i in range(24)]
-    lasot = {f"cat/cat-1/img/{i + 1:08d}.jpg": one for i, one in enumerate(images)} | {
-        "cat/cat-1/groundtruth.txt": rows, "cat/cat-1/full_occlusion.txt": zeros, "cat/cat-1/out_of_view.txt": zeros
+    lasot = {f"cat/cat-2/img/{i + 1:08d}.jpg": one for i, one in enumerate(images)} | {
+        "cat/cat-2/groundtruth.txt": rows, "cat/cat-2/full_occlusion.txt": zeros, "cat/cat-2/out_of_view.txt": zeros
     }  # fmt: skip
-    write_folder(root / "lasot", lasot | {"training_set.txt": b"cat-1\n"})
+    write_folder(root / "lasot", lasot | {"training_set.txt": b"cat-2\n"})
     base = "train/GOT-10k_Train_000001"
     got = {f"{base}/{i + 1:08d}.jpg": one for i, one in enumerate(images)} | {
         f"{base}/groundtruth.txt": rows, f"{base}/absence.label": b"0\n" * 24, f"{base}/cover.label": b"8\n" * 24
