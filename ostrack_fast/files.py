@@ -19,6 +19,9 @@ from typing import BinaryIO
 # bytes a name can have, and any later run recognizes what a killed one left.
 _PREFIX = ".ostrack_fast-"
 
+# Those not yet removed, by the process that made them: forked children inherit the table.
+_unfinished: dict[Path, int] = {}
+
 
 def write_atomically(path: str | Path, write: Callable[[str], object], suffix: str | None = None) -> None:
     """Call `write(temporary path)`, flush to disk, then rename: `path` is never half-written.
@@ -99,6 +102,7 @@ class AtomicFile:
 
     def __exit__(self, *_: object) -> None:
         self._temporary.unlink(missing_ok=True)
+        _unfinished.pop(self._temporary, None)
         os.close(self._lock)
         if self._folder is not None:
             os.close(self._folder)
@@ -140,6 +144,7 @@ def check_folder(folder: str | Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, "")
         temporary, lock = _locked_file(there, "", 0o600)
         os.unlink(temporary)
+        _unfinished.pop(temporary, None)
         os.close(lock)
 
 
@@ -182,6 +187,7 @@ def _locked_file(folder: Path, suffix: str, mode: int) -> tuple[Path, int]:
     """A new empty file and its descriptor, which holds a lock on it for as long as this process lives."""
     while True:
         path = folder / f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
+        _unfinished[path] = os.getpid()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -189,6 +195,14 @@ def _locked_file(folder: Path, suffix: str, mode: int) -> tuple[Path, int]:
             return path, descriptor
         # Another process took it for litter before it was locked.
         os.close(descriptor)
+
+
+def remove_unfinished() -> None:
+    """Remove this process's temporary files, at its end: a Ctrl-C may come before a `with` begins, or as one ends."""
+    for path, process in _unfinished.items():
+        if process == os.getpid():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _remove_litter(folder: Path) -> None:

@@ -172,6 +172,24 @@ def test_ctrl_c_again_and_again_leaves_no_traceback():
     assert (done.returncode, done.stdout, done.stderr) == (130, "told\n", "")
 
 
+_INTERRUPTED_BEFORE_A_WITH = """
+import sys, ostrack_fast.cli as cli
+from ostrack_fast.files import AtomicFile
+
+def app():
+    left = AtomicFile(sys.argv[1])  # Ctrl-C comes before its `with` begins
+    raise KeyboardInterrupt
+
+cli.app = app
+cli.main()
+"""
+
+
+def test_an_interrupt_before_a_file_is_written_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", _INTERRUPTED_BEFORE_A_WITH, str(tmp_path / "plot.png")]
+    assert subprocess.run(command, check=False).returncode == 130 and not os.listdir(tmp_path)
+
+
 def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)

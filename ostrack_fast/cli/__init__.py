@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
+from ..files import remove_unfinished
 from ..interrupts import OneInterrupt
 from . import (
     accelerate,
@@ -117,6 +118,7 @@ def main() -> None:
         except Exception as error:
             _tell(error)
         finally:
+            remove_unfinished()
             # Here, where a full disk can still be told.
             flush_output()
     except OSError as error:
