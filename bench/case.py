@@ -51,10 +51,6 @@ class Options:
     def chosen_batches(self) -> Sequence[int]:
         return self.batches or ((1,) if self.quick else (1, 8, 64))
 
-    @property
-    def chosen_dtypes(self) -> Sequence[torch.dtype]:
-        return self.dtypes or (torch.float32, torch.bfloat16)
-
     def wants(self, implementation: str) -> bool:
         return self.only is None or implementation in self.only
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ostrack_fast.export.exporter import export_model
-from ostrack_fast.export.formats import INPUTS, run_session
+from ostrack_fast.export.formats import INPUTS, open_session, run_session
 from ostrack_fast.model import OSTrack
 
 from .networks import Maps, Run, torch_best
@@ -54,20 +54,15 @@ def peers(
                     if skipped is not None:
                         skipped[f"onnxruntime {name}"] = str(error)
                     continue
-                yield f"onnxruntime {name}", partial(run_session, _session(file), z, x), dtype
+                yield (
+                    f"onnxruntime {name}",
+                    partial(run_session, open_session(file, threads=torch.get_num_threads()), z, x),
+                    dtype,
+                )
         if "OpenVINO" not in absent:
             if not path.exists():
                 export_model(model, path, batch=len(x))
             yield from _openvino(path, z, x, "OpenVINO int8" not in absent)
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _openvino(path: Path, z: Tensor, x: Tensor, quantizes: bool) -> Iterator[tuple[str, Run, torch.dtype]]:

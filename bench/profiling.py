@@ -16,8 +16,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from ostrack_fast.engine import Engine
+from ostrack_fast.model.cost import stage_flops
 
-from .networks import stage_flops
 from .roofline import Roofline
 from .timing import clock
 
@@ -25,7 +25,7 @@ Box = tuple[float, float, float, float]
 
 
 class Stage(NamedTuple):
-    """Median seconds of a frame in one stage, how often a frame enters it, and its multiply-adds times two."""
+    """Mean seconds of a frame in one stage, how often a frame enters it, and its multiply-adds times two."""
 
     name: str
     seconds: float
@@ -87,26 +87,15 @@ def profile(engine: Engine, frame: np.ndarray, box: Box, frames: int = 50) -> Pr
     return Profile(median(times), stages, nodes(step, frames) if on_gpu else [], least, bound)
 
 
-def _recorded(run: Callable[[], Any], times: int, activity: ProfilerActivity) -> list[Any]:
-    with torch.profiler.profile(activities=[activity]) as recorded:
-        for _ in range(times):
-            run()
-        if activity == ProfilerActivity.CUDA:
-            torch.cuda.synchronize()
-    return sorted(recorded.events(), key=lambda event: event.time_range.start)
-
-
 def _stages(step: Callable[[], Any], frames: int, work: dict[str, float]) -> list[Stage]:
-    by_name: dict[str, list[float]] = {}
-    for event in _recorded(step, frames, ProfilerActivity.CPU):
-        if event.is_user_annotation:
-            by_name.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
-    stages = []
-    for name, times in by_name.items():
-        calls = len(times) // frames
-        each = [sum(times[frame * calls : (frame + 1) * calls]) for frame in range(frames)]
-        stages.append(Stage(name, median(each), calls, work.get(name, 0.0)))
-    return stages
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(frames):
+            step()
+    return [
+        Stage(one.key, one.cpu_time_total / 1e6 / frames, one.count // frames, work.get(one.key, 0.0))
+        for one in recorded.key_averages()
+        if one.is_user_annotation
+    ]
 
 
 def nodes(run: Callable[[], Any], times: int = 20, device: DeviceType = DeviceType.CUDA) -> list[Node]:
@@ -116,12 +105,14 @@ def nodes(run: Callable[[], Any], times: int = 20, device: DeviceType = DeviceTy
         RuntimeError: the runs do not launch the same nodes, so they cannot be laid one over the other.
     """
     activity = ProfilerActivity.CUDA if device == DeviceType.CUDA else ProfilerActivity.CPU
-    _recorded(run, 3, activity)  # the first trace of a process may miss what runs while the profiler starts
-    events = [
-        event
-        for event in _recorded(run, times, activity)
-        if event.device_type == device and not event.is_user_annotation
-    ]
+    for repeats in (3, times):  # the first trace of a process may miss what runs while the profiler starts
+        with torch.profiler.profile(activities=[activity]) as recorded:
+            for _ in range(repeats):
+                run()
+            if device == DeviceType.CUDA:
+                torch.cuda.synchronize()
+    events = [event for event in recorded.events() if event.device_type == device and not event.is_user_annotation]
+    events.sort(key=lambda event: event.time_range.start)
     count, rest = divmod(len(events), times)
     runs = [events[index * count : (index + 1) * count] for index in range(times)]
     if rest or count == 0 or any([e.name for e in one] != [e.name for e in runs[0]] for one in runs):

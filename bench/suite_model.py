@@ -14,16 +14,17 @@ from pathlib import Path
 import torch
 
 from ostrack_fast.config import get_config
+from ostrack_fast.model.cost import parameter_count, stage_flops
 
 from .case import Case, Comparison, Implementation, Options
-from .networks import NAMES, baselines, images, make_model, parameter_count, stage_flops, steps
+from .networks import NAMES, baselines, images, make_model, steps
 from .peers import missing, peers
 from .upstream import UpstreamNetwork
 
 __all__ = ["NAMES", "cases"]
 
 # Mean error over a whole network. Half precision and int8 also change which candidates a network with random weights
-# keeps, whose candidates are nearly alike: this finds what is broken, bench/accuracy.py measures what is lost.
+# keeps, whose candidates are nearly alike: this finds what is broken, evaluation/rounding.py measures what is lost.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.25, torch.int8: 0.4}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ostrack_fast.config import get_config
 from ostrack_fast.engine import Engine
+from ostrack_fast.model.cost import stage_flops
 
 from .case import Case, Comparison, Implementation, Options, short_name
-from .networks import NAMES, engine_dtypes, make_model, stage_flops
+from .networks import NAMES, engine_dtypes, make_model
 from .upstream import UpstreamNetwork, UpstreamTracker
 
 __all__ = ["NAMES", "cases"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model import OSTrack
+from ostrack_fast.model.cost import parameter_count, stage_flops
 from ostrack_fast.ops.reference import IMAGE_MEAN, IMAGE_STD
 from ostrack_fast.training.config import OptimConfig, TrainConfig
 from ostrack_fast.training.losses import LossConfig, ostrack_loss
@@ -20,7 +21,6 @@ from ostrack_fast.training.trainer import Trainer
 
 from . import bench_decode
 from .case import Case, Comparison, Implementation, Options, WrongResult
-from .networks import parameter_count, stage_flops
 from .upstream import UpstreamNetwork
 
 NAMES = ("small", "ostrack_256_ce", "ostrack_384_ce")

@@ -1,40 +1,36 @@
-"""Tiles of the Triton GEMMs, measured: for every GEMM of a network, the fastest of its candidates."""
+"""The Triton GEMMs of a network, for `ostrack-fast tune` and for the table of tiles that ships.
+
+    TRITON_INTERPRET=1 python -m ostrack_fast.bench.tuning [FILE ...]
+
+writes kernels/tiles.json: what is measured there and in files that `tune` wrote stays, the rest is what the model of
+`kernels.tiles` says of an H100. Run it after a change of that model or of a preset.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ostrack_fast import OSTrack
+from ostrack_fast import OSTrack, ops
 from ostrack_fast.config import PRESETS
 from ostrack_fast.engine import Engine
+from ostrack_fast.files import write_atomically
 
-from .case import WrongResult
 from .networks import make_model
 from .timing import clock, interleave
 
-# Another tile is another order of adding, so a result may differ by some roundings of its largest number.
-_TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-# Less is noise, and the tile used so far stays.
-_WORTH = 0.97
+if TYPE_CHECKING:
+    from ostrack_fast.kernels.tuning import Tuned
 
-
-@dataclass(frozen=True)
-class Tuned:
-    """One GEMM: its name, sizes, the tile chosen, its median seconds and those of the tile used before."""
-
-    name: str
-    problem: Any
-    config: Any
-    seconds: float
-    before: float
+H100_CAPABILITY, H100_MULTIPROCESSORS = 9, 132
+SHIPPED_BATCHES = (1, 8, 64)
 
 
 def load_engine(weights: str, device: str, dtype: str, config: str | None = None) -> Engine:
@@ -43,23 +39,34 @@ def load_engine(weights: str, device: str, dtype: str, config: str | None = None
     return Engine(model, device, dtype)
 
 
-def gemms(engine: Engine, batch: int) -> Iterator[tuple[str, Any, int]]:
-    """(name, layer, rows) of every GEMM whose tile can be chosen, in a frame with that many targets.
+# The head's last convolution computes in float32 whatever the engine's dtype, outside Triton.
+_NO_GEMM = "conv5"
 
-    The head's last convolution is left out: it computes in float32 whatever the engine's dtype, outside Triton.
+
+def gemms(engine: Engine, batches: Sequence[int], without: Sequence[str] = ()) -> Iterator[tuple[str, Any, int, Any]]:
+    """(name, layer, rows, problem) of every GEMM whose tile can be chosen, each problem once.
+
+    Args:
+        batches: numbers of targets.
+        without: names of layers that are left out.
 
     Raises:
         ValueError: the engine's GEMMs do not run in Triton.
     """
-    for name, layer, rows in engine.network.layers():
-        if name == "conv5":
-            continue
-        if not hasattr(layer, "problem"):
-            raise ValueError(
-                f"{name} runs in {type(layer).__module__}, and only Triton's GEMMs have tiles to tune: "
-                "a CUDA GPU and float16 or bfloat16 are needed, or OSTRACK_FAST_BACKEND=triton"
-            )
-        yield name, layer, batch * rows
+    seen = set()
+    for batch in batches:
+        for name, layer, rows in engine.network.layers():
+            if name in (_NO_GEMM, *without):
+                continue
+            if not hasattr(layer, "problem"):
+                raise ValueError(
+                    f"{name} runs in {type(layer).__module__}, and only Triton's GEMMs have tiles to tune: "
+                    "a CUDA GPU and float16 or bfloat16 are needed, or OSTRACK_FAST_BACKEND=triton"
+                )
+            problem = layer.problem(batch * rows).bucket()
+            if problem not in seen:
+                seen.add(problem)
+                yield name, layer, batch * rows, problem
 
 
 def inputs(engine: Engine, name: str, layer: Any, rows: int) -> tuple[torch.Tensor, ...]:
@@ -74,59 +81,22 @@ def inputs(engine: Engine, name: str, layer: Any, rows: int) -> tuple[torch.Tens
     return torch.randn(1, rows, layer.inputs, device=device).to(dtype), residual
 
 
-def _distinct(engine: Engine, batches: Sequence[int]) -> Iterator[tuple[str, Any, int, Any]]:
-    seen = set()
-    for batch in batches:
-        for name, layer, rows in gemms(engine, batch):
-            problem = layer.problem(rows).bucket()
-            if problem not in seen:
-                seen.add(problem)
-                yield name, layer, rows, problem
-
-
-def _worth_timing(problem: Any, device: torch.device) -> list[Any]:
-    """Candidates without the splits that leave half the multiprocessors idle or take more than two rounds."""
-    from ostrack_fast.kernels import tiles
-
-    configs = tiles.candidate_configs(problem, _capability(device))
-    if device.type != "cuda":
-        return configs
-    count = torch.cuda.get_device_properties(device).multi_processor_count
-    return [each for each in configs if each.split == 1 or count / 2 <= each.split * each.tiles(problem) <= 2 * count]
-
-
-def _capability(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0  # 0: Triton's interpreter
-
-
-def _try(layer: Any, arguments: tuple, problem: Any, config: Any, capability: int) -> torch.Tensor | None:
-    """The layer's result with this tile; None where this GPU cannot hold it or its compiler gives up."""
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    from ostrack_fast.kernels import tiles
-
-    tiles.set_config(problem, config, capability)
-    try:
-        return layer(*arguments)
-    except (OutOfResources, PTXASError):
-        return None
-
-
 def compile_share(
     weights: str, device: str, dtype: str, batches: Sequence[int], share: int, shares: int, config: str | None = None
 ) -> int:
     """Compile every `shares`-th tile of a network, beginning with number `share`, into Triton's cache; how many."""
+    from ostrack_fast.kernels import tuning
+
     torch.set_num_threads(1)
     engine = load_engine(weights, device, dtype, config)
-    capability = _capability(engine.device)
     work = [
-        (name, layer, rows, problem, config)
-        for name, layer, rows, problem in _distinct(engine, batches)
-        for config in _worth_timing(problem, engine.device)
+        (name, layer, rows, problem, tile)
+        for name, layer, rows, problem in gemms(engine, batches)
+        for tile in tuning.worth_timing(problem, engine.device)
     ][share::shares]
     with torch.no_grad():
-        for name, layer, rows, problem, config in work:
-            _try(layer, inputs(engine, name, layer, rows), problem, config, capability)
+        for name, layer, rows, problem, tile in work:
+            tuning.attempt(layer, inputs(engine, name, layer, rows), problem, tile)
     return len(work)
 
 
@@ -147,45 +117,36 @@ def tune(engine: Engine, batches: Sequence[int], seconds: float, done: Callable[
 
     Raises:
         ValueError: the engine's GEMMs do not run in Triton.
-        WrongResult: a candidate computes something else.
+        WrongTile: a candidate computes something else.
     """
+    from ostrack_fast.kernels.tuning import tune_one
+
+    time = partial(interleave, timer=clock(engine.device), seconds=seconds)
     tuned = []
     with torch.no_grad():
-        for name, layer, rows, problem in _distinct(engine, batches):
-            tuned.append(_tune_one(name, layer, inputs(engine, name, layer, rows), problem, seconds))
+        for name, layer, rows, problem in gemms(engine, batches):
+            tuned.append(tune_one(name, layer, inputs(engine, name, layer, rows), problem, time))
             done(tuned[-1])
     return tuned
 
 
-def _tune_one(name: str, layer: Any, arguments: tuple, problem: Any, seconds: float) -> Tuned:
-    import triton
-
+def main() -> None:
     from ostrack_fast.kernels import tiles
 
-    device = arguments[0].device
-    capability = _capability(device)
-    here = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
-    used = tiles.config_for(problem, device)
-    expected = layer(*arguments).float()
-    bound = _TOLERANCE[layer.weight.dtype] * float(expected.abs().max())
-    configs = {}
-    for config in (used, *_worth_timing(problem, device)):
-        found = _try(layer, arguments, problem, config, capability)
-        if found is None:
-            continue
-        error = float((found.float() - expected).abs().max())
-        if not error <= bound:
-            raise WrongResult(f"{name} with {config}: wrong by {error:.3g}, allowed is {bound:.3g}")
-        configs[str(config)] = config
+    problems = []
+    for preset in PRESETS:
+        with ops.use("triton"):
+            engine = Engine(OSTrack.from_preset(preset), "cpu", "float16")
+        # GEMMs that only a CPU takes apart are no part of a frame on a GPU.
+        problems += [problem for *_, problem in gemms(engine, SHIPPED_BATCHES, without=("q", "kv"))]
+    table = tiles.modelled_table(problems, H100_CAPABILITY, H100_MULTIPROCESSORS)
+    for path in (tiles.TABLE, *map(Path, sys.argv[1:])):
+        known = tiles.read_table(path)
+        table |= {key: entry for key, entry in known.items() if entry.source != tiles.MODELLED}
+    write_atomically(tiles.TABLE, lambda path: tiles.save_configs(path, table))
+    measured = sum(entry.source != tiles.MODELLED for entry in table.values())
+    print(f"{tiles.TABLE}: {len(table)} tiles, {measured} of them measured")
 
-    def with_tile(config: Any) -> torch.Tensor:
-        tiles.set_config(problem, config, capability)
-        return layer(*arguments)
 
-    times = interleave({key: partial(with_tile, config) for key, config in configs.items()}, clock(device), seconds)
-    middle = {key: median(one) for key, one in times.items()}
-    best = min(middle, key=lambda key: middle[key])
-    if middle[best] > _WORTH * middle[str(used)]:
-        best = str(used)
-    tiles.set_config(problem, configs[best], capability, f"measured on {here}, Triton {triton.__version__}")
-    return Tuned(name, problem, configs[best], middle[best], middle[str(used)])
+if __name__ == "__main__":
+    main()

@@ -78,6 +78,12 @@ VARIABLES = (
         "the folder that holds the annotations of LaSOT",
     ),
     Variable(
+        "OSTRACK_FAST_SOAK",
+        "2000",
+        "by tests",
+        "how many frames the test of memory in long runs follows",
+    ),
+    Variable(
         "OSTRACK_FAST_FUZZ",
         "short",
         "by tests",

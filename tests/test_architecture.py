@@ -51,6 +51,7 @@ LAYERS = [
     {"engine"},
     {"devices"},
     {"model"},
+    {"machine"},
     {"ops"},
     {
         "boxes",

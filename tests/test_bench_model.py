@@ -1,7 +1,6 @@
 """The suites of the whole network and the whole frame, their memory, and the README's waterfall."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.bench import report, suite_model, suite_switches, suite_track
+from ostrack_fast.bench import pages, suite_model, suite_switches, suite_track
 from ostrack_fast.bench.case import Options, WrongResult
 from ostrack_fast.bench.suite_model import peak_bytes
 
@@ -68,7 +67,8 @@ def test_waterfall(tmp_path):
     (tmp_path / "bench/results/gpu-model.json").write_text(json.dumps(gpu).replace("0.02", "0.0005"))
     other = json.dumps(document).replace("small: 96", "large: 384")
     (tmp_path / "bench/results/z-model.json").write_text(other)
-    command = [sys.executable, "-m", "ostrack_fast.bench.waterfall", tmp_path]
+    (tmp_path / "bench/README.md").write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
+    command = [sys.executable, "-m", "ostrack_fast.bench.pages", tmp_path]
     subprocess.run(command, check=True)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith(
@@ -87,29 +87,21 @@ def test_waterfall(tmp_path):
     assert failed.returncode and "ostrack-fast bench model" in failed.stderr
 
 
-def test_results_of_an_earlier_version_stay_readable(tmp_path):
-    """A committed file has other names for the same things; the tables come from it all the same."""
-    if not RESULTS.exists():
-        pytest.skip("there is no bench/results beside these tests")
-    old = RESULTS / "amd-epyc-zen5-2cores-attention.json"
-    assert '"contenders"' in old.read_text() and '"share_of_ceiling"' in old.read_text()
-    result = report.read(old)["results"][0]
-    assert {"upstream", "torch", "native"} == set(result["implementations"]) and result["roofline"]["seconds"] > 0
-    assert 0 < result["implementations"]["native"]["roofline_fraction"] < 1
-    (tmp_path / "results").mkdir()
-    shutil.copy(old, tmp_path / "results")
-    (tmp_path / "README.md").write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
-    subprocess.run([sys.executable, "-m", "ostrack_fast.bench.tables", tmp_path], check=True)
-    text = (tmp_path / "README.md").read_text()
+def test_committed_results_are_what_the_page_shows():
+    """Every op has its table, in bench/README.md as it is made from the files."""
+    page = RESULTS.parent / "README.md"
+    if not page.exists():
+        pytest.skip("there is no bench/ beside these tests")
     row = (
         "| 64+256 tokens, 12 heads of 64 | 1 | bfloat16 | native | 902 (74%) | 2.57 | 5.02 | 471 (72%) | 2.50 | 4.99 |"
     )
-    assert text.startswith("before") and row in text and "old" not in text and text.endswith("after\n")
+    made = pages.op_tables(pages.load(RESULTS))
+    assert row in made and made in page.read_text()
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_every_committed_result_has_todays_names(path):
-    for result in report.read(path).get("results", []):
+    for result in json.loads(path.read_text()).get("results", []):
         for name, one in result["implementations"].items():
             assert {"seconds", "roofline_fraction", "speedup_over", "peak_bytes"} <= set(one), name
         assert next(iter(result["implementations"])) == "upstream"

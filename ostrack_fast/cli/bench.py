@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from ._lists import chosen, counts
 
@@ -65,7 +70,8 @@ def bench(
 
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}: choose {', '.join(SUITES)}")
-    module = import_module(f"ostrack_fast.bench.suite_{suite}")
+    name, _, function = SUITES[suite].partition(":")
+    module = import_module(f"ostrack_fast.bench.{name}")
     on = resolve_device(device)
     if peers and (suite != "model" or on.type != "cpu"):
         raise ValueError("--peers compares whole networks on the CPU: ostrack-fast bench model --device cpu --peers")
@@ -78,7 +84,7 @@ def bench(
         only,
         peers,
     )
-    planned = list(module.cases(options))
+    planned = list(getattr(module, function)(options))
     cases = [case for case in planned if batch or not case.too_long]
     left_out = [str(case) for case in planned if not batch and case.too_long]
     if seconds is None:
@@ -120,16 +126,48 @@ def _measure(
 
 
 def _print(results: list[dict[str, Any]], left_out: list[str]) -> None:
-    from ..bench import report
-
     # Where nobody watches, wide enough that no line breaks.
     out = Console() if Console(stderr=True).is_terminal else Console(width=140)
-    for table in report.tables(results):
+    for table in _tables(results):
         out.print(table)
     if left_out:
         print(f"{len(left_out)} cases of large batches left out as too long for a CPU; --batch 8,64 runs them")
     for reason in sorted({f"{name}: {why}" for result in results for name, why in result["skipped"].items()}):
         print(f"could not take part: {reason}")
+
+
+def _tables(results: list[dict[str, Any]]) -> Iterator[Table]:
+    """A table for each op and number of threads, a row for each implementation."""
+    from ..bench.report import BASELINES
+
+    for (op, device, threads), group in groupby(results, lambda r: (r["op"], r["device"], r["threads"])):
+        where = device if device != "cpu" else f"cpu, {threads} thread{'s' * (threads > 1)}"
+        made = Table(title=f"{op} on {where}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for title in ("shape", "batch", "dtype", "implementation"):
+            made.add_column(title, no_wrap=title != "shape")
+        for title in ("error", "µs", "±", "GFLOP/s", "roofline", *(f"x {name}" for name in BASELINES)):
+            made.add_column(title, justify="right", no_wrap=True)
+        for result in group:
+            case = [escape(result["shape"]), str(result["batch"]), result["dtype"]]
+            for name, one in result["implementations"].items():
+                made.add_row(*case, name, f"{max(one['errors']):.1g}", *_times(result, one, BASELINES))
+                case = [""] * len(case)
+            made.add_section()
+        yield made
+
+
+def _times(result: dict[str, Any], one: dict[str, Any], baselines: tuple[str, ...]) -> list[str]:
+    """The cells of what was timed."""
+    if "seconds" not in one:
+        return []
+    low, high = one["quartiles"]
+    return [
+        f"{one['seconds'] * 1e6:.1f}",
+        f"{(high - low) / 2 * 1e6:.1f}",
+        f"{result['flops'] / one['seconds'] / 1e9:.0f}" if result["flops"] else "",
+        f"{one['roofline_fraction']:.0%} {result['roofline']['bound']}",
+        *(f"{one['speedup_over'][other]:.2f}" if other in one["speedup_over"] else "" for other in baselines),
+    ]
 
 
 def _dtypes(text: str | None) -> list[torch.dtype] | None:

@@ -16,7 +16,7 @@ _PACKAGES = ("ostrack_fast", "torch", "triton", "timm", "numpy", "opencv-python-
 def info() -> None:
     """Show versions, devices, shipped weights, and which backend runs each op and why."""
 
-    from .. import environment, ops
+    from .. import environment, machine, ops
     from ..devices import automatic_dtype, resolve_device
     from ..model.checkpoint import shipped_weights
     from ..ops.threads import thread_count
@@ -26,7 +26,7 @@ def info() -> None:
     dtype, why = automatic_dtype(here)
     rows = [
         *_versions(),
-        ("cpu", f"{platform.processor() or platform.machine()}, {threads}"),
+        ("cpu", f"{machine.cpu_name()}, {threads}"),
         *_gpus(),
         ("dtype auto", f"{str(dtype).removeprefix('torch.')} on {here}: {why}"),
         ("weights", ", ".join(shipped_weights()) or "none"),

@@ -47,6 +47,7 @@ def tune(
     from ..bench import tuning
     from ..files import write_atomically
     from ..kernels import tiles
+    from ..kernels.tuning import Tuned
 
     if output.exists():
         tiles.load_configs(output)
@@ -57,7 +58,7 @@ def tune(
     console = Console(stderr=True)
     with console.status("compiling") as status:
 
-        def done(one: tuning.Tuned) -> None:
+        def done(one: Tuned) -> None:
             status.update(f"measured {one.name}")
             write_atomically(output, tiles.save_configs)
             tile = f"{one.config.block_m} x {one.config.block_n} x {one.config.block_k}"

@@ -101,13 +101,19 @@ def load_onnx(path: str) -> Run:
     return run
 
 
-def open_session(path: str | Path, providers: Sequence[str] | None = None) -> Any:
-    """An onnxruntime session; `providers` as onnxruntime names them, by default the CPU's."""
+def open_session(path: str | Path, providers: Sequence[str] | None = None, threads: int = 0) -> Any:
+    """An onnxruntime session.
+
+    Args:
+        providers: as onnxruntime names them, by default the CPU's.
+        threads: on the CPU; 0 leaves their number to onnxruntime.
+    """
     require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
 
 

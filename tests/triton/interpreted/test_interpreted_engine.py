@@ -11,6 +11,7 @@ from ostrack_fast import Engine, build_ostrack, ops
 from ostrack_fast.bench import tuning
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.kernels import tiles
+from ostrack_fast.kernels import tuning as candidates_of
 from ostrack_fast.model import template_mask
 
 TINY = ModelConfig(
@@ -93,16 +94,15 @@ def test_processes_share_the_compiling(model, monkeypatch):
     monkeypatch.setattr(tuning, "load_engine", lambda *_: Engine(model, "cpu", torch.float16))
     candidates, tried = tiles.candidate_configs, []
     monkeypatch.setattr(tiles, "candidate_configs", lambda *asked: candidates(*asked)[:3])
-    monkeypatch.setattr(tuning, "_try", lambda layer, arguments, problem, config, _: tried.append((problem, config)))
+    monkeypatch.setattr(candidates_of, "attempt", lambda layer, arguments, *tile: tried.append(tile))
     with ops.use("triton"):
         engine = Engine(model, "cpu", torch.float16)
         counts = [tuning.compile_share("", "", "", [1, 2], share, 4) for share in range(4)]
         expected = set()
-        for batch in (1, 2):
-            for name, layer, rows in tuning.gemms(engine, batch):
-                assert tuning.inputs(engine, name, layer, rows)[0].shape[-1] == layer.inputs
-                problem = layer.problem(rows).bucket()
-                expected |= {(problem, config) for config in tiles.candidate_configs(problem, 0)}
+        for name, layer, rows, problem in tuning.gemms(engine, [1, 2]):
+            assert tuning.inputs(engine, name, layer, rows)[0].shape[-1] == layer.inputs
+            assert problem == layer.problem(rows).bucket()
+            expected |= {(problem, config) for config in tiles.candidate_configs(problem, 0)}
     assert sum(counts) == len(tried) == len(set(tried)) and set(tried) == expected
     assert max(counts) - min(counts) <= 1
 
@@ -116,7 +116,7 @@ def test_a_tile_that_the_gpu_cannot_hold_is_left_out(model, monkeypatch):
     monkeypatch.setattr(tiles, "candidate_configs", lambda *asked: candidates(*asked)[:2])
     with ops.use("triton"):
         engine = Engine(model, "cpu", torch.float16)
-        name, layer, rows = next(tuning.gemms(engine, 1))
+        name, layer, rows, problem = next(tuning.gemms(engine, [1]))
         used = tiles.config_for(layer.problem(rows), torch.device("cpu"))
         right = type(layer).__call__
 
@@ -126,7 +126,7 @@ def test_a_tile_that_the_gpu_cannot_hold_is_left_out(model, monkeypatch):
             return right(self, *arguments)
 
         monkeypatch.setattr(type(layer), "__call__", refuse_others)
-        monkeypatch.setattr(tuning, "gemms", lambda *_: [(name, layer, rows)])
+        monkeypatch.setattr(tuning, "gemms", lambda *_: [(name, layer, rows, problem)])
         (tuned,) = tuning.tune(engine, [1], 0.0, lambda _: None)
     assert tuned.config == used
 
@@ -144,7 +144,7 @@ def test_a_wrong_candidate_is_refused(model, monkeypatch):
             return right(self, *arguments, **options) * (1 if len(calls) == 1 else 2)
 
         monkeypatch.setattr(type(layer), "__call__", wrong_later)
-        with pytest.raises(tuning.WrongResult, match="patch embedding"):
+        with pytest.raises(candidates_of.WrongTile, match="patch embedding"):
             tuning.tune(engine, [1], 0.0, print)
 
 

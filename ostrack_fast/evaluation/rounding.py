@@ -1,6 +1,6 @@
 """What rounding costs: every video tracked in float32 and in other dtypes, AUC and boxes compared.
 
-    python -m ostrack_fast.bench.accuracy --data VIDEOS --dtypes bfloat16,int8 --json FILE
+    python -m ostrack_fast.evaluation.rounding --data VIDEOS --dtypes bfloat16,int8 --json FILE
 
 The rule: mean AUC within 0.005 of float32's, every dtype following its own boxes from many first frames; and half of
 all boxes within a pixel of float32's (largest of the four coordinates' differences), each frame looked at from the same
@@ -10,6 +10,8 @@ rule.
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from dataclasses import replace
 from math import sqrt
@@ -22,10 +24,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ostrack_fast import OSTrack, Tracker, TrackResult
-from ostrack_fast.evaluation import Video, evaluate_video, load_videos
-
-from . import report
+from .. import machine
+from ..data.videos import Video, load_videos
+from ..files import write_text
+from ..model import OSTrack
+from ..tracker import Tracker, TrackResult
+from .runner import evaluate_video
 
 AUC_RULE, BOX_RULE = 0.005, 1.0
 
@@ -91,7 +95,8 @@ def judged(weights: str, areas: Areas, differences: dict[str, list[float]]) -> l
 
 
 def main() -> int:
-    parser = report.arguments(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the numbers and the machine's description here")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", default="small")
     parser.add_argument("--device", default="auto")
@@ -113,8 +118,10 @@ def main() -> int:
             areas[dtype][video.name].append(evaluate_video(video, compared if once else tracker).scores.auc)
     title = f"{options.weights}, {len(videos)} videos, each from {options.starts} first frames"
     rows = judged(title, areas, compared.differences)
-    kept = [row | {"videos": areas[row["dtype"]]} for row in rows]
-    report.keep(options, {"weights": options.weights, "dtypes": kept})
+    if options.json is not None:
+        kept = [row | {"videos": areas[row["dtype"]]} for row in rows]
+        document = {"machine": machine.describe(), "weights": options.weights, "dtypes": kept}
+        write_text(options.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return int(not all(row["holds"] for row in rows))
 
 
