@@ -92,7 +92,7 @@ def evaluate(
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
 
     With --benchmark the sequences are tracked into result files, the longest first, and scored as `ostrack-fast score`
-    does. A sequence's file appears whole or not at all; --resume goes on after any kind of end.
+    does. A sequence's file is written atomically; --resume goes on after any kind of end.
     """
     if benchmark is not None:
         from ._benchmark import MakeTracker, evaluate_benchmark

@@ -122,7 +122,7 @@ class EvaluationResult:
         }
 
     def save(self, path: str | Path, **notes: Any) -> None:
-        """Write `to_dict()` as JSON, with further top-level entries `notes`; the file appears whole or not at all."""
+        """Write `to_dict()` as JSON, with further top-level entries `notes`; written atomically."""
         text = json.dumps({**notes, **self.to_dict()}, indent=1, allow_nan=False) + "\n"
         write_text(path, text)
 

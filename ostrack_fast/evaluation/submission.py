@@ -46,7 +46,7 @@ def make_submission(benchmark: str, data: str | Path, results: str | Path, path:
         benchmark: "got10k" or "trackingnet".
         data: the benchmark's folder, which says what the test set is.
         results: the tracker's folder of result files.
-        path: of the zip file; it appears whole or not at all, and only if there is nothing to complain of but the
+        path: of the zip file; it is written atomically, and only if there is nothing to complain of but the
             number of sequences.
 
     Returns:

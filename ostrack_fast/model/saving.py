@@ -1,4 +1,4 @@
-"""Weights written to files: the same weights give the same bytes, and a file appears whole or not at all."""
+"""Weights written to files: the same weights give the same bytes, written atomically."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -229,18 +229,18 @@ class _BoundAttention(BoundOp):
     goes on using those that it was captured with: none are freed.
     """
 
-    def __init__(self, op: Op, backend: str):
-        super().__init__(op, backend)
-        self._arrivals: list[Tensor] = []
-        self._kernel, self._run = self._run, self._with_counters
+    def launcher(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        held = self._arrivals = list[Tensor]()
 
-    def _with_counters(self, qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        if template_mask is None or self.backend == "reference" or (self.backend == "native" and qkv.is_cpu):
-            return self._kernel(qkv, template_mask)
-        batch, held = len(qkv), self._arrivals
-        if not held or len(held[-1]) < batch or held[-1].device != qkv.device:
-            held.append(torch.zeros(batch, dtype=torch.int32, device=qkv.device))
-        return self._kernel(qkv, template_mask, held[-1][:batch])
+        def with_counters(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+            if template_mask is None or self.backend == "reference" or (self.backend == "native" and qkv.is_cpu):
+                return run(qkv, template_mask)
+            batch = len(qkv)
+            if not held or len(held[-1]) < batch or held[-1].device != qkv.device:
+                held.append(torch.zeros(batch, dtype=torch.int32, device=qkv.device))
+            return run(qkv, template_mask, held[-1][:batch])
+
+        return with_counters
 
 
 attention_op = Op(

@@ -35,5 +35,5 @@ def kernels(built: emulator.Emulator) -> emulator.Emulator:
 
 @pytest.fixture(scope="session")
 def turing(build_folder: Path) -> emulator.Emulator:
-    """Attention as compiled for compute capability 7.5: no cp.async, products eight deep."""
+    """Attention as compiled for compute capability 7.5: no cp.async, mma instructions of K 8."""
     return emulator.Emulator(emulator.build(build_folder, arch=750, kernels=("attention",)))

@@ -76,11 +76,11 @@ __global__ void blocks_count_unsafely(float* data) {
 // The last block reads what the other wrote.
 template <bool kBroken>
 __global__ void ticket_without_fence(float* data) {
-  auto* ticket = reinterpret_cast<uint32_t*>(data);
+  auto* arrivals = reinterpret_cast<uint32_t*>(data);
   if (threadIdx.x != 0) return;
   data[1 + blockIdx.x] = 1.0f;
   if (!kBroken) __threadfence();
-  const bool last = atomicAdd(ticket, 1u) == 1;
+  const bool last = atomicAdd(arrivals, 1u) == 1;
   __threadfence();
   if (last) data[3] = data[1] + data[2];
 }

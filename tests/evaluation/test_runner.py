@@ -225,7 +225,7 @@ def test_plot(videos, tmp_path):
 
 @pytest.mark.parametrize("asked, finished", [(0, 0), (3, 0), (6, 1), (8, 1), (11, 2)])
 def test_a_stop_keeps_the_videos_that_are_finished(videos, tmp_path, asked, finished):
-    """The videos have 6 and 5 frames; the stop comes when so many frames are done."""
+    """The videos have 6 and 5 frames; the stop comes after this number of frames."""
     answers = iter([False] * asked + [True] * 20)
     result = evaluate_folder(videos, BrightSquare(), results=tmp_path / "boxes", stop=lambda: next(answers))
     names = ("one_A", "zero_B")

@@ -34,7 +34,7 @@ def counts(request):
 
 
 def scenarios(count, long, run, reduce=True):
-    """Call `run(random)` so many times, with a `random.Random` that hypothesis draws from.
+    """Call `run(random)` this many times, with a `random.Random` that hypothesis draws from.
 
     A failing one is reduced, unless that would take too long.
     """

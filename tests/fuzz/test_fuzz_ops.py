@@ -70,14 +70,7 @@ def cut_update_box(random_, found, box, frame_size, factor, margin):
     return found[:batch], box[:batch], size, random_.uniform(0.1, 9), random_.choice((0.0, margin, 700.0))
 
 
-CUTS = {
-    "attention": cut_attention,
-    "crop": cut_crop,
-    "decode": cut_decode,
-    "eliminate": cut_eliminate,
-    "restore": cut_restore,
-    "update_box": cut_update_box,
-}
+CUTS = {name.removeprefix("cut_"): cut for name, cut in list(globals().items()) if name.startswith("cut_")}
 
 
 def restride(random_, value):

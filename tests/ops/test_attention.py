@@ -262,7 +262,7 @@ def test_cross_attention_scores_candidates(queries, chosen, dtype):
         got, score = attend(qkv[:, :queries, 0], qkv[:, :, 1:], mask)
         whole, expected = ops.attention(qkv, mask)
     torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-8)
-    # The pivot, so the rounding of weights, depends on how many queries a block has.
+    # The estimate of the maximum, so the rounding of probabilities, depends on how many queries a block has.
     torch.testing.assert_close(got, whole[:, :queries], rtol=0.02, atol=1e-5 if dtype == torch.float32 else 2e-3)
 
 

@@ -103,9 +103,9 @@ def test_other_head_dimensions(dim, capability, dtype):
 def test_the_ticket_is_ordered_in_the_compiled_code():
     (compiled,) = compile_launches(80, forward(1, 64, torch.float16))
     before, after = re.split(r"atom\.global\.gpu\.acq_rel\.add", compiled.ptx)
-    # Every warp's partial sums are stored before the barrier that one thread passes to take the ticket.
+    # Every warp's partial sums are stored before the barrier that one thread passes to add to the arrival counter.
     assert "st.global" not in before[before.rindex("bar.sync") :]
-    # Partial sums of other multiprocessors are read past the L1 cache, and only after the ticket.
+    # Partial sums of other multiprocessors are read past the L1 cache, and only after the arrival counter.
     assert "ld.global.cg" in after and "ld.global.cg" not in before
 
 
@@ -205,7 +205,7 @@ def test_conv3x3_in_float32(inputs, outputs, groups, capability):
 def test_split_sums_are_published_before_the_ticket():
     (compiled,) = compile_launches(80, linear(244, 3072, 768, False, True, torch.float16))
     before, after = re.split(r"atom\.global\.gpu\.acq_rel\.add", compiled.ptx)
-    # Every warp's part is stored before the barrier that one thread passes to take the ticket.
+    # Every warp's part is stored before the barrier that one thread passes to add to the arrival counter.
     assert "st.global" in before and "st.global" not in before[before.rindex("bar.sync") :]
-    # The parts of other multiprocessors are read past the L1 cache, and only after the ticket.
+    # The parts of other multiprocessors are read past the L1 cache, and only after the arrival counter.
     assert "ld.global.cg" in after and "ld.global.cg" not in before
