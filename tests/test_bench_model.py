@@ -1,6 +1,7 @@
 """The suites of the whole network and the whole frame, their memory, and the README's waterfall."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.bench import pages, suite_model, suite_switches, suite_track
+from ostrack_fast.bench import suite_model, suite_switches, suite_track
 from ostrack_fast.bench.case import Options, WrongResult
 from ostrack_fast.bench.suite_model import peak_bytes
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
+NEEDS_SOURCES = pytest.mark.skipif(not RESULTS.exists(), reason="there are no bench/ and docs/ beside these tests")
 CPU = torch.device("cpu")
 QUICK = Options(CPU, ("small",), (1,), quick=True)
 
@@ -43,6 +45,7 @@ def test_memory_of_an_implementation():
     assert peak_bytes("small", 1, "torch.compile", CPU) is None
 
 
+@NEEDS_SOURCES
 def test_waterfall(tmp_path):
     """Tables and picture from files of results, in a copy of what it writes to."""
     for folder in ("bench/results", "docs"):
@@ -68,7 +71,7 @@ def test_waterfall(tmp_path):
     other = json.dumps(document).replace("small: 96", "large: 384")
     (tmp_path / "bench/results/z-model.json").write_text(other)
     (tmp_path / "bench/README.md").write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
-    command = [sys.executable, "-m", "ostrack_fast.bench.pages", tmp_path]
+    command = [sys.executable, RESULTS.parents[1] / "docs/measured.py", tmp_path]
     subprocess.run(command, check=True)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith(
@@ -87,16 +90,22 @@ def test_waterfall(tmp_path):
     assert failed.returncode and "ostrack-fast bench model" in failed.stderr
 
 
-def test_committed_results_are_what_the_page_shows():
-    """Every op has its table, in bench/README.md as it is made from the files."""
-    page = RESULTS.parent / "README.md"
-    if not page.exists():
-        pytest.skip("there is no bench/ beside these tests")
+@NEEDS_SOURCES
+def test_committed_results_are_what_the_pages_show(tmp_path):
+    """The script changes nothing where the pages are as it wrote them."""
+    root = RESULTS.parents[1]
+    pages = ("README.md", "docs/speed.md", "bench/README.md")
+    for page in pages:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(root / page, tmp_path / page)
+    shutil.copytree(RESULTS, tmp_path / "bench/results")
+    subprocess.run([sys.executable, root / "docs/measured.py", tmp_path], check=True)
     row = (
         "| 64+256 tokens, 12 heads of 64 | 1 | bfloat16 | native | 902 (74%) | 2.57 | 5.02 | 471 (72%) | 2.50 | 4.99 |"
     )
-    made = pages.op_tables(pages.load(RESULTS))
-    assert row in made and made in page.read_text()
+    assert row in (tmp_path / "bench/README.md").read_text()
+    for page in pages:
+        assert (tmp_path / page).read_text() == (root / page).read_text(), page
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

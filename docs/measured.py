@@ -1,6 +1,6 @@
 """What pages show of the committed results: tables between two marks, and the picture of the waterfall.
 
-    python -m ostrack_fast.bench.pages [ROOT]
+    python docs/measured.py [ROOT]
 
 bench/README.md gets a table for every op, docs/speed.md and README.md the waterfall, whose bars are medians of one run
 with interleaved timing: each step keeps what those before it gained. The README shows one network, a GPU first.
@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 
 from ostrack_fast.files import write_text
 
-from .report import BASELINES
-
 Result = dict[str, Any]
+BASELINES = ("upstream", "torch")
 _NETWORKS = ("model", "track", "training", "switches")
 
 
