@@ -14,11 +14,12 @@ from statistics import median
 import torch
 
 from ostrack_fast import machine, ops
+from ostrack_fast.ops.registry import Op
 
 from .timing import CpuClock, interleave
 
 
-def measure(op: ops.Op) -> dict[str, float]:
+def measure(op: Op) -> dict[str, float]:
     """Microseconds of a call by way: the backend by itself, the bound op, the public one."""
     arguments = next(op.samples("small", torch.float32, torch.device("cpu")))
     bound = op.bind(*arguments)
