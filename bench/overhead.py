@@ -8,6 +8,7 @@ Tensors are so small that the kernels take next to nothing. Microseconds a call,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 
@@ -23,7 +24,7 @@ def measure(op: Op) -> dict[str, float]:
     """Microseconds of a call by way: the backend by itself, the bound op, the public one."""
     arguments = next(op.samples("small", torch.float32, torch.device("cpu")))
     bound = op.bind(*arguments)
-    ways = {"backend": op.backends[bound.backend].run, "bound": bound, "public": op}
+    ways: dict[str, Callable] = {"backend": op.backends[bound.backend].run, "bound": bound, "public": op}
     times = interleave({way: partial(run, *arguments) for way, run in ways.items()}, CpuClock(), 1.0)
     return {way: round(1e6 * median(each), 2) for way, each in times.items()}
 
