@@ -54,6 +54,7 @@ LAYERS = [
     {"machine"},
     {"ops"},
     {
+        "appearance",
         "boxes",
         "config",
         "data",
