@@ -38,6 +38,23 @@ class CEBlock(nn.Module):
         return x + self.mlp(self.norm2(x)), ids_template, ids, removed, attn
 
 
+class TokenCEBlock(CEBlock):
+    """The same behind class tokens, which are never eliminated and rank nothing (as in ODTrack)."""
+
+    def forward(self, x, ids_template, ids, mask=None, ce_template_mask=None, keep=None, add_cls_token=False, query=1):
+        attended, attn = self.attn(self.norm1(x), mask, True)
+        x, removed, first = x + attended, None, query if add_cls_token else 0
+        if self.keep_ratio_search < 1:
+            template, count = ids_template.shape[1], ceil(self.keep_ratio_search * ids.shape[1])
+            score = attn[:, :, first:, first:][:, :, :template, template:]
+            rows = ce_template_mask[:, None, :, None].expand_as(score)
+            order = score[rows].view(*score.shape[:2], -1, score.shape[3]).mean(2).mean(1).sort(1, True).indices
+            kept = x[:, first + template :].gather(1, order[:, :count, None].expand(-1, -1, x.shape[2]))
+            ids, removed = ids.gather(1, order[:, :count]), ids.gather(1, order[:, count:])
+            x = torch.cat((x[:, : first + template], kept), dim=1)
+        return x + self.mlp(self.norm2(x)), ids_template, ids, removed, attn
+
+
 class PlainBlock(nn.Module):
     """Pre-norm and nothing else; `mask` is never given."""
 

@@ -25,6 +25,7 @@ from .swap_like import (
     PatchMerge,
     PlainBlock,
     SplitAttention,
+    TokenCEBlock,
     awake,
 )
 
@@ -63,6 +64,11 @@ CASES = {
     "eliminates": (CEBlock(DIM, HEADS, 0.7), (tokens(), *ids(), None, some_rows()), "block"),
     "eliminates-all-rows": (CEBlock(DIM, HEADS, 0.7), (tokens(), *ids(), None, None), "block"),
     "eliminates-as-asked": (CEBlock(DIM, HEADS, 0.7), (tokens(), *ids(), None, some_rows(), 0.5), "block"),
+    "eliminates-behind-tokens": (
+        TokenCEBlock(DIM, HEADS, 0.7),
+        (tokens(count=2 + T + S), *ids(), None, some_rows(), None),
+        "block",
+    ),
     "attention": (Attention(DIM, HEADS), (tokens(),), "attention"),
     "attention-map": (Attention(DIM, HEADS), (tokens(), None, True), "attention"),
     "attention-decision": (DecisionAttention(DIM, HEADS), (tokens(), S, 0.4), "attention"),
@@ -73,6 +79,10 @@ CASES = {
     "head": (CenterPredictor(DIM, 16, 8), (torch.randn(2, DIM, 8, 8),), "centre head"),
     "head-one-tower-less": (OneTowerLess(DIM, 16, 8), (torch.randn(1, DIM, 8, 8),), "centre head"),
 }
+
+
+def options(name):
+    return {"add_cls_token": True, "query": 2} if name == "eliminates-behind-tokens" else {}
 
 
 def flat(value):
@@ -104,17 +114,21 @@ def counting(module, monkeypatch):
 def test_a_module_gives_what_it_gave(name, monkeypatch):
     module, arguments, kind = CASES[name]
     module = awake(copy.deepcopy(module))
-    expected = module(*arguments)
+    expected = module(*arguments, **options(name))
     names, signature = list(module.state_dict()), type(module).forward
-    report = accelerate(module, mode="ops", dtype="float32", inputs=arguments)
+
+    def run(module):
+        return module(*arguments, **options(name))
+
+    report = accelerate(module, mode="ops", dtype="float32", inputs=run)
     assert states(report)[""] == (kind, "replaced"), [row.why for row in report.rows]
     assert report.error < 1e-5 and report.covered == pytest.approx(1)
     calls = counting(module, monkeypatch)
-    assert_same(module(*arguments), expected)
+    assert_same(run(module), expected)
     assert not calls, "the module's own code ran"
     assert list(module.state_dict()) == names and type(module).forward is signature
     assert report.restore() is module and "forward" not in module.__dict__ and report_of(module) is None
-    assert_same(module(*arguments), expected, 0)
+    assert_same(run(module), expected, 0)
 
 
 LEFT = {
@@ -166,6 +180,24 @@ def test_a_module_that_keeps_something_is_left_and_what_it_keeps_is_as_before():
     module = awake(Counting())
     report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
     assert report.rows[0].why == "keeps something between calls" and module.last is None
+
+
+class Query(nn.Module):
+    """Hands a parameter of its own to a module (as AQATrack does)."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.mlp = nn.Parameter(torch.randn(1, 3, DIM)), Mlp(DIM, nn.GELU)
+
+    def forward(self, x):
+        return self.mlp(self.query) + x.mean()
+
+
+def test_a_parameter_handed_to_a_module_counts_like_any_input():
+    module = awake(Query())
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    assert states(report) == {"mlp": ("MLP", "replaced")}
+    assert report.error < 1e-5 and report.rows[0].share == pytest.approx(1)
 
 
 @torch.no_grad()

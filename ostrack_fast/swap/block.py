@@ -49,15 +49,18 @@ class _Block:
         # None where the module eliminates nothing.
         self._ratio = float(getattr(module, "keep_ratio_search", 1))
 
-    def __call__(self, x: Tensor, *arguments: Any) -> tuple[Any, ...]:
+    def __call__(self, x: Tensor, *arguments: Any, **options: Any) -> tuple[Any, ...]:
         """The tokens; and for a block that takes candidates, template ids, ids, removed ids and the attention map."""
+        if any(isinstance(each, Tensor) for each in options.values()):
+            raise NotServed("takes tensors by keyword")
         candidates = _candidates(x, arguments)
         stream = x.float()
         if candidates is None:
             stream, _, _ = self._attention(stream, None)
             return (self._mlp(stream).to(x.dtype),)
         keep = self._kept(candidates)
-        stream, score, split = self._attention(stream, None if keep is None else _rows(candidates))
+        leading = x.shape[1] - candidates.ids.shape[1]
+        stream, score, split = self._attention(stream, None if keep is None else _rows(candidates, leading))
         ids, removed = candidates.ids, None
         if keep is not None:
             positions = torch.arange(ids.shape[1], dtype=torch.int64, device=x.device).expand(ids.shape)
@@ -95,20 +98,23 @@ def _candidates(x: Tensor, arguments: tuple[Any, ...]) -> _Candidates | None:
     rows = template_mask is None or (isinstance(template_mask, Tensor) and template_mask.dtype == torch.bool)
     if not known or not rows or not isinstance(ratio, (float, int, type(None))):
         raise NotServed("takes a mask or tensors of its own")
-    if ids.dim() != 2 or template_ids.dim() != 2 or template_ids.shape[1] + ids.shape[1] != x.shape[1]:
+    if ids.dim() != 2 or template_ids.dim() != 2 or template_ids.shape[1] + ids.shape[1] > x.shape[1]:
         raise NotServed("its tensors are not the ids of template and candidates")
     return _Candidates(template_ids, ids, None, template_mask, ratio)
 
 
-def _rows(candidates: _Candidates) -> Tensor:
-    """The template rows that rank the candidates: those of the mask, or all, as None means in the published code."""
+def _rows(candidates: _Candidates, leading: int) -> Tensor:
+    """Which of the leading tokens rank the candidates: of the template's those of the mask.
+
+    None means all of them, as in the published code. Tokens before the template's, such as a class token, rank nothing.
+    """
     ids, mask = candidates.template_ids, candidates.template_mask
     if mask is None:
-        return torch.ones(ids.shape[1], dtype=torch.bool, device=ids.device)
+        mask = torch.ones(ids.shape[1], dtype=torch.bool, device=ids.device)
     counts = mask.sum(-1).flatten()
     if mask.shape[-1] != ids.shape[1] or not bool(counts[0]) or not bool((counts == counts[0]).all()):
         raise NotServed("the template mask chooses no row, or not as many for every image")
-    return mask
+    return nn.functional.pad(mask, (leading - ids.shape[1], 0))
 
 
 def build_block(module: nn.Module, dtype: torch.dtype) -> Callable[..., tuple[Any, ...]]:

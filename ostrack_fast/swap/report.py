@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .compare import difference
 from .swapped import Session, Swapped, Verdict
@@ -133,18 +134,32 @@ def _within(name: str, served: set[str]) -> bool:
     return any(".".join(parts[:i]) in served for i in range(1, len(parts)))
 
 
+class _FlopCounter(TorchDispatchMode):
+    """Counts as `FlopCounterMode` does, which follows gradients too and fails at some calls without any."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.total += 0 if count is None else count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def flops_by_module(network: nn.Module, call: Callable[[], Any]) -> tuple[dict[str, int], Any]:
     """FLOPs of matmuls and convolutions by the module they lie in ("" is the whole call), and the call's result."""
     names = {module: name for name, module in network.named_modules()}
     found, begun = dict[str, int](), list[int]()
-    with FlopCounterMode(display=False) as counter:
+    with _FlopCounter() as counter:
 
         def begin(module: nn.Module, _: Any) -> None:
-            begun.append(counter.get_total_flops())
+            begun.append(counter.total)
 
         def end(module: nn.Module, _: Any, __: Any) -> None:
             name = names.get(module, "")
-            found[name] = found.get(name, 0) + counter.get_total_flops() - begun.pop()
+            found[name] = found.get(name, 0) + counter.total - begun.pop()
 
         hooks = register_module_forward_pre_hook(begin), register_module_forward_hook(end, always_call=True)
         try:
@@ -152,7 +167,7 @@ def flops_by_module(network: nn.Module, call: Callable[[], Any]) -> tuple[dict[s
         finally:
             for hook in hooks:
                 hook.remove()
-    return {**found, "": counter.get_total_flops()}, result
+    return {**found, "": counter.total}, result
 
 
 def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
