@@ -44,7 +44,7 @@ def imported(module):
 # Each layer may import itself and those after it.
 LAYERS = [
     {"cli", "adapters"},
-    {"serve"},
+    {"paper", "serve"},
     {"training", "evaluation", "visualization", "bench"},
     {"tracker", "drop_in", "read_network", "swap"},
     {"export", "redetection"},

@@ -28,6 +28,7 @@ from . import (
     export,
     finetune,
     info,
+    paper,
     profile,
     report,
     runs,
@@ -89,6 +90,10 @@ for _module in (
     info,
 ):
     app.command()(_telling(getattr(_module, _module.__name__.rpartition(".")[2])))
+
+_paper = typer.Typer(help="The paper's tables: our figures beside the printed ones.", no_args_is_help=True)
+_paper.command()(_telling(paper.table3))
+app.add_typer(_paper, name="paper")
 
 
 def _print_version(wanted: bool) -> None:
