@@ -262,17 +262,35 @@ class Engine:
         if not self._uses_graphs:
             found, candidates = self._locate(slice(self.count), image)
         else:
-            # The batch is padded to the next power of two, so that few graphs serve every number of targets.
-            rows = min(len(self._targets.box), 1 << (self.count - 1).bit_length())
+            rows = self._padded_rows()
             graph = self._graph(image, rows, lambda x: self._locate(slice(rows), x))
             found, candidates = graph(image, self._pixel_rows(len(image)))
-        rows_found = found[: self.count].tolist()
+        return self._move(found[: self.count], candidates)
+
+    @_isolated()
+    def step_each(self, frames: Sequence[np.ndarray]) -> list[list[float]]:
+        """As `step`, of targets in videos of their own: the target of row i is looked for in frames[i].
+
+        The frames may differ in size. They are cropped one by one, and go through the network as one batch.
+
+        Raises:
+            ValueError: not one frame for each target. Otherwise as `step`.
+        """
+        if self.count == 0:
+            raise RuntimeError("no target to follow: add(frame, box) first")
+        if len(frames) != self.count:
+            raise ValueError(f"{len(frames)} frames for {self.count} targets")
+        return self._move(*self._locate_each([_as_tensor(frame) for frame in frames]))
+
+    def _move(self, found: Tensor, candidates: Tensor | None) -> list[list[float]]:
+        """Take the boxes found, (count,5), for those of the targets. Raises FloatingPointError if one is not finite."""
+        rows_found = found.tolist()
         if not all(value - value == 0 for row in rows_found for value in row):
             raise FloatingPointError(
                 f"the network's output is not finite in {self.dtype}: try dtype='float32'; if that fails too, the "
                 "weights are damaged"
             )
-        self._targets.box[: self.count] = found[: self.count, :4]
+        self._targets.box[: self.count] = found[:, :4]
         self._boxes = [row[:4] for row in rows_found]
         self._candidates = candidates
         return rows_found
@@ -307,6 +325,10 @@ class Engine:
             return list(range(self.cfg.search_grid**2))
         return self._candidates[row].tolist()
 
+    def _padded_rows(self) -> int:
+        """The targets' number as the next power of two, so that few graphs serve every number of targets."""
+        return min(len(self._targets.box), 1 << (self.count - 1).bit_length())
+
     def _pixel_rows(self, height: int) -> slice:
         """The rows of a frame of this height that the targets' crops read."""
         windows = [crop_window(box, self.cfg.search_factor) for box in self._boxes]
@@ -338,6 +360,33 @@ class Engine:
         with stage("box update"):
             moved = self._update_box(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
         return torch.cat((moved, score[:, None].double()), dim=1), self.network.candidates
+
+    def _locate_each(self, frames: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Find each target in a frame of its own; returns as `_locate`."""
+        cfg, count, factor = self.cfg, self.count, self.cfg.search_factor
+        rows = self._padded_rows() if self._uses_graphs else count
+        shape = (rows, 3, cfg.search_size, cfg.search_size)
+        search = torch.zeros(shape, dtype=self.network.dtype, device=self.device)
+        boxes = self._targets.box[:count].split(1)
+        with stage("crop"):
+            for row, (frame, box) in enumerate(zip(frames, boxes, strict=True)):
+                patch, _ = self._crop(frame.to(self.device), box, factor, cfg.search_size, self.network.dtype)
+                search[row] = patch[0]
+        if self._uses_graphs:
+            # One axis more than the crops of `forward`, whose graphs return other things.
+            graph = self._graph(search[None], rows, lambda x: (self._maps(slice(rows), x[0]), self.network.candidates))
+            maps, candidates = graph(search[None])
+        else:
+            maps, candidates = self._maps(slice(rows), search), self.network.candidates
+        with stage("decode"):
+            found, score = self._decode(*(each[:count] for each in maps), self.window)
+        with stage("box update"):
+            sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
+            moved = [
+                self._update_box(one, box, size, factor, CLIP_MARGIN)
+                for one, box, size in zip(found.split(1), boxes, sizes, strict=True)
+            ]
+        return torch.cat((torch.cat(moved), score[:, None].double()), dim=1), candidates
 
 
 class _Graph:

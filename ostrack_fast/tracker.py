@@ -93,11 +93,15 @@ class _OnEngine:
     def dtype(self) -> torch.dtype:
         return self.engine.dtype
 
+    def _result(self, row: list[float]) -> TrackResult:
+        x, y, w, h, score = row
+        return TrackResult((x, y, w, h), score, score < self.lost_below)
+
     def _results(self, frame: np.ndarray, presences: Sequence[Presence]) -> list[TrackResult]:
         """The results of all rows in the next frame; `presences` are theirs, or none."""
         rows = self.engine.step(frame)
         if not presences:
-            return [TrackResult((x, y, w, h), score, score < self.lost_below) for x, y, w, h, score in rows]
+            return [self._result(row) for row in rows]
         judged = [each.judge(frame, row, found) for row, (each, found) in enumerate(zip(presences, rows, strict=True))]
         self.engine.place([found[:4] for found in judged])
         return [
@@ -254,6 +258,30 @@ class MultiTracker(_OnEngine):
         found = zip(self._targets, self._results(frame, self._presences), strict=True)
         self._searched = searched
         return dict(sorted(found, key=lambda each: each[0]))
+
+    def track_each(self, frames: Mapping[int, np.ndarray]) -> dict[int, TrackResult]:
+        """Find targets that are in different videos, as one batch.
+
+        Args:
+            frames: of every target the next frame of its own video, (h,w,3) uint8 RGB; sizes may differ.
+
+        Raises:
+            ValueError: not one frame for every target, or a tracker that finds lost targets again, which takes one
+                video. Other errors as `Tracker.track`.
+        """
+        if self._redetection:
+            raise ValueError("targets in different videos are tracked without redetect")
+        if sorted(frames) != self.targets:
+            raise ValueError(f"frames for the targets {sorted(frames)}, but those followed are {self.targets}")
+        for frame in frames.values():
+            check_frame(frame)
+        if not self._targets:
+            return {}
+        searched = dict(zip(self._targets, self.engine.boxes, strict=True))
+        rows = self.engine.step_each([frames[target] for target in self._targets])
+        self._searched = searched
+        found = zip(self._targets, rows, strict=True)
+        return {target: self._result(row) for target, row in sorted(found)}
 
 
 def check_frame(frame: np.ndarray) -> None:

@@ -16,12 +16,14 @@ from rich.console import Console
 from ..files import check_folder, check_writable, write_text
 from ..interrupts import Interrupts
 from ..progress import progress_bar
+from ._outputs import INCOMPLETE
 from .score import scores_table
 
 if TYPE_CHECKING:
     from ..evaluation.benchmark_run import Outcome, Task
     from ..evaluation.benchmarks import Loaded
     from ..evaluation.runner import SingleObjectTracker
+    from ..tracker import MultiTracker
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class MakeTracker:
     workers: int
     tracker: str = "ostrack"
     peer_models: Path | None = None
+    batch: int = 1
 
-    def __call__(self, number: int) -> SingleObjectTracker:
-        """The tracker of process `number`."""
+    def __call__(self, number: int) -> SingleObjectTracker | MultiTracker:
+        """The tracker of process `number`, a `MultiTracker` where it is to track several sequences at once."""
         if self.tracker != "ostrack":
             from ..evaluation.peers import make_peer
 
@@ -45,14 +48,15 @@ class MakeTracker:
         import torch
 
         from ..model import OSTrack
-        from ..tracker import Tracker
+        from ..tracker import MultiTracker, Tracker
 
         device = self.device
         if self.workers > 1:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.workers))
             if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
                 device = f"cuda:{number % torch.cuda.device_count()}"
-        return Tracker(OSTrack.from_pretrained(self.weights, self.config), device, self.dtype)
+        kind = MultiTracker if self.batch > 1 else Tracker
+        return kind(OSTrack.from_pretrained(self.weights, self.config), device, self.dtype)
 
 
 def evaluate_benchmark(
@@ -68,7 +72,10 @@ def evaluate_benchmark(
     one_based: Sequence[str] = (),
     realtime: float | None = None,
 ) -> None:
-    """Track, write the result files, print speed and figures. Exit code 130 after an interrupt."""
+    """Track, write the result files, print speed and figures. Raises typer.Exit.
+
+    The exit status is 130 after an interrupt, and `INCOMPLETE` where sequences failed and the others are done.
+    """
     from ..evaluation.benchmark_run import count_from_one, is_finished, make_tasks, own_share, write_run
     from ..evaluation.benchmarks import find_benchmark
     from ..evaluation.protocols import find_protocol
@@ -109,6 +116,8 @@ def evaluate_benchmark(
         _score(benchmark, protocol or found.protocol, loaded, folder, outcome, json)
     if outcome.unfinished:
         raise typer.Exit(130)
+    if outcome.failed:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _about(make: MakeTracker) -> dict[str, Any]:
@@ -120,10 +129,12 @@ def _about(make: MakeTracker) -> dict[str, Any]:
         "device": make.device,
         "dtype": make.dtype,
         "workers": make.workers,
+        "batch": make.batch,
     }
 
 
 def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool], realtime: float | None) -> Outcome:
+    from ..evaluation.batched import run_tasks_batched
     from ..evaluation.benchmark_run import Outcome, run_tasks
     from ..evaluation.workers import run_in_processes
 
@@ -133,8 +144,11 @@ def _run(tasks: list[Task], make: MakeTracker, stop: Callable[[], bool], realtim
         bar_task = bar.add_task("frames", total=sum(len(task.frames) for task in tasks), status="")
         advance = lambda: bar.advance(bar_task)  # noqa: E731
         if make.workers > 1:
-            return run_in_processes(tasks, make, min(make.workers, len(tasks)), advance, stop)
-        return run_tasks(tasks, make(0), advance, stop, realtime)
+            return run_in_processes(tasks, make, min(make.workers, len(tasks)), advance, stop, make.batch)
+        tracker: Any = make(0)
+        if make.batch > 1:
+            return run_tasks_batched(tasks, tracker, make.batch, advance, stop)
+        return run_tasks(tasks, tracker, advance, stop, realtime)
 
 
 def _tell(outcome: Outcome, folder: Path) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ..files import check_writable, is_special
 
+INCOMPLETE = 3
+"""Exit status of a command that is done and has written its outputs, but left bad inputs out of them."""
+
 
 @dataclass
 class Outputs:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..files import check_folder
 from ..interrupts import Interrupts
-from ._outputs import check_outputs, check_outside, raise_all
+from ._outputs import INCOMPLETE, check_outputs, check_outside, raise_all
 from ._weights import Config
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ def evaluate(
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="By default the benchmark's official one.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, with --benchmark; GPUs are taken by turns.")] = 1,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="With --benchmark: sequences that a process tracks at once, as one batch on its GPU."),
+    ] = 1,
     resume: Annotated[
         bool, typer.Option(help="Go on with a run of --benchmark that was interrupted or killed.")
     ] = False,
@@ -85,8 +89,9 @@ def evaluate(
 ) -> None:
     """Track every video once from its first frame and print success, precision and speed.
 
-    Videos that cannot be evaluated are skipped, counted and named at the end, and listed in --json; the exit status
-    stays 0 as long as one could be evaluated. Ctrl-C ends the run early; what it writes then holds the videos that are
+    Videos that cannot be evaluated are skipped, counted and named at the end, and listed in --json. All others are
+    evaluated and written; the exit status is then 3, so that a script does not take a part for the whole. It is 2 where
+    nothing could be evaluated. Ctrl-C ends the run early, with status 130; what it writes holds the videos that are
     finished.
 
     Frames without ground truth are left out. AUC and precisions count the first frame, AO and SR do not.
@@ -99,17 +104,20 @@ def evaluate(
 
         if plot or (one_based and benchmark != "folder"):
             raise ValueError("--one-based and --plot are for folders of videos: leave them out with --benchmark")
-        if realtime and workers > 1:
-            raise ValueError("--realtime measures the tracker's time, which several --workers would disturb")
-        make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models)
+        if realtime and (workers > 1 or batch > 1):
+            raise ValueError("--realtime measures the tracker's time, which --workers and --batch would disturb")
+        if batch > 1 and tracker != "ostrack":
+            raise ValueError("--batch is for our tracker: OpenCV's follow one target each")
+        make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models, batch)
         evaluate_benchmark(
             benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json,
             one_based=one_based or (), realtime=realtime,
         )  # fmt: skip
         return
-    if split or protocol or resume or workers > 1 or tracker != "ostrack" or peer_models or realtime:
+    if split or protocol or resume or workers > 1 or batch > 1 or tracker != "ostrack" or peer_models or realtime:
         raise ValueError(
-            "--split, --protocol, --workers, --resume, --tracker, --peer-models and --realtime need --benchmark"
+            "--split, --protocol, --workers, --batch, --resume, --tracker, --peer-models and --realtime are for "
+            "--benchmark: name one"
         )
 
     from ..evaluation import evaluate_folder
@@ -145,6 +153,8 @@ def evaluate(
     raise_all(failures)
     if result.unfinished:
         raise typer.Exit(130)
+    if result.skipped:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _save(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..data.images import Image
@@ -12,7 +12,7 @@ _DEPTH = 4
 """Decoded frames that wait at most: 25 MB each at 4K."""
 
 
-def decoded_ahead(read: Callable[[int], Image], count: int) -> Iterator[Image]:
+def decoded_ahead(read: Callable[[int], Image], count: int) -> Generator[Image]:
     """read(0), read(1), ... read(count - 1), up to four of them ahead of their use.
 
     What `read` raises is raised where its frame is due.

@@ -118,6 +118,34 @@ def is_finished(task: Task) -> bool:
         return False
 
 
+class Record:
+    """What becomes of a task's frames: a box and the seconds it took for each, (n,4) and (n,).
+
+    Boxes start as NaN, times as 0, which says that the tracker was not shown the frame.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.boxes = np.full((len(task.frames), 4), np.nan)
+        self.times = np.zeros(len(task.frames))
+
+    def note(self, index: int, answer: Any, seconds: float) -> None:
+        """Keep what the tracker answered to frame `index`. Raises ValueError where that is no box."""
+        self.times[index] = seconds
+        self.boxes[index] = answered_box(answer, self.task.frames[index])
+
+    def write(self) -> None:
+        """Write the task's files: boxes to three decimals, seconds a frame. Raises OSError."""
+        boxes = self.boxes.copy()
+        boxes[:, :2] += self.task.origin
+        write_text(self.task.times_file, "".join(f"{seconds:.6f}\n" for seconds in self.times))
+        write_text(self.task.boxes_file, format_boxes(boxes))
+
+    def timing(self, seconds: float) -> Timing:
+        """The times of the frames after the first, `seconds` being those with all else."""
+        return Timing(int(np.count_nonzero(self.times[1:])), float(self.times[1:].sum()), seconds)
+
+
 def run_task(
     task: Task,
     tracker: SingleObjectTracker,
@@ -125,7 +153,7 @@ def run_task(
     stop: Callable[[], bool] = lambda: False,
     realtime: float | None = None,
 ) -> Timing:
-    """Track one sequence and write its files: boxes to three decimals, seconds in `track` a frame.
+    """Track one sequence and write its files.
 
     Args:
         realtime: frames a second that the video arrives at. A frame that arrives while the tracker is still at an
@@ -137,31 +165,27 @@ def run_task(
         OSError, ValueError, ArithmeticError: an unreadable frame, no box, a file that cannot be written.
     """
     start = perf_counter()
-    boxes = np.full((len(task.frames), 4), np.nan)
-    times = np.zeros(len(task.frames))
+    record = Record(task)
     free = 0.0  # when the tracker has answered what it was shown, on the video's clock
     frames = decoded_ahead(lambda index: read_image(task.frames[index]), len(task.frames))
     for index, frame in enumerate(frames):
         if stop():
-            frames.close()  # type: ignore[attr-defined]
+            frames.close()
             raise Stopped(f"{task.name}: stopped before frame {index} of {len(task.frames)}")
         arrives = index / realtime if realtime else free
         if arrives < free:
-            boxes[index] = boxes[index - 1]
+            record.boxes[index] = record.boxes[index - 1]
         else:
             before = perf_counter()
             answer = task.box if index == 0 else tracker.track(frame)
             if index == 0:
                 tracker.initialize(frame, task.box)
-            times[index] = perf_counter() - before
-            free = arrives + times[index]
-            boxes[index] = answered_box(answer, task.frames[index])
+            seconds = perf_counter() - before
+            record.note(index, answer, seconds)
+            free = arrives + seconds
         on_frame()
-    boxes[:, :2] += task.origin
-    write_text(task.times_file, "".join(f"{seconds:.6f}\n" for seconds in times))
-    write_text(task.boxes_file, format_boxes(boxes))
-    shown = int(np.count_nonzero(times[1:]))
-    return Timing(shown, float(times[1:].sum()), perf_counter() - start)
+    record.write()
+    return record.timing(perf_counter() - start)
 
 
 def run_tasks(
@@ -171,7 +195,7 @@ def run_tasks(
     stop: Callable[[], bool] = lambda: False,
     realtime: float | None = None,
 ) -> Outcome:
-    """Run the tasks in this process. A sequence that fails is noted and costs no other."""
+    """Run the tasks in this process, one after the other. A sequence that fails is noted and costs no other."""
     tasks, outcome = list(tasks), Outcome()
     for number, task in enumerate(tasks):
         try:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import typer
 
 from ostrack_fast.cli._benchmark import MakeTracker, evaluate_benchmark
 from ostrack_fast.config import ModelConfig
@@ -210,8 +211,11 @@ def test_a_killed_run_is_resumed_to_the_same_numbers(tmp_path, weights, capsys):
 def test_a_sequence_that_fails_leaves_figures_that_are_called_unofficial(tmp_path, weights, capsys):
     layouts.lasot(tmp_path / "data")
     (tmp_path / "data" / "airplane" / "airplane-9" / "img" / "00000002.jpg").write_bytes(b"")
-    _, sequences = run(tmp_path / "data", weights, tmp_path / "r")
-    assert list(sequences) == ["airplane-1"]
+    with pytest.raises(typer.Exit) as leave:
+        run(tmp_path / "data", weights, tmp_path / "r")
+    assert leave.value.exit_code == 3
+    (tracker,) = json.loads((tmp_path / "r.json").read_text())["trackers"]
+    assert list(tracker["sequences"]) == ["airplane-1"]
     said = capsys.readouterr().err
     assert "failed, and left out: airplane-9" in said and "figures of 1 of 2 sequences are no official ones" in said
 

@@ -58,7 +58,7 @@ def test_a_bad_video_is_named_and_the_others_are_reported(videos, weights, tmp_p
     monkeypatch.setattr("sys.argv", ["ostrack-fast", "evaluate", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()
-    assert not stop.value.code
+    assert stop.value.code == 3
     read = json.loads((tmp_path / "out.json").read_text())
     assert [video["name"] for video in read["videos"]] == ["zero_B"] and list(read["skipped"]) == ["one_A"]
     err = capsys.readouterr().err
