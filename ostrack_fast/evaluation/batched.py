@@ -13,7 +13,7 @@ from .benchmark_run import Outcome, Record, Task, run_task
 from .runner import Stopped
 
 Note = Callable[[str, str, Any], object]
-"""What happens to a sequence: ("start" or "frame", name, None), ("finished", name, Timing), ("failed", name, reason)."""
+"""What happens to a sequence, by name: "start" and "frame" with None, "finished" with a `Timing`, "failed" with why."""
 
 
 class _Alone:
