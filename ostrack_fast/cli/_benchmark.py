@@ -71,6 +71,7 @@ def evaluate_benchmark(
     json: Path | None,
     one_based: Sequence[str] = (),
     realtime: float | None = None,
+    starts: int = 1,
 ) -> None:
     """Track, write the result files, print speed and figures. Raises typer.Exit.
 
@@ -79,6 +80,7 @@ def evaluate_benchmark(
     from ..evaluation.benchmark_run import count_from_one, is_finished, make_tasks, own_share, write_run
     from ..evaluation.benchmarks import find_benchmark
     from ..evaluation.protocols import find_protocol
+    from ..evaluation.starts import several_starts
 
     found = find_benchmark(benchmark)
     find_protocol(protocol or found.protocol)
@@ -93,6 +95,7 @@ def evaluate_benchmark(
         print(f"note: {note}", file=sys.stderr)
     if one_based:
         loaded = count_from_one(loaded, one_based)
+    loaded = several_starts(loaded, starts)
     tasks, failed = make_tasks(found, loaded, folder)
     there = [task for task in tasks if is_finished(task)]
     if there and not resume:
@@ -108,6 +111,7 @@ def evaluate_benchmark(
         "data": str(data.resolve()),
         "split": loaded.split,
         "tracker": _about(make),
+        "starts": starts,
         "realtime": realtime,
     }
     write_run(folder, about, outcome)
@@ -126,6 +130,7 @@ def _about(make: MakeTracker) -> dict[str, Any]:
     return {
         "tracker": "ostrack",
         "weights": make.weights,
+        "config": make.config,
         "device": make.device,
         "dtype": make.dtype,
         "workers": make.workers,

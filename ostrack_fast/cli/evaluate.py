@@ -74,6 +74,13 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option(help="Go on with a run of --benchmark that was interrupted or killed.")
     ] = False,
+    starts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="With --benchmark: start in so many frames of every sequence, evenly spaced, and track to its end.",
+        ),
+    ] = 1,
     tracker: Annotated[
         str, typer.Option(help="With --benchmark: ostrack, or OpenCV's mil, nano, vit, kcf or csrt to compare with.")
     ] = "ostrack",
@@ -111,13 +118,14 @@ def evaluate(
         make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models, batch)
         evaluate_benchmark(
             benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json,
-            one_based=one_based or (), realtime=realtime,
+            one_based=one_based or (), realtime=realtime, starts=starts,
         )  # fmt: skip
         return
-    if split or protocol or resume or workers > 1 or batch > 1 or tracker != "ostrack" or peer_models or realtime:
+    several = max(workers, batch, starts) > 1
+    if split or protocol or resume or several or tracker != "ostrack" or peer_models or realtime:
         raise ValueError(
-            "--split, --protocol, --workers, --batch, --resume, --tracker, --peer-models and --realtime are for "
-            "--benchmark: name one"
+            "--split, --protocol, --workers, --batch, --resume, --starts, --tracker, --peer-models and --realtime are "
+            "for --benchmark: name one"
         )
 
     from ..evaluation import evaluate_folder

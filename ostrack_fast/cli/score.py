@@ -37,6 +37,9 @@ def score(
             "benchmark's official one."
         ),
     ] = None,
+    starts: Annotated[
+        int, typer.Option(min=1, help="As given to `evaluate`: starts in every sequence, evenly spaced.")
+    ] = 1,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
 ) -> None:
     """Score result files as a benchmark's own toolkit does; nothing is tracked.
@@ -48,7 +51,7 @@ def score(
 
     if json is not None:
         check_writable(json)
-    scored = score_results(benchmark, data, results, split, protocol)
+    scored = score_results(benchmark, data, results, split, protocol, starts)
     if json is not None:
         write_text(json, json_format.dumps(scored.to_dict(), indent=1, allow_nan=False) + "\n")
     for note in scored.loaded.notes:

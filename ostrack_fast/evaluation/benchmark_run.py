@@ -80,7 +80,7 @@ def count_from_one(loaded: Loaded, patterns: Iterable[str]) -> Loaded:
         replace(each, origin=1) if any(fnmatchcase(each.name, pattern) for pattern in patterns) else each
         for each in loaded.sequences
     )
-    return Loaded(sequences, loaded.split, loaded.notes)
+    return replace(loaded, sequences=sequences)
 
 
 def make_tasks(benchmark: Benchmark, loaded: Loaded, results: Path) -> tuple[list[Task], dict[str, str]]:

@@ -14,13 +14,15 @@ from jinja2 import Environment, StrictUndefined
 from ..data.truth import read_raw_boxes
 from ..files import write_text
 from .benchmark_run import read_run, timings
-from .benchmarks import find_benchmark
+from .benchmarks import Sequence, find_benchmark
 from .intervals import Interval, difference, interval
 from .protocols import find_protocol
 from .published import published_rows
+from .report_elimination import elimination_pictures
 from .report_figures import Picture, curve_pictures, filmstrip, latency_picture, speed_picture
 from .results import Results, find_results
-from .scoring import Scored, has_truth, score_loaded
+from .scoring import Scored, TrackerScore, has_truth, score_loaded
+from .starts import by_start, several_starts
 
 _STRIPS = 3
 
@@ -34,6 +36,13 @@ class Row:
     behind: Interval | None
     fps: float | None
 
+    @property
+    def verdict(self) -> str:
+        """What the distance to the best says; empty for the best."""
+        if self.behind is None:
+            return ""
+        return "may be chance" if self.behind.may_be_nothing else "no chance"
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -46,6 +55,9 @@ class Report:
     speed: Picture | None
     latency: Picture | None
     strips: list[Picture]
+    elimination: list[Picture]
+    starts: dict[str, list[float]]
+    notes: list[str]
 
     @property
     def digits(self) -> int:
@@ -79,6 +91,8 @@ def make_report(
     loaded = found.load(data, split if split in found.splits else None)
     if not has_truth(loaded.sequences):
         raise ValueError(f"{data}: the truth of this split is on the benchmark's server: there is nothing to report")
+    starts = {run.get("starts", 1) for run in runs}
+    loaded = several_starts(loaded, starts.pop() if len(starts) == 1 else 1)
     trackers = find_results(results, loaded.sequences)
     chosen = protocol or found.protocol
     find_protocol(chosen)
@@ -99,6 +113,8 @@ def _report(scored: Scored, results: list[Results]) -> Report:
         )
         for tracker in sorted(scored.trackers, key=lambda tracker: -tracker.summary[main])
     ]
+    worst = _worst(scored, main)
+    elimination, notes = _elimination(results[0], worst)
     points = [(row.name, row.fps, row.figures[main].value) for row in rows if row.fps is not None]
     return Report(
         scored,
@@ -107,7 +123,10 @@ def _report(scored: Scored, results: list[Results]) -> Report:
         curve_pictures(scored),
         speed_picture(points, main) if points else None,
         _latency(scored, results, main),
-        _worst(scored, results, main),
+        _strips(scored.trackers[0], results[0], worst),
+        elimination,
+        _by_start(scored, main),
+        notes,
     )
 
 
@@ -148,12 +167,36 @@ def _by_attribute(scored: Scored, figure: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _worst(scored: Scored, results: list[Results], figure: str) -> list[Picture]:
-    """Filmstrips of the sequences that the tracker given first does worst on."""
-    tracker, own = scored.trackers[0], results[0]
-    ranked = sorted(scored.loaded.sequences, key=lambda each: tracker.sequences[each.name][figure])
-    strips = (filmstrip(each, tracker, read_raw_boxes(own.files[each.name][0])) for each in ranked[:_STRIPS])
+def _by_start(scored: Scored, figure: str) -> dict[str, list[float]]:
+    """{tracker: figure over the first, second, ... start in every video}; empty where there is one start."""
+    starts = by_start([sequence.name for sequence in scored.loaded.sequences])
+    if len(starts) < 2:
+        return {}
+    protocol = find_protocol(scored.protocol)
+    return {
+        tracker.name: [protocol.summarize([tracker.scores[name] for name in names])[figure] for names in starts]
+        for tracker in scored.trackers
+    }
+
+
+def _worst(scored: Scored, figure: str) -> list[Sequence]:
+    """The sequences that the tracker given first does worst on."""
+    figures = scored.trackers[0].sequences
+    return sorted(scored.loaded.sequences, key=lambda each: figures[each.name][figure])[:_STRIPS]
+
+
+def _strips(tracker: TrackerScore, own: Results, worst: list[Sequence]) -> list[Picture]:
+    strips = (filmstrip(each, tracker, read_raw_boxes(own.files[each.name][0])) for each in worst)
     return [strip for strip in strips if strip is not None]
+
+
+def _elimination(own: Results, worst: list[Sequence]) -> tuple[list[Picture], list[str]]:
+    """Pictures of the candidates that were eliminated, and what is to be said where they cannot be drawn."""
+    about = read_run(own.folder).get("tracker", {})
+    try:
+        return elimination_pictures(about, [(each, own.files[each.name][0]) for each in worst]), []
+    except (OSError, ValueError) as error:
+        return [], [f"The eliminated candidates are not shown: {error}"]
 
 
 def to_html(report: Report) -> str:
@@ -180,10 +223,17 @@ def to_markdown(report: Report) -> str:
     ]
     for row in report.rows:
         figures = [_shown(each, report.digits) for each in row.figures.values()]
-        behind = _shown(row.behind, report.digits) if row.behind else ""
+        behind = f"{_shown(row.behind, report.digits)}, {row.verdict}" if row.behind else ""
         fps = f"{row.fps:.0f}" if row.fps is not None else ""
         name = row.name.replace("|", "\\|")
         lines.append(f"| {name} | {' | '.join(figures)} | {behind} | {fps} |")
+    if report.starts:
+        most = max(map(len, report.starts.values()))
+        header = " | ".join(f"start {number}" for number in range(1, most + 1))
+        lines += ["", f"| {names[0]} by start | {header} |", "|---" + "|--:" * most + "|"]
+        for name, values in report.starts.items():
+            cells = " | ".join(f"{value:.{report.digits}f}" for value in values)
+            lines.append("| " + name.replace("|", "\\|") + f" | {cells} |")
     return "\n".join(lines) + "\n"
 
 

@@ -43,30 +43,30 @@ def curve_pictures(scored: Scored) -> list[Picture]:
             ("normalized", "P_norm", SHARES, "normalized centre error threshold", "normalized precision"),
         ]
         return [_curves(scored, *panel) for panel in panels]
-    figure, axes = _axes("overlap threshold", "share of frames")
+    figure, axes = new_axes("overlap threshold", "share of frames")
     steps = np.linspace(0, 1, 101)
     for tracker in _ranked(scored.trackers, "AO"):
         overlaps = np.concatenate([one.frames for one in tracker.scores.values()])
         curve = [(overlaps > step).mean() for step in steps]
         axes.plot(steps, curve, label=f"{tracker.name} [{tracker.summary['AO']:.3f}]")
     axes.legend(fontsize=8)
-    return [_svg(figure, "Success curves, AO in the legend")]
+    return [svg(figure, "Success curves, AO in the legend")]
 
 
 def _curves(scored: Scored, field: str, key: str, thresholds: Array, quantity: str, title: str) -> Picture:
-    figure, axes = _axes(quantity, f"{title}, % of frames")
+    figure, axes = new_axes(quantity, f"{title}, % of frames")
     for tracker in _ranked(scored.trackers, key):
         curve = 100 * np.mean([getattr(one, field) for one in tracker.scores.values()], axis=0)
         # TrackingNet has 21 thresholds for every curve.
         steps = thresholds if len(curve) == len(thresholds) else np.linspace(0, thresholds[-1], len(curve))
         axes.plot(steps, curve, label=f"{tracker.name} [{tracker.summary[key]:.1f}]")
     axes.legend(fontsize=8)
-    return _svg(figure, f"{title.capitalize()} curves, {key} in the legend")
+    return svg(figure, f"{title.capitalize()} curves, {key} in the legend")
 
 
 def speed_picture(points: SequenceOf[tuple[str, float, float]], figure_name: str) -> Picture:
     """A tracker's frames a second in `track` against its figure: (name, frames a second, figure) each."""
-    figure, axes = _axes("frames a second in track()", figure_name)
+    figure, axes = new_axes("frames a second in track()", figure_name)
     for name, fps, value in points:
         axes.plot(fps, value, "o", markersize=8)
         axes.annotate(name, (fps, value), (6, 4), textcoords="offset points", fontsize=8)
@@ -74,16 +74,16 @@ def speed_picture(points: SequenceOf[tuple[str, float, float]], figure_name: str
     # The usual labels of a logarithmic axis are formulas.
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    return _svg(figure, "Speed against accuracy")
+    return svg(figure, "Speed against accuracy")
 
 
 def latency_picture(curves: dict[str, list[tuple[float, float]]], figure_name: str) -> Picture:
     """Of each tracker its figure over the frames a second that videos arrive at."""
-    figure, axes = _axes("frames a second of the video", figure_name)
+    figure, axes = new_axes("frames a second of the video", figure_name)
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
     axes.legend(fontsize=8)
-    return _svg(figure, "Latency-aware figures over the frame rate")
+    return svg(figure, "Latency-aware figures over the frame rate")
 
 
 def filmstrip(sequence: Sequence, tracker: TrackerScore, boxes: Array) -> Picture | None:
@@ -96,11 +96,7 @@ def filmstrip(sequence: Sequence, tracker: TrackerScore, boxes: Array) -> Pictur
         return None
     height = min(image.shape[0] for image in images)
     strip = np.concatenate([image[:height] for image in images], axis=1)
-    done, data = cv2.imencode(".jpg", strip[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])
-    if not done:
-        return None
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-    return Picture(source, f"{tracker.name} on {sequence.name}: frames {', '.join(map(str, picked))}")
+    return Picture(jpeg(strip), f"{tracker.name} on {sequence.name}: frames {', '.join(map(str, picked))}")
 
 
 def _frame(sequence: Sequence, image: Image, box: Array, index: int) -> Image:
@@ -115,7 +111,14 @@ def _ranked(trackers: SequenceOf[TrackerScore], key: str) -> list[TrackerScore]:
     return sorted(trackers, key=lambda tracker: -tracker.summary[key])
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+def jpeg(image: Image) -> str:
+    """A picture's data address."""
+    data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def new_axes(x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty chart with these quantities at its axes."""
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
@@ -123,7 +126,8 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, text: str) -> Picture:
+def svg(figure: Figure, text: str) -> Picture:
+    """A chart as a picture of the page."""
     out = io.BytesIO()
     # The same data give the same file: no date, no random names; names of trackers are no formulas.
     with rc_context({"svg.hashsalt": "report", "text.parse_math": False}):

@@ -15,6 +15,7 @@ from ..data.truth import read_raw_boxes
 from .benchmarks import Loaded, Sequence, find_benchmark
 from .protocols import Truth, find_protocol
 from .results import Results, find_results
+from .starts import several_starts
 
 _WORTH_PROCESSES = 2_000_000
 """Boxes. Fewer are scored sooner than processes are started."""
@@ -68,6 +69,7 @@ def score_results(
     results: SequenceOf[str | Path],
     split: str | None = None,
     protocol: str | None = None,
+    starts: int = 1,
 ) -> Scored:
     """Score the result files of trackers.
 
@@ -77,6 +79,7 @@ def score_results(
         results: folders of result files; see `results.find_results`.
         split: of the benchmark; by default the first that `data` holds.
         protocol: its name; by default the benchmark's official one.
+        starts: how many there are in every sequence; see `starts.several_starts`.
 
     Raises:
         FileNotFoundError: data or results are missing or incomplete; the message names them.
@@ -91,6 +94,7 @@ def score_results(
             f"{found.title}: these data hold the first box of each sequence alone: the truth of this split is on the "
             "benchmark's server, which scores a zip file of the results"
         )
+    loaded = several_starts(loaded, starts)
     return score_loaded(benchmark, chosen, loaded, find_results(results, loaded.sequences))
 
 

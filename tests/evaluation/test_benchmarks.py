@@ -103,6 +103,18 @@ def test_a_part_of_the_official_sequences_is_said(tmp_path):
     assert "280 sequences, of which 278 are missing here: airplane-13, airplane-15" in note
 
 
+@pytest.mark.parametrize("name", ["got10k", "trackingnet", "nfs", "tnl2k", "vasttrack", "avist", "otb"])
+def test_how_many_sequences_are_missing_is_said_where_no_list_of_names_is(tmp_path, name, monkeypatch):
+    layouts.ALL[name](tmp_path)
+    benchmark = find_benchmark(name)
+    loaded = benchmark.load(tmp_path)
+    (note,) = loaded.notes
+    held = len(loaded.sequences)
+    assert f"split {loaded.split}, has {benchmark.counts[loaded.split]} sequences, and {tmp_path} holds {held}" in note
+    monkeypatch.setattr(type(benchmark), "counts", {loaded.split: held})
+    assert not benchmark.load(tmp_path).notes
+
+
 def test_missing_images_are_found_when_they_are_needed(tmp_path):
     layouts.uav123(tmp_path)
     (tmp_path / "data_seq" / "UAV123" / "bike1" / "000004.jpg").unlink()

@@ -6,10 +6,16 @@ import re
 import shutil
 import subprocess
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from ostrack_fast.cli import main
+from ostrack_fast.cli._benchmark import MakeTracker, evaluate_benchmark
+from ostrack_fast.config import ModelConfig
+from ostrack_fast.data.images import read_image
+from ostrack_fast.data.truth import read_raw_boxes
 from ostrack_fast.evaluation import score_results
 from ostrack_fast.evaluation.benchmark_run import make_tasks, run_tasks, write_run
 from ostrack_fast.evaluation.benchmarks import BENCHMARKS, find_benchmark
@@ -17,9 +23,19 @@ from ostrack_fast.evaluation.intervals import difference, interval
 from ostrack_fast.evaluation.protocols import Curves
 from ostrack_fast.evaluation.published import published_rows
 from ostrack_fast.evaluation.report import make_report, to_html, to_markdown
+from ostrack_fast.evaluation.report_elimination import target_cells
+from ostrack_fast.evaluation.report_figures import jpeg
 from ostrack_fast.evaluation.scoring import TrackerScore
+from ostrack_fast.model import OSTrack
+from ostrack_fast.model.checkpoint import save_weights
+from ostrack_fast.visualization.inside import SIDE, Inside, dimmed
 from tests.evaluation import layouts
 from tests.evaluation.layouts import BOXES, rows, write
+
+TINY = ModelConfig(
+    template_size=64, search_size=128, embed_dim=24, depth=2, num_heads=2, head_channels=16,
+    ce_layers=(1,), ce_keep_ratio=(0.7,),
+)  # fmt: skip
 
 
 class Still:
@@ -108,6 +124,55 @@ def test_published_figures_are_of_known_benchmarks_and_their_test_sets():
             for _, figures in published_rows(name, split):
                 assert set(figures) <= {"AO", "SR_0.50", "SR_0.75", "AUC", "P", "P_norm"}
     assert not published_rows("got10k", "val") and published_rows("got10k", "test")
+
+
+def test_an_order_that_may_be_chance_is_called_so(tmp_path):
+    """A difference of 0.2 AUC between sequences that differ by tens is no progress; one on every sequence is."""
+    names = layouts.lasot(tmp_path / "data", [f"airplane-{number}" for number in (1, 9, 13, 15)])
+    for index, name in enumerate(names):
+        for tracker, shift in (("a", 9 * (index % 2)), ("b", 9 * ((index + 1) % 2)), ("c", 14)):
+            write(tmp_path / tracker / f"{name}.txt", rows(np.add(BOXES, (shift, 0, 0, 0))))
+    report = make_report([tmp_path / name for name in "abc"], "lasot", tmp_path / "data")
+    verdicts = {row.name: row.verdict for row in report.rows}
+    assert sorted(verdicts.values()) == ["", "may be chance", "no chance"] and verdicts["c"] == "no chance"
+    assert ", may be chance |" in to_markdown(report) and "<br>may be chance</small>" in to_html(report)
+
+
+def test_eliminated_candidates_over_time(tmp_path):
+    torch.manual_seed(0)
+    save_weights(OSTrack(TINY).state_dict(), TINY, tmp_path / "tiny.safetensors")
+    layouts.lasot(tmp_path / "data")
+    make = MakeTracker(str(tmp_path / "tiny.safetensors"), None, "cpu", "float32", 1)
+    evaluate_benchmark(
+        "lasot", tmp_path / "data", make, split=None, protocol=None, results=tmp_path / "r", resume=False, json=None
+    )
+    report = make_report([tmp_path / "r"])
+    assert [picture.text.split(":")[0] for picture in report.elimination] == [
+        "Candidates left on airplane-1", "Candidates left on airplane-9",
+        "Share of the target's cells that are eliminated, over time",
+    ]  # fmt: skip
+    assert "Eliminated candidates over time" in to_html(report) and not report.notes
+    # Frames 1 and 3 of four, around the boxes that were answered before them; LaSOT counts from 1.
+    sequence = find_benchmark("lasot").load(tmp_path / "data").sequences[0]
+    images = [read_image(path) for path in sequence.frames()]
+    boxes = read_raw_boxes(tmp_path / "r" / "airplane-1.txt") - (1, 1, 0, 0)
+    inside = Inside(
+        OSTrack.from_pretrained(tmp_path / "tiny.safetensors"), images[0], (BOXES[0] - (1, 1, 0, 0)).tolist()
+    )
+    views = [inside.look(images[index], boxes[index - 1].tolist()) for index in (1, 3)]
+    regions = [dimmed(cv2.resize(view.region, (SIDE, SIDE)), view.alive[-1]) for view in views]
+    assert report.elimination[0].source == jpeg(np.concatenate(regions, axis=1))
+    assert report.elimination[0].text.endswith("frames 1, 3") and views[0].alive[-1].sum() == 45
+    (tmp_path / "tiny.safetensors").unlink()
+    report = make_report([tmp_path / "r"])
+    assert not report.elimination and "The eliminated candidates are not shown" in to_html(report)
+
+
+def test_the_targets_cells():
+    # A search region of 64 pixels around (50, 50), in 8 x 8 cells: from 18 to 82.
+    cells = target_cells(np.array([34.0, 42, 16, 24]), np.array([42.0, 42, 16, 16]), 4.0, 8)
+    assert np.argwhere(cells).min(0).tolist() == [3, 2] and np.argwhere(cells).max(0).tolist() == [5, 3]
+    assert cells.sum() == 6
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

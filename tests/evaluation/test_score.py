@@ -213,7 +213,9 @@ def test_raw_boxes_are_what_the_file_says(tmp_path, text, expected):
     np.testing.assert_array_equal(read_raw_boxes(tmp_path / "a.txt"), expected)
 
 
-@pytest.mark.parametrize("form", ["{:.0f}", "{:.3f}", "{:g}", "{:.9f}", "{!r}", "{:.12e}", "{:+.2f}"])
+@pytest.mark.parametrize(
+    "form", ["{:.0f}", "{:.3f}", "{:8.3f}", "{:015.6f}", "{:.15f}", "{:g}", "{:.9f}", "{!r}", "{:.12e}", "{:+.2f}"]
+)
 @pytest.mark.parametrize("separator", [",", "\t", " ", ", "])
 def test_numbers_are_read_as_exactly_as_python_reads_them(tmp_path, form, separator):
     rng = np.random.default_rng(0)
@@ -235,6 +237,10 @@ def test_numbers_are_read_as_exactly_as_python_reads_them(tmp_path, form, separa
         "1..2,2,3,4",
         "1,-,3,4",
         "1-2,2,3,4",
+        "1.5,-.,3.5,4.5",
+        "1.5,--2.5,3.5,4.5",
+        "1.5,,3.5,4.5",
+        "1.5,2.-5,3.5,4.5",
     ],
 )
 def test_raw_boxes_that_are_none(tmp_path, text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from ...data.truth import read_raw_boxes
 from ..protocols import Truth
@@ -15,6 +16,7 @@ class Avist(Benchmark):
     name = "avist"
     title = "AVisT"
     protocol = "pytracking"
+    counts: ClassVar[dict[str, int]] = {"test": 120}
 
     def _load(self, data: Path, split: str | None) -> Loaded:
         root = next((path for path in (data, data / "avist") if texts(path / "anno")), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -76,6 +76,7 @@ class Benchmark(ABC):
         title: as papers write it.
         protocol: the name of its official protocol.
         splits: that it has, the usual one first.
+        counts: sequences in whole copies of splits, where no list of names says which a folder lacks.
         nested_results: each sequence has a folder of its own in a tracker's results, as the GOT-10k toolkit's.
     """
 
@@ -83,6 +84,7 @@ class Benchmark(ABC):
     title: ClassVar[str]
     protocol: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    counts: ClassVar[dict[str, int]] = {}
     nested_results: ClassVar[bool] = False
 
     def load(self, data: str | Path, split: str | None = None) -> Loaded:
@@ -100,7 +102,11 @@ class Benchmark(ABC):
         loaded = self._load(data, split)
         if not loaded.sequences:
             raise FileNotFoundError(f"{data} holds no sequence of {self.title}{f', split {split}' if split else ''}")
-        return loaded
+        whole, held = self.counts.get(loaded.split), len(loaded.sequences)
+        if whole in (None, held) or loaded.notes:
+            return loaded
+        note = f"{self.title}, split {loaded.split}, has {whole} sequences, and {data} holds {held}"
+        return replace(loaded, notes=(f"{note}: figures are no official ones",))
 
     @abstractmethod
     def _load(self, data: Path, split: str | None) -> Loaded: ...

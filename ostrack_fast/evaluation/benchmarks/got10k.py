@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 from ...data.images import find_images, read_image
 from ...data.layouts import Got10kLayout
@@ -27,6 +28,7 @@ class Got10k(Benchmark):
     title = "GOT-10k"
     protocol = "got10k"
     splits = ("val", "test")
+    counts: ClassVar[dict[str, int]] = {"val": 180, "test": 180}
     nested_results = True
 
     def _load(self, data: Path, split: str | None) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Nfs(Benchmark):
     title = "NFS"
     protocol = "otb"
     splits = ("30", "240")
+    counts: ClassVar[dict[str, int]] = {"30": 100, "240": 100}
 
     def _load(self, data: Path, split: str | None) -> Loaded:
         truths = texts(data / "anno")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 from ...data.images import find_images
 from ...data.truth import read_raw_boxes
@@ -25,6 +26,7 @@ class Otb(Benchmark):
     name = "otb"
     title = "OTB"
     protocol = "otb"
+    counts: ClassVar[dict[str, int]] = {"test": 100}
 
     def _load(self, data: Path, split: str | None) -> Loaded:
         truths: dict[str, tuple[Path, tuple[str, ...]]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from ...data.truth import read_raw_boxes
 from ..protocols import Truth
@@ -19,6 +20,7 @@ class Tnl2k(Benchmark):
     name = "tnl2k"
     title = "TNL2K"
     protocol = "lasot"
+    counts: ClassVar[dict[str, int]] = {"test": 700}
 
     def _load(self, data: Path, split: str | None) -> Loaded:
         for annos in (data, data / "annos"):

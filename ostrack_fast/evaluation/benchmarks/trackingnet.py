@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from ...data.layouts import LAYOUTS
 from ...data.truth import read_raw_boxes
@@ -19,6 +20,7 @@ class TrackingNet(Benchmark):
     title = "TrackingNet"
     protocol = "trackingnet"
     splits = ("TEST", *(f"TRAIN_{number}" for number in range(12)))
+    counts: ClassVar[dict[str, int]] = {"TEST": 511}
 
     def _load(self, data: Path, split: str | None) -> Loaded:
         chunks = {path.name.upper(): path for path in folders(data) if texts(path / "anno")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from ...data.truth import read_lines, read_raw_boxes
 from ..protocols import Truth
@@ -39,6 +40,7 @@ class VastTrack(Benchmark):
     name = "vasttrack"
     title = "VastTrack"
     protocol = "lasot"
+    counts: ClassVar[dict[str, int]] = {"test": 3500}
 
     def _load(self, data: Path, split: str | None) -> Loaded:
         for annos in (data, data / "annos"):

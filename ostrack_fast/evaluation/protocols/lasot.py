@@ -42,16 +42,15 @@ class Lasot(CurveProtocol):
         bad = has_nan(predicted) | (predicted[:, 2] <= 0) | (predicted[:, 3] <= 0)
         predicted = repeat_last_box(predicted, np.asarray(bad & ~has_nan(boxes)))
         predicted[0] = boxes[0]
-        if truth.absent is not None and truth.absent.any():
-            predicted, boxes = predicted[~truth.absent], boxes[~truth.absent]
         valid = all_positive(boxes)
+        counted = np.ones(frames, bool) if truth.absent is None else ~truth.absent
         overlaps = np.where(valid, inclusive_iou(predicted, boxes), -1)
         errors = np.where(valid, centre_distance(predicted, boxes), -1)
         normalized = np.where(valid, centre_distance(predicted, boxes, boxes[:, 2:]), -1)
         return Curves(
-            share_above(overlaps, OVERLAPS, frames),
-            share_within(errors, PIXELS, frames),
-            share_within(normalized, SHARES, frames),
+            share_above(overlaps[counted], OVERLAPS, frames),
+            share_within(errors[counted], PIXELS, frames),
+            share_within(normalized[counted], SHARES, frames),
         )
 
 
