@@ -45,15 +45,14 @@ class Live:
         listening = asyncio.create_task(self._listen())
         try:
             while True:
+                asked: str | bytes | None = None
                 if self._next is None or self._unseen >= _UNSEEN or not self._asked.empty():
                     asked = await self._asked.get()
                     if asked is None:
                         return
-                    await self._answer(asked)
-                else:
-                    await self._play()
+                await self._work(asked)
                 self._used()
-        except (WebSocketDisconnect, RuntimeError):
+        except WebSocketDisconnect:
             return  # the page is gone
         except KeyError:
             await self._socket.close(4408, "the session was closed: it was idle, or its time was over")
@@ -69,9 +68,12 @@ class Live:
                 return
             await self._asked.put(message.get("bytes") or message.get("text") or "")
 
-    async def _answer(self, asked: str | bytes) -> None:
+    async def _work(self, asked: str | bytes | None) -> None:
+        """Do what was asked, or else play on; what cannot be done pauses, and is told to the page."""
         try:
-            if isinstance(asked, bytes):
+            if asked is None:
+                await self._play()
+            elif isinstance(asked, bytes):
                 await self._take(asked)
             else:
                 await self._do(_parsed(asked))

@@ -294,6 +294,22 @@ def test_a_slow_page_gets_no_more_than_it_takes(serving, video):
         assert numbers == [0, 1, 2] and state == {"paused": True}, "no frame was sent before one was seen"
 
 
+def test_a_frame_that_fails_is_told(serving, video):
+    client = serving()
+    name = opened(client, video)
+    session = client.app.state.sessions.get(name)
+
+    def broken(number):
+        raise ValueError("the disk is gone")
+
+    with connected(client, name) as socket:
+        ask(socket, do="box", frame=0, target=None, box=BOX)
+        whole, session.frame = session.frame, broken
+        assert ask(socket, do="play", frame=1)[0] == {"error": "the disk is gone"}
+        session.frame = whole
+        assert len(played(socket, 1)) == FRAMES - 1
+
+
 def test_any_frame_of_a_stored_video(video, tmp_path):
     stored = StoredVideo(io.BytesIO(video), 100)
     order = [0, 1, 2, 9, 3, 4, 4, 11, 0, 10]
