@@ -13,6 +13,7 @@ from .conv3x3 import Conv3x3
 from .crop import crop
 from .decode import decode
 from .eliminate import MAX_CANDIDATES, eliminate
+from .frame_tail import FrameTail
 from .gemm import Workspace
 from .linear import Linear
 from .restore import MAX_CHANNELS, restore
@@ -26,6 +27,7 @@ __all__ = [
     "MAX_TOKENS",
     "MAX_WEIGHTS",
     "Conv3x3",
+    "FrameTail",
     "Linear",
     "Workspace",
     "attention",

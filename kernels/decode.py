@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from . import dependent_launch
+from .boxes import best_cell
 from .dependent_launch import wait_for_inputs
 
 
@@ -21,10 +22,7 @@ def _decode(
     if WINDOW:
         # Beyond the map the response stays -inf: the window reads as one there, not zero.
         response *= tl.load(window + cells, mask=mask, other=1.0).to(tl.float32)
-    is_best = mask & (response == tl.max(response, axis=0))
-    best = tl.min(tl.where(is_best, cells, F * F), axis=0)
-    # Nothing equals the maximum when every response is NaN: report the first cell rather than read outside the map.
-    best = tl.where(best < F * F, best, 0)
+    best = best_cell(response, cells, mask, F)
     plane = 2 * batch * F * F + best
     x = ((best % F) + tl.load(offset_map + plane).to(tl.float32)) / F
     y = ((best // F) + tl.load(offset_map + plane + F * F).to(tl.float32)) / F

@@ -8,26 +8,8 @@ import triton
 import triton.language as tl
 
 from . import dependent_launch
+from .boxes import along
 from .dependent_launch import wait_for_inputs
-
-
-@triton.jit
-def _clamp(value, low, high):
-    # Comparisons with NaN are false, so NaN stays: a lost target must not look like a box at the border.
-    value = tl.where(value < low, low, value)
-    return tl.where(value > high, high, value)
-
-
-@triton.jit
-def _along(centre, extent, corner, length, side, edge, margin):
-    """Low end and length of the clipped box along one axis."""
-    centre, extent = centre.to(tl.float64) * side, extent.to(tl.float64) * side
-    low = corner + 0.5 * length - 0.5 * side + centre - 0.5 * extent
-    high = low + extent
-    edge = edge.to(tl.float64)
-    # The upper bound comes second and wins where a frame is smaller than the margin.
-    low, high = _clamp(low, 0.0, edge - margin), _clamp(high, margin, edge)
-    return low, tl.where(high - low < margin, margin, high - low)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -38,8 +20,8 @@ def _update_box(found, box, out, height, width, factor: tl.float64, margin: tl.f
     out += tl.program_id(0) * 4
     x, y, w, h = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
     side = tl.ceil(tl.sqrt(w * h) * factor)
-    left, new_w = _along(tl.load(found), tl.load(found + 2), x, w, side, width, margin)
-    top, new_h = _along(tl.load(found + 1), tl.load(found + 3), y, h, side, height, margin)
+    left, new_w = along(tl.load(found), tl.load(found + 2), x, w, side, width, margin)
+    top, new_h = along(tl.load(found + 1), tl.load(found + 3), y, h, side, height, margin)
     tl.store(out, left)
     tl.store(out + 1, top)
     tl.store(out + 2, new_w)

@@ -91,6 +91,7 @@ class Engine:
         self.network, self.cfg, self.device = network, cfg, device
         self.window = hann_window(cfg.search_grid).to(device)
         self._bind_ops()
+        self._tail = network.tail(self.window)
         self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
@@ -203,9 +204,12 @@ class Engine:
     __call__ = forward
 
     def _maps(self, rows: slice, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.network(*self._of_targets(rows, search))
+
+    def _of_targets(self, rows: slice, search: Tensor) -> tuple[Template, Tensor, Tensor | None]:
+        """The network's inputs for the targets of these rows."""
         mask = self._targets.mask[rows] if self.network.eliminates else None
-        template = Template(self._targets.tokens[rows], self._targets.qkv[rows])
-        return self.network(template, search, mask)
+        return Template(self._targets.tokens[rows], self._targets.qkv[rows]), search, mask
 
     @_isolated()
     def add(self, frame: np.ndarray, box: tuple[float, float, float, float]) -> int:
@@ -354,7 +358,13 @@ class Engine:
         cfg, box = self.cfg, self._targets.box[rows]
         with stage("crop"):
             search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
-        score_map, size_map, offset_map = self._maps(rows, search)
+        inputs = self._of_targets(rows, search)
+        if self._tail is not None:
+            features = self.network.features(*inputs)
+            with stage("decode"):
+                moved = self._tail(features, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
+            return moved, self.network.candidates
+        score_map, size_map, offset_map = self.network(*inputs)
         with stage("decode"):
             found, score = self._decode(score_map, size_map, offset_map, self.window)
         with stage("box update"):

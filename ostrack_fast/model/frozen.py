@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ..ops import OPS
-from ..ops.layers import Layer, conv3x3, cross_attention, linear, restore_conv3x3
+from ..ops.layers import FrameTail, Layer, conv3x3, cross_attention, frame_tail, linear, restore_conv3x3
 from ..switches import enabled
 from .ostrack import OSTrack
 from .vit import Block, box_embedding
@@ -163,8 +163,14 @@ class FrozenOSTrack:
         self._convolutions = [conv3x3(w, b, groups=len(towers), dtype=self.compute_dtype) for w, b in others]
         last = [cast(nn.Conv2d, head.get_submodule(f"conv5_{tower}")) for tower in towers]
         # In float32: half precision would resolve a position on the grid no better than to a pixel of the crop.
-        weight = torch.block_diag(*(layer.weight.detach().flatten(1) for layer in last))
-        self._last = self._linear(weight, torch.cat([cast(Tensor, layer.bias) for layer in last]), dtype=torch.float32)
+        parts = [layer.weight.detach().flatten(1) for layer in last]
+        bias = torch.cat([cast(Tensor, layer.bias).detach() for layer in last])
+        self._last = self._linear(torch.block_diag(*parts), bias, dtype=torch.float32)
+        self._tail_weights = _float(torch.cat(parts), self.device), _float(bias, self.device)
+
+    def tail(self, window: Tensor) -> FrameTail | None:
+        """What follows `features` in a frame as one kernel; None where there is none, or it is switched off."""
+        return frame_tail(*self._tail_weights, window) if enabled("frame_tail") else None
 
     def embed_template(self, template: Tensor, box: Tensor | None = None) -> Template:
         """Template images (B,3,Z,Z) -> their part of the network's input, computed once.
@@ -220,6 +226,29 @@ class FrozenOSTrack:
 
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> score (B,1,F,F), size and offset maps (B,2,F,F)."""
+        tokens, ids = self._tokens_left(template, search, mask)
+        with stage("norm, restoration, head"):
+            x = self._features(tokens, ids)
+            batch, grid, _, channels = x.shape
+            maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
+            offset = maps[:, 1:3]
+            probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
+            return probability[:, :1], probability[:, 3:], offset
+
+    def features(self, template: Template, search: Tensor, mask: Tensor | None) -> Tensor:
+        """The same inputs -> what the maps are computed of: (B,F,F,3C), the towers for score, offset and size."""
+        tokens, ids = self._tokens_left(template, search, mask)
+        with stage("norm, restoration, head"):
+            return self._features(tokens, ids)
+
+    def _features(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        x = self._first_convolution(tokens, ids)
+        for convolution in self._convolutions:
+            x = convolution(x)
+        return x
+
+    def _tokens_left(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The backbone: search tokens (B,K,C) that are left, and their cells (B,K)."""
         tokens, rows = template.tokens, self.cfg.template_grid**2
         self._embedded(search, self._search_position, tokens[:, rows:])
         ids, ready = self._ids.expand(len(tokens), -1), None
@@ -235,8 +264,7 @@ class FrozenOSTrack:
                 last = index == len(self._blocks) - 1
                 tokens, ready = self._added(block.fc2, hidden, tokens, tokens, None if last else means)
         self.candidates = ids
-        with stage("norm, restoration, head"):
-            return self._head(tokens[:, rows:], ids)
+        return tokens[:, rows:], ids
 
     def _normed(self, layer: Any, tokens: Tensor, ready: Any) -> tuple[Tensor, Tensor | None]:
         """layer(LayerNorm(tokens)), and the means of the rows if layers hand over what the next LayerNorm needs.
@@ -336,16 +364,6 @@ class FrozenOSTrack:
         qkv[:, :rows] = template_qkv
         cast(Layer, block.qkv)(tokens[:, rows:], out=qkv[:, rows:])
         return qkv
-
-    def _head(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self._first_convolution(tokens, ids)
-        for convolution in self._convolutions:
-            x = convolution(x)
-        batch, grid, _, channels = x.shape
-        maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
-        offset = maps[:, 1:3]
-        probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
-        return probability[:, :1], probability[:, 3:], offset
 
 
 def _folded(block: nn.Sequential) -> tuple[Tensor, Tensor]:

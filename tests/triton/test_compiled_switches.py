@@ -73,6 +73,24 @@ def frame_kernels(dtype):
     conv(torch.empty(1, 16, 16, 384, dtype=dtype))
     kernels.decode(*maps, torch.empty(16, 16))
     update_box(torch.empty(1, 4), box, (480, 640), 4.0, 10.0)
+    frame_tail(16, dtype)
+
+
+def frame_tail(grid, dtype):
+    """The end of a frame of a published network."""
+    box = torch.empty(1, 4, dtype=torch.float64)
+    tail = kernels.FrameTail(torch.empty(5, 32), torch.empty(5), torch.empty(grid, grid))
+    tail(torch.empty(1, grid, grid, 96, dtype=dtype), box, (1080, 1920), 4.1, 10.0)
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_the_end_of_a_frame(capability):
+    """The side as `crop` computes it; loads of 16 bytes; 384 has four times the cells."""
+    for grid in (16, 24):
+        (compiled,) = compile_clean(capability, lambda grid=grid: frame_tail(grid, HALF[capability]))
+        assert "sqrt.rn.f64" in compiled.ptx and "fma.rn.f64" not in compiled.ptx and "fma.rn.f32" not in compiled.ptx
+        assert compiled.ptx.count(".param .f64") >= 2, "factor and margin must arrive in full precision"
+        assert "ld.global.v4" in compiled.ptx
 
 
 def touched_before_the_wait(ptx):
@@ -89,7 +107,7 @@ def test_nothing_is_touched_before_the_wait(capability, monkeypatch):
     """And the first weights of GEMMs are on their way to the cache by then."""
     monkeypatch.setattr(dependent_launch, "options", lambda device: {"PDL": True, "launch_pdl": True})
     compiled = compile_clean(capability, lambda: frame_kernels(HALF[capability]))
-    assert len({kernel.name for kernel in compiled}) == 8 and len(compiled) == 10
+    assert len({kernel.name for kernel in compiled}) == 9 and len(compiled) == 11
     for kernel in compiled:
         assert touched_before_the_wait(kernel.ptx) == [], kernel.name
         fetched = "prefetch.global.L2" in kernel.ptx.partition("griddepcontrol.wait")[0]

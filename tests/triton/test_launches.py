@@ -11,6 +11,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import launches
 
+from ostrack_fast import switches
+
 
 def test_a_frame_of_the_published_network(monkeypatch):
     """The upload of the frame comes before these. Five launches are each of the twelve blocks'."""
@@ -24,10 +26,14 @@ def test_a_frame_of_the_published_network(monkeypatch):
     assert len(launched) == 82
 
 
-def test_no_switch_adds_a_launch_and_all_kernels_can_begin_early(monkeypatch):
-    """One kernel that does not would stop the chain: what follows it begins when it has ended."""
-    launched = launches.of_a_frame(monkeypatch, "small", "dependent_launch=on,norm_rows=on")
-    kernels = [name for name in launched if name.startswith("_") and name != "_to_copy"]
-    assert all(name.endswith(" early") for name in kernels), kernels
-    plain = launches.of_a_frame(monkeypatch, "small")
-    assert [name.removesuffix(" early") for name in launched] == plain
+def test_a_frame_with_every_switch_on(monkeypatch):
+    """`frame_tail` saves ten launches, the other switches none. All kernels can begin early: one that does not would
+    stop the chain, as what follows it begins when it has ended.
+    """
+    launched = launches.of_a_frame(monkeypatch, "ostrack_256_ce", ",".join(f"{name}=on" for name in switches.DEFAULTS))
+    assert Counter(launched) == {
+        "_crop early": 1, "_linear early": 49, "_attention_forward early": 12, "_eliminate early": 3,
+        "_restore early": 1, "_conv3x3 early": 4, "_frame_tail early": 1,
+        "clone": 1,  # PyTorch's, the patches' layout
+    }  # fmt: skip
+    assert len(launched) == 72 and launched[-1] == "_frame_tail early"

@@ -10,17 +10,20 @@ import torch
 from .. import native
 from .attention import QueryAttention, cross_attention
 from .conv3x3 import conv3x3
+from .frame_tail import FrameTail, frame_tail
 from .kinds import Activation, Layer
 from .linear import linear, linear_op
 from .restore_conv3x3 import restore_conv3x3
 
 __all__ = [
     "Activation",
+    "FrameTail",
     "Layer",
     "QueryAttention",
     "conv3x3",
     "cross_attention",
     "fast_bfloat16",
+    "frame_tail",
     "linear",
     "restore_conv3x3",
     "why_no_int8",
