@@ -8,9 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
+from ..switches import enabled
 from .norm_rows import store_rows
+from .tiles import Config
 
-SLICE = tl.constexpr(16)  # rows of a tile that the last program adds at a time: all their partials are read at once
+
+def slice_rows(config: Config) -> int:
+    """Rows of a tile that the last program to arrive adds at a time: all their partials are read at once."""
+    if config.split == 1 or not enabled("wide_slices"):
+        return 16
+    # As many as are on their way in 96 registers of a thread, which leaves as many again for the epilogue.
+    most = 96 * 32 * config.num_warps // (config.block_n * config.split)
+    return max(16, min(config.block_m, 1 << (most.bit_length() - 1)))
 
 
 class Workspace:
@@ -71,7 +80,7 @@ def _epilogue(
 def reduce_and_store(
     acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N: tl.constexpr, rows_per_batch,
     residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, sums,
-    ACTIVATION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACTIVATION: tl.constexpr, SPLIT: tl.constexpr, SLICE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = activation(acc + bias) + residual, where acc is the partial of number `split` if SPLIT > 1.
 

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from . import dependent_launch
 from .dependent_launch import fetch_weights, wait_for_inputs
-from .gemm import Workspace, reduce_and_store
+from .gemm import Workspace, reduce_and_store, slice_rows
 from .norm_rows import GRAIN, NormRows, empty_norm_rows, load_shift, load_sums, statistics
 from .tiles import Problem, config_for
 
@@ -25,7 +25,8 @@ def _linear(
     x, weight, bias, weight_sum, residual, out, partial, arrivals, sums, means, shifts, norm_rows, new_sums, M,
     rows_per_batch, residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, eps,
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, GRAINS: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, SLICE: tl.constexpr, GRAINS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
     # Neighbours share the columns: their weights come from memory once, and from the L2 cache after.
@@ -84,7 +85,7 @@ def _linear(
     reduce_and_store(
         acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N, rows_per_batch,
         residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, new_sums,
-        ACTIVATION, SPLIT, BLOCK_M, BLOCK_N,
+        ACTIVATION, SPLIT, SLICE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -217,6 +218,6 @@ class Linear:
                 *((0, 0) if residual is None else _row_strides(residual)), *_row_strides(target), self.norm_eps or 0.0,
                 N=features, K=channels, NORM=self.norm_eps is not None, ACTIVATION=self.activation,
                 GRAINS=triton.next_power_of_2(triton.cdiv(channels, GRAIN)), enable_fp_fusion=True,
-                **config.options(), **dependent_launch.options(x.device),
+                SLICE=slice_rows(config), **config.options(), **dependent_launch.options(x.device),
             )  # fmt: skip
         return out

@@ -15,6 +15,8 @@ DEFAULTS = {
     "norm_rows": False,
     # Programmatic dependent launch of a frame's kernels, which fetch their first weights before they wait.
     "dependent_launch": False,
+    # All partials of a split-K tile read at once, as far as registers go, instead of 16 rows at a time.
+    "wide_slices": False,
     # One kernel from the head's last features to the box in the frame, instead of ten.
     "frame_tail": False,
 }

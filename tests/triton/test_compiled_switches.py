@@ -45,6 +45,16 @@ def test_rows_handed_over_to_the_next_norm(capability):
 
 
 @pytest.mark.slow
+def test_hopper_tiles_with_wide_slices_without_spills(monkeypatch):
+    layer, call = handing_over(320, 768, torch.float16)[0]
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=on")
+    for config in (each for each in tiles.candidate_configs(layer.problem(320), 9) if each.split in (2, 3, 4)):
+        monkeypatch.setattr(tiles, "_measured", {})
+        tiles.set_config(layer.problem(320), config, 0)
+        compile_clean(90, call)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["fc2", "fc1"])
 def test_hopper_tiles_hand_over_without_spills(which, monkeypatch):
     layer, call = handing_over(320, 768, torch.float16)[which]
@@ -91,6 +101,35 @@ def test_the_end_of_a_frame(capability):
         assert "sqrt.rn.f64" in compiled.ptx and "fma.rn.f64" not in compiled.ptx and "fma.rn.f32" not in compiled.ptx
         assert compiled.ptx.count(".param .f64") >= 2, "factor and margin must arrive in full precision"
         assert "ld.global.v4" in compiled.ptx
+
+
+def split_gemms(dtype):
+    """The GEMMs that ship with split sums: fc2, and the head's convolutions."""
+    for rows, width in ((320, 768), (107, 384)):
+        fc2 = kernels.Linear(torch.empty(width, 4 * width), torch.empty(width), dtype=dtype)
+        stream = torch.empty(1, rows, width)
+        fc2(torch.empty(1, rows, 4 * width, dtype=dtype), stream, stream)
+    for inputs, outputs, groups in ((768, 768, 1), (768, 384, 3), (384, 192, 3)):
+        weight = torch.empty(outputs, inputs // groups, 3, 3)
+        kernels.Conv3x3(weight, torch.empty(outputs), groups, dtype=dtype)(torch.empty(1, 16, 16, inputs, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "capability", [pytest.param(each, marks=pytest.mark.slow) if each != 90 else each for each in TARGETS]
+)
+def test_wide_slices(capability, monkeypatch):
+    """All partials of a tile are asked for before the first addition, and wait in registers."""
+    monkeypatch.setattr(tiles, "_device_facts", lambda device: (capability // 10, 132))
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=on")
+    compiled = compile_clean(capability, lambda: split_gemms(HALF[capability]))
+    assert_matrix_units(compiled, capability)
+    reads = [kernel.ptx.count("ld.global.cg") for kernel in compiled]
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=off")
+    before = [
+        kernel.ptx.count("ld.global.cg")
+        for kernel in compile_launches(capability, lambda: split_gemms(HALF[capability]))
+    ]
+    assert all(wide >= narrow for wide, narrow in zip(reads, before, strict=True)) and sum(reads) > sum(before)
 
 
 def touched_before_the_wait(ptx):
