@@ -49,7 +49,7 @@ def _pixels(frame, rows, columns, height, width, channel):
 @triton.jit(do_not_specialize=["height", "width", "size"])
 def _crop(
     frame, box, patch, scale, height, width, factor: tl.float64, size, mean0, mean1, mean2, std0, std1, std2,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(PDL)
     batch = tl.program_id(2)
@@ -80,10 +80,14 @@ def _crop(
         std = std0 if channel == 0 else (std1 if channel == 1 else std2)
         # IEEE division: the same numbers as PyTorch's, where `/` would compile to an approximation.
         normalized = tl.div_rn(tl.div_rn(value.to(tl.float32), 255.0) - mean, std)
-        row = (batch * 3 + channel) * size + y
-        tl.store(
-            patch + (row.to(tl.int64) * size)[:, None] + x[None, :], normalized.to(patch.dtype.element_ty), mask=mask
-        )
+        if TILE == 0:
+            row = (batch * 3 + channel) * size + y
+            at = (row.to(tl.int64) * size)[:, None] + x[None, :]
+        else:
+            cell = ((batch * (size // TILE) + y // TILE) * (size // TILE))[:, None] + (x // TILE)[None, :]
+            within = ((channel * TILE + y % TILE) * TILE)[:, None] + (x % TILE)[None, :]
+            at = cell.to(tl.int64) * (3 * TILE * TILE) + within
+        tl.store(patch + at, normalized.to(patch.dtype.element_ty), mask=mask)
 
 
 def crop(
@@ -94,6 +98,7 @@ def crop(
     dtype: torch.dtype,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    tile: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Square crops around boxes, resized and normalized.
 
@@ -104,18 +109,21 @@ def crop(
         size: Z, side of the patch in pixels.
         dtype: of the patch.
         mean, std: of the normalization.
+        tile: P, side of a ViT's patches, which divides `size`; 0 for an image.
 
     Returns:
-        patch (B,3,Z,Z) = (pixel / 255 - mean) / std; scale (B,) float64, patch pixels per frame pixel.
+        patch (B,3,Z,Z) = (pixel / 255 - mean) / std, or with a `tile` its pixels in the order in which patch embedding
+        multiplies them: (B,(Z/P)^2,3*P*P); scale (B,) float64, patch pixels per frame pixel.
     """
     batch = box.shape[0]
-    patch = torch.empty(batch, 3, size, size, dtype=dtype, device=frame.device)
+    shape = ((size // tile) ** 2, 3 * tile * tile) if tile else (3, size, size)
+    patch = torch.empty(batch, *shape, dtype=dtype, device=frame.device)
     scale = torch.empty(batch, dtype=torch.float64, device=frame.device)
     with torch.cuda.device_of(frame):
         _crop[(triton.cdiv(size, COLUMNS), triton.cdiv(size, ROWS), batch)](
             frame.contiguous(), box.contiguous(), patch, scale, frame.shape[0], frame.shape[1], float(factor), size,
             *mean, *std,
             # Fused multiply-add would round coordinates differently from OpenCV's separate operations.
-            ROWS=ROWS, COLUMNS=COLUMNS, enable_fp_fusion=False, **dependent_launch.options(frame.device),
+            TILE=tile, ROWS=ROWS, COLUMNS=COLUMNS, enable_fp_fusion=False, **dependent_launch.options(frame.device),
         )  # fmt: skip
     return patch, scale

@@ -91,7 +91,7 @@ class Engine:
         self.network, self.cfg, self.device = network, cfg, device
         self.window = hann_window(cfg.search_grid).to(device)
         self._bind_ops()
-        self._tail = network.tail(self.window)
+        self._crop_patches, self._tail = network.crop_patches(), network.tail(self.window)
         self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
@@ -357,7 +357,10 @@ class Engine:
         """
         cfg, box = self.cfg, self._targets.box[rows]
         with stage("crop"):
-            search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
+            if self._crop_patches is not None:
+                search, _ = self._crop_patches(frame, box)
+            else:
+                search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
         inputs = self._of_targets(rows, search)
         if self._tail is not None:
             features = self.network.features(*inputs)

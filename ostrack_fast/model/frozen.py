@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ..ops import OPS
-from ..ops.layers import FrameTail, Layer, conv3x3, cross_attention, frame_tail, linear, restore_conv3x3
+from ..ops.layers import (
+    CropPatches,
+    FrameTail,
+    Layer,
+    conv3x3,
+    crop_patches,
+    cross_attention,
+    frame_tail,
+    linear,
+    restore_conv3x3,
+)
 from ..switches import enabled
 from .ostrack import OSTrack
 from .vit import Block, box_embedding
@@ -172,6 +182,12 @@ class FrozenOSTrack:
         """What follows `features` in a frame as one kernel; None where there is none, or it is switched off."""
         return frame_tail(*self._tail_weights, window) if enabled("frame_tail") else None
 
+    def crop_patches(self) -> CropPatches | None:
+        """The search crop in patches; None where no kernel cuts it so, or it is switched off."""
+        cfg = self.cfg
+        how = cfg.search_factor, cfg.search_size, cfg.patch_size, self.dtype, self.device
+        return crop_patches(*how) if enabled("crop_patches") else None
+
     def embed_template(self, template: Tensor, box: Tensor | None = None) -> Template:
         """Template images (B,3,Z,Z) -> their part of the network's input, computed once.
 
@@ -187,12 +203,14 @@ class FrozenOSTrack:
         return Template(tokens, cast(Layer, self._blocks[0].qkv)(embedded))
 
     def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
-        batch, _, size, _ = image.shape
-        patch = self.cfg.patch_size
-        grid = size // patch
-        patches = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        patches, batch = image, len(image)
+        if image.dim() == 4:
+            patch = self.cfg.patch_size
+            grid = image.shape[-1] // patch
+            cut = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+            patches = cut.reshape(batch, grid * grid, -1)
         with stage("patch embedding"):
-            return self._patch(patches.reshape(batch, grid * grid, -1), position.expand(batch, -1, -1), out)
+            return self._patch(patches, position.expand(batch, -1, -1), out)
 
     def layers(self) -> Iterator[tuple[str, Layer, int]]:
         """Every linear layer and convolution of a frame, in order: (name, layer, rows for one target).
@@ -225,7 +243,10 @@ class FrozenOSTrack:
         yield "conv5", self._last, cells
 
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> score (B,1,F,F), size and offset maps (B,2,F,F)."""
+        """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> score (B,1,F,F), size and offset maps (B,2,F,F).
+
+        The image may come in patches, (B,F*F,3*P*P) in `self.dtype`, as `crop_patches` gives it.
+        """
         tokens, ids = self._tokens_left(template, search, mask)
         with stage("norm, restoration, head"):
             x = self._features(tokens, ids)

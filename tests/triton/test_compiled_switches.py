@@ -20,6 +20,7 @@ from ostrack_fast.kernels import dependent_launch, tiles
 from ostrack_fast.kernels.norm_rows import empty_norm_rows
 from ostrack_fast.kernels.update_box import update_box
 
+ALL = [pytest.param(each, marks=[pytest.mark.slow] if each != 90 else []) for each in TARGETS]
 # Hopper always; later ones, which differ little, with the slow tests.
 ABLE = [pytest.param(each, marks=[pytest.mark.slow] if each > 90 else []) for each in TARGETS if each >= 90]
 
@@ -84,6 +85,12 @@ def frame_kernels(dtype):
     kernels.decode(*maps, torch.empty(16, 16))
     update_box(torch.empty(1, 4), box, (480, 640), 4.0, 10.0)
     frame_tail(16, dtype)
+    crop_patches(dtype)
+
+
+def crop_patches(dtype):
+    frame, box = torch.empty(1080, 1920, 3, dtype=torch.uint8), torch.empty(1, 4, dtype=torch.float64)
+    kernels.crop(frame, box, 4.0, 256, dtype, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 16)
 
 
 def frame_tail(grid, dtype):
@@ -94,8 +101,10 @@ def frame_tail(grid, dtype):
 
 
 @pytest.mark.parametrize("capability", TARGETS)
-def test_the_end_of_a_frame(capability):
+def test_both_ends_of_a_frame(capability):
     """The side as `crop` computes it; loads of 16 bytes; 384 has four times the cells."""
+    (compiled,) = compile_clean(capability, lambda: crop_patches(HALF[capability]))
+    assert "sqrt.rn.f64" in compiled.ptx and "fma.rn" not in compiled.ptx
     for grid in (16, 24):
         (compiled,) = compile_clean(capability, lambda grid=grid: frame_tail(grid, HALF[capability]))
         assert "sqrt.rn.f64" in compiled.ptx and "fma.rn.f64" not in compiled.ptx and "fma.rn.f32" not in compiled.ptx
@@ -114,9 +123,7 @@ def split_gemms(dtype):
         kernels.Conv3x3(weight, torch.empty(outputs), groups, dtype=dtype)(torch.empty(1, 16, 16, inputs, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    "capability", [pytest.param(each, marks=pytest.mark.slow) if each != 90 else each for each in TARGETS]
-)
+@pytest.mark.parametrize("capability", ALL)
 def test_wide_slices(capability, monkeypatch):
     """All partials of a tile are asked for before the first addition, and wait in registers."""
     monkeypatch.setattr(tiles, "_device_facts", lambda device: (capability // 10, 132))
@@ -146,7 +153,7 @@ def test_nothing_is_touched_before_the_wait(capability, monkeypatch):
     """And the first weights of GEMMs are on their way to the cache by then."""
     monkeypatch.setattr(dependent_launch, "options", lambda device: {"PDL": True, "launch_pdl": True})
     compiled = compile_clean(capability, lambda: frame_kernels(HALF[capability]))
-    assert len({kernel.name for kernel in compiled}) == 9 and len(compiled) == 11
+    assert len({kernel.name for kernel in compiled}) == 9 and len(compiled) == 12
     for kernel in compiled:
         assert touched_before_the_wait(kernel.ptx) == [], kernel.name
         fetched = "prefetch.global.L2" in kernel.ptx.partition("griddepcontrol.wait")[0]

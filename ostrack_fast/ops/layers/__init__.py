@@ -10,6 +10,7 @@ import torch
 from .. import native
 from .attention import QueryAttention, cross_attention
 from .conv3x3 import conv3x3
+from .crop_patches import CropPatches, crop_patches
 from .frame_tail import FrameTail, frame_tail
 from .kinds import Activation, Layer
 from .linear import linear, linear_op
@@ -17,10 +18,12 @@ from .restore_conv3x3 import restore_conv3x3
 
 __all__ = [
     "Activation",
+    "CropPatches",
     "FrameTail",
     "Layer",
     "QueryAttention",
     "conv3x3",
+    "crop_patches",
     "cross_attention",
     "fast_bfloat16",
     "frame_tail",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from race_guard import guard
+from triton.runtime.errors import InterpreterError
 
 from ostrack_fast import kernels
 from ostrack_fast.ops import reference
@@ -49,3 +50,20 @@ def test_the_last_row_and_column_are_border():
     patch, _ = kernels.crop(frame, box, 1.0, 8, torch.float32, *NORMALIZATION)
     seen = (patch[0, 0] > 0).nonzero()
     assert seen.max(0).values.tolist() == [4, 4]  # rows 14..18 of 0..19, columns 24..28 of 0..29
+
+
+@pytest.mark.parametrize(("size", "tile"), [(24, 4), (32, 16)])
+def test_in_patches(size, tile):
+    """The same pixels, a ViT's patch after the other."""
+    box, grid = torch.tensor([[20.0, 15.0, 10.3, 8.7], [-9.0, -7.0, 12.0, 10.0]], dtype=torch.float64), size // tile
+    image, scale = kernels.crop(FRAME, box, 3.0, size, torch.float16, *NORMALIZATION)
+    with guard(size):
+        patches, again = kernels.crop(FRAME, box, 3.0, size, torch.float16, *NORMALIZATION, tile)
+    cut = image.view(2, 3, grid, tile, grid, tile).permute(0, 2, 4, 1, 3, 5)
+    assert torch.equal(patches, cut.reshape(2, grid**2, -1)) and torch.equal(again, scale)
+
+
+def test_the_guard_sees_patches_that_do_not_fit():
+    box = torch.tensor([[20.0, 15.0, 10.3, 8.7]], dtype=torch.float64)
+    with pytest.raises(InterpreterError, match=r"outside|race|two lanes"), guard():
+        kernels.crop(FRAME, box, 3.0, 24, torch.float16, *NORMALIZATION, 5)
