@@ -1,4 +1,4 @@
-"""The suite `switches`: a whole frame with every switch of `ostrack_fast.switches` on and off, and on every backend."""
+"""The suite `switches`: a whole frame as it is, with each of `ostrack_fast.switches` turned, and on every backend."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def cases(options: Options) -> Iterator[Case]:
 def _variants(options: Options) -> Variants:
     """Whatever is set while an engine is built and runs first is what it keeps."""
     on_gpu = options.device.type == "cuda"
+    turned = [f"{name}={'off' if default else 'on'}" for name, default in switches.DEFAULTS.items()]
+    # All on together too, because one may bring what another needs: a chain of early launches without gaps.
+    texts = {"default": "", **{text: text for text in turned}, "all on": ",".join(f"{n}=on" for n in switches.DEFAULTS)}
     settings: dict[str, AbstractContextManager] = {
-        f"{name}={state}": patch.dict(os.environ, {switches.VARIABLE: f"{name}={state}"})
-        for name in switches.DEFAULTS
-        for state in ("off", "on")
+        label: patch.dict(os.environ, {switches.VARIABLE: text}) for label, text in texts.items()
     }
     for backend in ("auto", "triton", "reference") if on_gpu else ("auto", "reference"):
         settings[f"backend {backend}"] = ops.use(backend)

@@ -217,3 +217,11 @@ def test_config_round_trip():
         ModelConfig.from_dict({"wings": 2})
     with pytest.raises(ValueError, match="no mapping"):
         ModelConfig.from_dict([1])
+
+
+def test_kept_counts_that_fill_tiles():
+    """What the documentation of `ce_keep_ratio` says of tokens left, the template's included."""
+    published = get_config("ostrack_256_ce")
+    full = replace(published, ce_keep_ratio=(0.75, 2 / 3, 0.5))
+    for cfg, left in ((published, [320, 244, 190, 153]), (full, [320, 256, 192, 128])):
+        assert sorted({cfg.template_grid**2 + count for count in cfg.search_tokens()}, reverse=True) == left
