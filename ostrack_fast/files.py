@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows, which neither replaces nor removes a file that is open: no lock is needed, or possible
+    fcntl = None
+
+# Where there are no locks, an older temporary file is taken for a killed run's.
+_DAY = 24 * 3600
 
 # Temporary files are named by this and random digits alone: the name of the file itself may already have all the 255
 # bytes a name can have, and any later run recognizes what a killed one left.
@@ -91,7 +100,7 @@ class AtomicFile:
         if self._target.exists():
             before = self._target.stat()
             # Only root may give a file away, and others give it only to their own groups.
-            for owner in ((before.st_uid, -1), (-1, before.st_gid)):
+            for owner in ((before.st_uid, -1), (-1, before.st_gid)) if hasattr(os, "chown") else ():
                 with contextlib.suppress(PermissionError):
                     os.chown(self._temporary, *owner)
             os.chmod(self._temporary, stat.S_IMODE(before.st_mode))
@@ -103,7 +112,8 @@ class AtomicFile:
     def __exit__(self, *_: object) -> None:
         self._temporary.unlink(missing_ok=True)
         _unfinished.pop(self._temporary, None)
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
         if self._folder is not None:
             os.close(self._folder)
 
@@ -145,7 +155,8 @@ def check_folder(folder: str | Path) -> None:
         temporary, lock = _locked_file(there, "", 0o600)
         os.unlink(temporary)
         _unfinished.pop(temporary, None)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def _exists(path: str | Path) -> bool:
@@ -183,12 +194,18 @@ def _copy_into(path: Path, file: BinaryIO) -> None:
         shutil.copyfileobj(file, out)
 
 
-def _locked_file(folder: Path, suffix: str, mode: int) -> tuple[Path, int]:
-    """A new empty file and its descriptor, which holds a lock on it for as long as this process lives."""
+def _locked_file(folder: Path, suffix: str, mode: int) -> tuple[Path, int | None]:
+    """A new empty file and its descriptor, which holds a lock on it for as long as this process lives.
+
+    None, and a closed file, on a system without such locks.
+    """
     while True:
         path = folder / f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
         _unfinished[path] = os.getpid()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        if fcntl is None:
+            os.close(descriptor)
+            return path, None
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
@@ -210,6 +227,11 @@ def _remove_litter(folder: Path) -> None:
     with os.scandir(folder) as entries:
         left = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
     for path in left:
+        if fcntl is None:
+            with contextlib.suppress(OSError):
+                if time.time() - os.stat(path).st_mtime > _DAY:
+                    os.unlink(path)
+            continue
         # A lock that is held is a run at work; a file that cannot be opened or removed is another user's.
         with contextlib.suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,9 @@ import threading
 import time
 from types import FrameType
 
+# Ctrl-C, a request to end, and a closed terminal, which Windows does not tell by a signal.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 # Keys pressed again and again within this many seconds are one wish to stop.
 _ONE_WISH = 2.0
 
@@ -25,7 +28,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._request)
         return self

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,9 @@ def score_loaded(benchmark: str, protocol: str, loaded: Loaded, results: Sequenc
     boxes = len(results) * sum(len(truth.boxes) for truth in truths.values())
     workers = min(len(results), os.cpu_count() or 1)
     if workers > 1 and boxes > _WORTH_PROCESSES:
-        # Forked processes have the truth already, and start without importing anything.
-        with ProcessPoolExecutor(workers, get_context("fork"), _keep, (protocol, truths)) as pool:
+        # Forked processes have the truth already, and start without importing anything; Windows has none.
+        method = "fork" if "fork" in get_all_start_methods() else "spawn"
+        with ProcessPoolExecutor(workers, get_context(method), _keep, (protocol, truths)) as pool:
             trackers = list(pool.map(_score_kept, results))
     else:
         trackers = [_score_tracker(each, protocol, truths) for each in results]

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_all_start_methods
 from typing import Any, Protocol, cast
 
 import cv2
@@ -20,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ..data.images import BadImage
+from ..interrupts import STOPPING
 from .augment import Augment, AugmentConfig, flip_box
 from .choice import Choice
 from .crops import CropConfig, Pair
@@ -168,7 +170,7 @@ class _Share(Sampler[list[int]]):
 
 def _start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal, but it is the trainer that ends the run, after a last checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -281,7 +283,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
         # Its own, as starting an iteration draws a number: a resumed run must not see another random state.
