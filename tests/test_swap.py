@@ -14,6 +14,8 @@ from ostrack_fast.cli import app
 from ostrack_fast.ops.layers import why_no_int8
 from ostrack_fast.swap import report_of
 from ostrack_fast.swap.attention_map import AttentionMap
+from ostrack_fast.swap.block import loosely
+from ostrack_fast.swap.compare import difference
 from ostrack_fast.swap.swapped import Session
 
 from .published_like import Attention, CenterPredictor, Mlp, published
@@ -305,6 +307,26 @@ def test_other_compute_dtypes_return_the_dtype_of_their_input(dtype):
     assert found["score_map"].dtype == torch.float32
     share = (found["score_map"] - expected["score_map"]).abs().max() / expected["score_map"].abs().max()
     assert 0 < share < 0.2 and 1e-5 < report.errors["score_map"] < 0.2
+
+
+@torch.no_grad()
+def test_with_less_precision_candidates_may_change_places():
+    module, arguments, _ = CASES["eliminates"]
+    expected = awake(copy.deepcopy(module))(*arguments)
+    order = torch.arange(expected[0].shape[1]).flip(0)
+    moved = (expected[0][:, order], expected[1], expected[2].flip(1), *expected[3:])
+    assert difference(expected, moved) > 0.1 and loosely(expected, moved) < 1e-5
+    assert loosely(expected, (expected[0] * 1.1, *expected[1:])) > 0.05
+    assert loosely(expected, (*expected[:4], expected[4] * 1.1)) > 0.05
+    assert loosely(expected, expected[:4]) == loosely(expected[0], expected[0][:1]) == float("inf")
+
+
+@torch.no_grad()
+def test_a_module_that_gains_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(Session, "speed", lambda self, key, original, replacement: 0.9)
+    module = awake(Mlp(DIM, nn.GELU))
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    assert {row.why for row in report.rows} == {"slower than the original here"} and report.covered == 0
 
 
 @torch.no_grad()
