@@ -218,7 +218,7 @@ def test_interrupts_are_requests(number):
 def test_a_second_interrupt_loses_nothing(track, tmp_path, monkeypatch, number):
     """One amid the tracking, and more while each file is written."""
     from ostrack_fast import files
-    from ostrack_fast.tracker import Tracker
+    from ostrack_fast.tracker import MultiTracker
 
     video = make_video(tmp_path / "in.mp4", 30)
     interrupted = []
@@ -232,7 +232,7 @@ def test_a_second_interrupt_loses_nothing(track, tmp_path, monkeypatch, number):
         return wrapped
 
     monkeypatch.setattr(files.AtomicFile, "publish", interrupting(files.AtomicFile.publish))
-    monkeypatch.setattr(Tracker, "track", interrupting(Tracker.track))
+    monkeypatch.setattr(MultiTracker, "track", interrupting(MultiTracker.track))
     outputs = ("-o", tmp_path / "o.mp4", "--boxes", tmp_path / "b.txt", "--plot", tmp_path / "p.png")
     code, out, err = track(video, *outputs)
     assert code == 130 and "interrupted after 2 frames" in out, err

@@ -13,18 +13,41 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..devices import DTYPES
 from ..engine import Engine, Targets
-from ..model import FrozenOSTrack
+from ..model import FrozenOSTrack, Template
 from ..model.vit import square_box
-from .formats import METADATA, open_session, run_session
+from .formats import METADATA, Maps, open_session, run_session
 
 
 class _OnnxNetwork(NamedTuple):
-    """What an `Engine` reads of its network. The file's inputs are float32, and it ranks the candidates itself."""
+    """What an `Engine` reads of its network. The file's inputs are float32, and it ranks the candidates itself.
 
+    Args:
+        session: runs the file.
+        one_by_one: it takes one target at a time.
+        compute_dtype: that it was exported for.
+    """
+
+    session: Any
+    one_by_one: bool
     compute_dtype: torch.dtype
     dtype: torch.dtype = torch.float32
     eliminates: bool = False
     candidates: None = None
+
+    def crop_patches(self) -> None:
+        """The file takes images."""
+
+    def tail(self, window: Tensor) -> None:
+        """The file ends with the maps."""
+
+    def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> Maps:
+        """As `FrozenOSTrack`, of templates that are images and boxes, see `OnnxEngine`."""
+        inputs = (template.tokens, search, template.qkv)[: len(self.session.get_inputs())]
+        if not self.one_by_one:
+            return run_session(self.session, *inputs)
+        each = [run_session(self.session, *one) for one in zip(*(i.split(1) for i in inputs), strict=True)]
+        score, size, offset = (torch.cat(maps) for maps in zip(*each, strict=True))
+        return score, size, offset
 
 
 class OnnxEngine(Engine):
@@ -41,14 +64,13 @@ class OnnxEngine(Engine):
     """
 
     def __init__(self, path: str | Path, providers: Sequence[str] | None = None):
-        self._session, facts = _open(Path(path), providers)
+        session, facts = _open(Path(path), providers)
         if facts["batch"] not in (1, None):
             raise ValueError(
                 f"{path} takes {facts['batch']} targets at once: export it with a batch of 1 or of any size"
             )
-        self._one_by_one = facts["batch"] == 1
         # Only what `_OnnxNetwork` has is read: all methods that read more are overridden below.
-        network = cast(FrozenOSTrack, _OnnxNetwork(DTYPES[facts["dtype"]]))
+        network = cast(FrozenOSTrack, _OnnxNetwork(session, facts["batch"] == 1, DTYPES[facts["dtype"]]))
         self._start(network, ModelConfig.from_dict(facts["config"]), torch.device("cpu"))
 
     def _allocate(self, rows: int) -> Targets:
@@ -64,15 +86,6 @@ class OnnxEngine(Engine):
     def _set_templates(self, rows: slice, images: Tensor, box: Tensor | None) -> None:
         self._targets.tokens[rows] = images
         self._targets.qkv[rows] = square_box(self.cfg) if box is None else box
-
-    def _maps(self, rows: slice, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        takes = len(self._session.get_inputs())
-        inputs = (self._targets.tokens[rows], search, self._targets.qkv[rows])[:takes]
-        if not self._one_by_one:
-            return run_session(self._session, *inputs)
-        each = [run_session(self._session, *one) for one in zip(*(i.split(1) for i in inputs), strict=True)]
-        score, size, offset = (torch.cat(maps) for maps in zip(*each, strict=True))
-        return score, size, offset
 
 
 def _open(path: Path, providers: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:

@@ -31,7 +31,7 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
             "path": "v", "share": 2, "one_based": ["OTB_*"], "without": [], "max_gap": 50, "camera": camera,
             "memory_gib": 0.5,
         },
-        "coco": {"images": "i", "annotations": "a", "min_side": 4, "camera": camera, "memory_gib": 2},
+        "coco": {"images": "i", "annotations": "a", "min_side": 4, "index": "i", "camera": camera, "memory_gib": 2},
         **{
             name: {
                 "path": "p", "split": None, "only": "o", "without": "w", "partial": True, "index": "i", "max_gap": 9,

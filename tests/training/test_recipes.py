@@ -183,7 +183,7 @@ def test_a_full_recipe_finds_its_data(tmp_path):
     dataset = build_dataset(cfg)
     assert len(dataset.sources) == 4 and len(dataset) == 18_000_000
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "data/index").iterdir()) == [
-        "got10k", "lasot", "trackingnet"
+        "coco", "got10k", "lasot", "trackingnet"
     ]  # fmt: skip
     item = dataset[17_999_999]
     assert item["search"].shape == (256, 256, 3) and torch.isfinite(item["search_box"]).all()
