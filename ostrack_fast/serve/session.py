@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
@@ -64,7 +65,7 @@ class Target:
     template: int = -1
 
 
-class Session:
+class Session(ABC):
     """Targets on numbered frames; any box may be drawn anew at any frame. Methods may be called from any thread.
 
     Args:
@@ -84,9 +85,9 @@ class Session:
         self.lock = RLock()
         self._count = 0
 
+    @abstractmethod
     def frame(self, number: int) -> np.ndarray:
         """A frame of this session, (h,w,3) uint8 RGB. Raises IndexError where it is not here any more, or not yet."""
-        raise NotImplementedError
 
     def give(self, number: int, target: int | None, box: object) -> int:
         """Take a box for a target in a frame, or for a new target: None. What was tracked after it is forgotten.
@@ -160,10 +161,11 @@ class Session:
                 lines.append(f"{number},{name},{numbers},{int(result.lost)}\n")
         return "".join(lines)
 
+    @abstractmethod
     def film(self) -> BinaryIO:
         """The annotated video as MP4, in an unnamed file open at its start. Raises ValueError where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the session holds."""
 
