@@ -18,8 +18,8 @@ from . import ops
 from .boxes import crop_window, image_to_crop
 from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
+from .graphs import GraphedFunction
 from .model import FrozenOSTrack, OSTrack, Template, stage, template_mask
-from .switches import enabled
 
 # Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
@@ -97,7 +97,7 @@ class Engine:
         self._boxes: list[Sequence[float]] = []
         self._candidates: Tensor | None = None
         self._uses_graphs = self.device.type == "cuda"
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._graphs: dict[tuple[int, ...], GraphedFunction] = {}
 
     @property
     def count(self) -> int:
@@ -339,14 +339,14 @@ class Engine:
         inside = [(max(top, 0), min(top + side, height)) for _, top, side in windows if top < height and top + side > 0]
         return slice(min(low for low, _ in inside), max(high for _, high in inside)) if inside else slice(0, 0)
 
-    def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> _Graph:
+    def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> GraphedFunction:
         """The captured function for inputs like this one. A new one replaces the least recently used one."""
         key = (rows, *like.shape)
         graph = self._graphs.pop(key, None)
         if graph is None:
             if len(self._graphs) == _MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            graph = _Graph(function, like, self.device)
+            graph = GraphedFunction(function, like, self.device)
         self._graphs[key] = graph
         return graph
 
@@ -400,49 +400,6 @@ class Engine:
                 for one, box, size in zip(found.split(1), boxes, sizes, strict=True)
             ]
         return torch.cat((torch.cat(moved), score[:, None].double()), dim=1), candidates
-
-
-class _Graph:
-    """A function of one tensor as a CUDA graph. Its outputs are overwritten by the next call.
-
-    Where the tensor lies on the host, a call may name the rows that the function reads; the others keep older values.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Any], like: Tensor, device: torch.device):
-        self._device = device
-        # Pageable memory would make the upload wait for the GPU and the GPU for the upload.
-        self._pinned = (
-            torch.zeros(like.shape, dtype=like.dtype, device="cpu", pin_memory=True) if not like.is_cuda else None
-        )
-        self._input = torch.zeros(like.shape, dtype=like.dtype, device=device)
-        self._upload_rows = enabled("upload_rows")
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                # The first calls compile kernels and allocate library workspaces, which a capture does not allow.
-                for _ in range(2):
-                    function(self._input)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            # A stream of this device: PyTorch's default capture stream lies on the device that captured first.
-            # thread_local, because other threads may use the GPU during the capture.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                if self._pinned is not None and not self._upload_rows:
-                    self._input.copy_(self._pinned, non_blocking=True)
-                self._output = function(self._input)
-
-    def __call__(self, value: Tensor, rows: slice = slice(None)) -> Any:
-        with torch.cuda.device(self._device):
-            if self._pinned is None:
-                self._input.copy_(value, non_blocking=True)
-            else:
-                # The caller has read the last frame's result, so the upload from this memory is over.
-                self._pinned[rows].copy_(value[rows])
-                if self._upload_rows:
-                    self._input[rows].copy_(self._pinned[rows], non_blocking=True)
-            self._graph.replay()
-        return self._output
 
 
 def hann_window(grid: int) -> Tensor:

@@ -332,7 +332,7 @@ class FakeGraph:
 
 def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     """The bookkeeping around CUDA graphs, with a stand-in for them: results as without, few captures, few kept."""
-    monkeypatch.setattr(engine_module, "_Graph", FakeGraph)
+    monkeypatch.setattr(engine_module, "GraphedFunction", FakeGraph)
     monkeypatch.setattr(FakeGraph, "made", 0)
     model = tiny()
     plain, graphed = (Engine(model, "cpu", "float32") for _ in range(2))
