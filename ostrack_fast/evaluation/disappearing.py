@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ostrack_fast.data.images import Image
-from ostrack_fast.video import open_source
+from ..data.images import Image
+from ..video import open_source
 
 KINDS = ("leaves", "covered", "elsewhere", "distractors")
 WIDTH, HEIGHT, FRAMES = 480, 270, 120

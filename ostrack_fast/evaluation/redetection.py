@@ -1,6 +1,6 @@
 """Lost targets: how often they are found again, on made videos and, with --data, what it costs on real ones.
 
-    python -m ostrack_fast.bench.redetection --scenes 40 --data VIDEOS --json FILE
+    python -m ostrack_fast.evaluation.redetection --scenes 40 --data VIDEOS --json FILE
 
 Made videos are those of `disappearing.py`. "Found again": within 30 frames of the target's return a result that is not
 marked as lost overlaps it by more than 0.5. "Falsely found": of the moments at which a lost target counts as found,
@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from ostrack_fast import OSTrack, Tracker, TrackResult
-from ostrack_fast.evaluation import load_videos
-from ostrack_fast.evaluation.metrics import score_video
-from ostrack_fast.evaluation.protocols.folder import overlap_or_0
-from ostrack_fast.files import write_text
-
+from .. import OSTrack, Tracker, TrackResult
+from ..data.videos import load_videos
+from ..files import write_text
 from .disappearing import Scene, scenes
+from .metrics import score_video
+from .protocols.folder import overlap_or_0
 
 WITHIN = 30
 GOAL_FOUND, GOAL_FALSE = 0.8, 0.05
