@@ -326,7 +326,19 @@ def test_a_module_that_gains_nothing_is_left(monkeypatch):
     monkeypatch.setattr(Session, "speed", lambda self, key, original, replacement: 0.9)
     module = awake(Mlp(DIM, nn.GELU))
     report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
-    assert {row.why for row in report.rows} == {"slower than the original here"} and report.covered == 0
+    assert {row.why for row in report.rows} == {"not faster than the original here"} and report.covered == 0
+
+
+@torch.no_grad()
+def test_a_network_that_gains_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(Session, "speed", lambda self, key, *_: 0.9 if key == ("network",) else 2.0)
+    module = awake(nn.Sequential(Mlp(DIM, nn.GELU), nn.Linear(DIM, DIM)))
+    before = {name: dict(each.__dict__) for name, each in module.named_modules()}
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    assert {name: dict(each.__dict__) for name, each in module.named_modules()} == before
+    assert report_of(module) is None and report.speed == 0.9
+    assert {(row.state, row.why) for row in report.rows} == {("left", "the network as a whole is not faster")}
+    assert str(report).startswith("0 of 2 modules replaced") and str(report).endswith("0.90 times as fast")
 
 
 @torch.no_grad()

@@ -41,12 +41,16 @@ class Report:
         errors: of every output of the network's own forward, the largest difference as a share of its largest number;
             None if the forward was not run. With less precision than float32, an output follows the order of kept
             candidates or the cell of the maximum, which may change.
+        speed: the network's time before over its time with the replacements, of its own forward; None if that was not
+            run. If it was below 1, everything has been undone.
     """
 
     def __init__(self, network: nn.Module, session: Session):
         self.network, self.dtype = network, session.dtype
         self.errors: dict[str, float] | None = None
+        self.speed: float | None = None
         self._session, self._flops = session, dict[str, int]()
+        self._last: list[Row] | None = None
 
     def restore(self) -> nn.Module:
         """Undo everything; returns the network."""
@@ -55,9 +59,17 @@ class Report:
         self._session.swaps.clear()
         return self.network
 
+    def leave(self, why: str) -> None:
+        """Undo everything; the rows go on telling what had been replaced, and now this reason."""
+        rows = [row._replace(state="left", why=why) if row.state == "replaced" else row for row in self.rows]
+        self.restore()
+        self._last = rows
+
     @property
     def rows(self) -> list[Row]:
         """One for each module that a replacement serves or could serve; those within a replaced one are part of it."""
+        if self._last is not None:
+            return self._last
         states = {swap.name: _state_of(swap) for swap in self._session.swaps}
         served = {name for name, verdict in states.items() if verdict is not None and verdict.form is not None}
         return [self._row(swap, states[swap.name]) for swap in self._session.swaps if not _within(swap.name, served)]
@@ -111,10 +123,8 @@ class Report:
             text += f", {self.covered:.0%} of the FLOPs"
         if not self.errors:
             return text + "; the network's own forward was not run: pass inputs="
-        return (
-            text
-            + f"; outputs of the network differ by {self.error:.1e} ({max(self.errors, key=self.errors.__getitem__)})"
-        )
+        text += f"; outputs of the network differ by {self.error:.1e} ({max(self.errors, key=self.errors.__getitem__)})"
+        return text if self.speed is None else f"{text}; {self.speed:.2f} times as fast"
 
 
 def _span(values: list[float | None], form: str, choose: Callable[[list[float]], float]) -> str:
@@ -186,3 +196,8 @@ def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
             pairs = {str(name): (each, found.get(name)) for name, each in expected.items()}
         exact = session.dtype == torch.float32
         report.errors = {name: difference(*pair, ids=exact) for name, pair in pairs.items()}
+        if not any(row.state == "replaced" for row in report.rows):
+            return
+        report.speed = session.speed(("network",), session.with_originals(call), call)
+        if report.speed < 1:
+            report.leave("the network as a whole is not faster")

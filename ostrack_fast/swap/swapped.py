@@ -17,6 +17,8 @@ from .kinds import KINDS, Kind
 
 _MOST_PATTERNS = 32  # so that a module whose arguments change with every call is not checked with every call
 _TIMINGS = 5
+# How many times as fast a replacement must be: less is the noise of a timing, or lost in telling calls apart.
+_WORTH = 1.04
 _CACHE = 1 << 24  # float32 numbers, more than the caches of a processor hold
 
 
@@ -46,6 +48,15 @@ class Session:
             yield
         finally:
             self.bypass = before
+
+    def with_originals(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """The call, with every module of the network as it was before."""
+
+        def run() -> Any:
+            with self.originals():
+                return call()
+
+        return run
 
     def speed(self, key: tuple, original: Callable[[], Any], replacement: Callable[[], Any]) -> float:
         """The original's time over the replacement's, timed in turns, once for all modules of the same sizes.
@@ -186,8 +197,8 @@ class Swapped:
         speed = self.session.speed(
             key, lambda: self.original(*args, **kwargs), lambda: chosen(made(*args, **kwargs)) if chosen else None
         )
-        if speed < 1:
-            return Verdict(None, "slower than the original here", error, speed)
+        if speed < _WORTH:
+            return Verdict(None, "not faster than the original here", error, speed)
         self._run = run
         return Verdict(form, "", error, speed)
 
