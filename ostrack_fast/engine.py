@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import pi
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .boxes import crop_window, image_to_crop
 from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
 from .graphs import GraphedFunction
-from .model import FrozenOSTrack, OSTrack, Template, stage, template_mask
+from .model import FrozenOSTrack, OSTrack, PlainNetwork, Template, stage, template_mask
 
 # Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
@@ -84,7 +84,12 @@ class Engine:
     ):
         on = resolve_device(device)
         with _isolated():
-            network = FrozenOSTrack(model, on, resolve_dtype(dtype, on), candidate_elimination, consume)
+            how = on, resolve_dtype(dtype, on)
+            network = (
+                FrozenOSTrack(model, *how, candidate_elimination, consume)
+                if model.runs_frozen
+                else cast(FrozenOSTrack, PlainNetwork(model, *how))
+            )
             self._start(network, model.cfg, on)
 
     def _start(self, network: FrozenOSTrack, cfg: ModelConfig, device: torch.device) -> None:

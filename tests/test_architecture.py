@@ -49,7 +49,7 @@ LAYERS = [
     {"tracker", "drop_in", "read_network", "swap"},
     {"export", "redetection"},
     {"engine"},
-    {"devices", "graphs"},
+    {"devices", "graphs", "baselines"},
     {"model"},
     {"machine"},
     {"ops"},

@@ -2,5 +2,6 @@
 
 from .frozen import FrozenOSTrack, Template, stage
 from .ostrack import OSTrack, build_ostrack, template_mask
+from .plain import PlainNetwork
 
-__all__ = ["FrozenOSTrack", "OSTrack", "Template", "build_ostrack", "stage", "template_mask"]
+__all__ = ["FrozenOSTrack", "OSTrack", "PlainNetwork", "Template", "build_ostrack", "stage", "template_mask"]

@@ -92,6 +92,8 @@ class FrozenOSTrack:
         candidate_elimination: bool = True,
         consume: bool = False,
     ):
+        if not model.runs_frozen:
+            raise ValueError(f"{type(model).__name__} has layers that this does not compute: track with it instead")
         cfg = self.cfg = model.cfg
         self.device, self.compute_dtype = device, dtype
         self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype

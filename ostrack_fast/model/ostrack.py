@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ class OSTrack(nn.Module):
 
     `head_type`, `aux_loss`, `feat_sz_s` and `feat_len_s` are for trackers and actors of the published code.
     """
+
+    runs_frozen: ClassVar[bool] = True
+    """Whether the engine may compute this network as `FrozenOSTrack` does; others run through their own modules."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -90,7 +94,7 @@ class OSTrack(nn.Module):
         """
         if ce_template_mask is None and self.cfg.ce_layers:
             ce_template_mask = torch.ones(self.cfg.template_grid**2, dtype=torch.bool, device=search.device)
-        z = self.backbone.embed_template(template, template_box)
+        z = self.embed_template(template, template_box)
         attended = return_last_attn or (bool(self.cfg.ce_layers) and not self.training)
         features, feature_map, (score, size, offset) = self.forward_tokens(
             z, search, ce_template_mask, ce_keep_rate, attended
@@ -108,6 +112,10 @@ class OSTrack(nn.Module):
             "ce_scores": features.scores,
         }
 
+    def embed_template(self, template: Tensor, box: Tensor | None = None) -> Tensor:
+        """What `forward_tokens` takes of a template, (B,T,C): constant for as long as a target is tracked."""
+        return self.backbone.embed_template(template, box)
+
     def forward_head(self, cat_feature: Tensor, gt_score_map: Tensor | None = None) -> dict[str, Tensor]:
         """Boxes and maps of the backbone's output (B,T+F*F,C), as `forward` returns them; a published method."""
         features = cat_feature[:, -self.feat_len_s :].transpose(1, 2).unflatten(2, (self.feat_sz_s, self.feat_sz_s))
@@ -122,7 +130,7 @@ class OSTrack(nn.Module):
         ce_keep_rate: float | None = None,
         return_last_attn: bool = False,
     ) -> tuple[Features, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """From template tokens `backbone.embed_template` made; other arguments as `forward`.
+        """From template tokens that `embed_template` made; other arguments as `forward`.
 
         Returns the backbone's features, the restored feature map (B,C,F,F) and the head's maps: score, size, offset.
         """

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..baselines import NETWORKS
 from ..model import OSTrack
 from ..model.checkpoint import load_pretrained
 from .config import TrainConfig
@@ -31,7 +32,7 @@ def build_dataset(cfg: TrainConfig) -> PairDataset:
 
 def build_model(cfg: TrainConfig) -> OSTrack:
     """The model a run starts from."""
-    model = OSTrack(cfg.model)
+    model = NETWORKS[cfg.network](cfg.model)
     if cfg.weights:
         _, state = load_pretrained(cfg.weights)
         for name, grid in (("pos_embed_z", cfg.model.template_grid), ("pos_embed_x", cfg.model.search_grid)):
@@ -69,17 +70,19 @@ def recompute_blocks(model: OSTrack) -> None:
 
 
 def build_optimizer(model: OSTrack, cfg: TrainConfig, batch: int) -> torch.optim.AdamW:
-    """AdamW with the published two rates: the head's, and the backbone's lower one.
+    """AdamW with the published two rates: the lower one is the backbone's, the other that of all behind it.
 
     `batch` is the number of pairs in a step of all processes.
     """
     # Part of every published checkpoint, but no gradient ever reaches them.
     for unused in (model.backbone.cls_token, model.backbone.pos_embed):
         unused.requires_grad_(False)
-    modules = (model.box_head, model.backbone)
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[name.startswith("backbone.")].append(parameter)
     groups = [
-        {"params": [p for p in module.parameters() if p.requires_grad], "base_lr": rate, "lr": rate}
-        for module, rate in zip(modules, base_rates(cfg, batch), strict=True)
+        {"params": part, "base_lr": rate, "lr": rate} for part, rate in zip(parts, base_rates(cfg, batch), strict=True)
     ]
     return torch.optim.AdamW(groups, weight_decay=cfg.optim.weight_decay, fused=True)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..baselines import NETWORKS
 from ..config import ModelConfig, get_config
 from ..model.hub import shipped_weights
 from ..settings import bind, check_ranges, read_yaml
@@ -86,6 +87,7 @@ class TrainConfig:
 
     Args:
         model: the network, a preset's name and fields to change.
+        network: "ostrack", or one that the paper compares it with, see `baselines.NETWORKS`: its ViT is `model`'s.
         data: sources by kind and their shares, see `sources`.
         data_root: folder that relative paths in `data` count from.
         output: folder of checkpoints, logs and exported weights.
@@ -114,6 +116,7 @@ class TrainConfig:
     model: ModelConfig
     data: dict[str, Any]
     output: str
+    network: str = "ostrack"
     data_root: str = "."
     backbone: str | None = None
     mark_template: float = 0.0
@@ -143,6 +146,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network={self.network!r} must be one of {', '.join(NETWORKS)}")
+        if self.weights and self.network != "ostrack":
+            raise ValueError(f"weights are those of an OSTrack: the network {self.network} starts from a backbone")
         if self.backbone and self.weights:
             raise ValueError("give backbone (a pretrained ViT) or weights (a trained OSTrack), not both")
         if self.optim.lora and (self.optim.freeze_blocks or not self.weights):

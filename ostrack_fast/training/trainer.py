@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data.images import Image
 from ..files import write_atomically
 from ..interrupts import Interrupts
-from ..model import OSTrack, template_mask
+from ..model import template_mask
 from ..model.checkpoint import save_weights
 from ..model.vit import DropPath
 from ..progress import progress_bar
@@ -182,7 +182,7 @@ class Trainer:
         if not due or self._judged == self.seen:
             return
         with torch.device("meta"):  # draws no random numbers, which the training goes on with
-            model = OSTrack(self.cfg.model).eval()
+            model = type(self.model)(self.cfg.model).eval()
         weights = {name: value.detach().clone() for name, value in self.weights().items()}
         model.load_state_dict(weights, assign=True)
         numbers = validation(model, lambda: interrupts.requested)
@@ -374,8 +374,9 @@ class Trainer:
     def _load(self, path: Path, state: dict[str, Any]) -> None:
         before = json.loads(state["config"])
         now = json.loads(json.dumps(asdict(self.cfg)))
+        before.setdefault("network", "ostrack")
         before["batch_size"], now["batch_size"] = state.get("batch", before["batch_size"]), self.batch
-        changed = [key for key in ("model", "batch_size", "seed") if before[key] != now[key]]
+        changed = [key for key in ("model", "network", "batch_size", "seed") if before[key] != now[key]]
         if changed:
             raise ValueError(f"{path} was written with another {', '.join(changed)}: choose another output folder")
         self.model.load_state_dict(state["model"])

@@ -51,7 +51,7 @@ def test_figures(name, tmp_path, monkeypatch):
 
 
 def test_recipes_are_found_by_name():
-    assert {*PAPER, "small"} == set(recipes())
+    assert {*PAPER, "small", "tiny"} == set(recipes())
 
 
 @pytest.mark.parametrize("name", ["ostrack_256_ce", "ostrack_384_ce"])
