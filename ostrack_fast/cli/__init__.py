@@ -91,8 +91,9 @@ for _module in (
 ):
     app.command()(_telling(getattr(_module, _module.__name__.rpartition(".")[2])))
 
-_paper = typer.Typer(help="The paper's tables: our figures beside the printed ones.", no_args_is_help=True)
-_paper.command()(_telling(paper.table3))
+_paper = typer.Typer(help="The paper's tables and figures: ours beside the printed ones.", no_args_is_help=True)
+for _command in paper.COMMANDS:
+    _paper.command()(_telling(_command))
 app.add_typer(_paper, name="paper")
 
 

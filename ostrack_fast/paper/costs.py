@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from ..baselines.two_stream import CrossBlock
 from ..config import ModelConfig
+from ..model import OSTrack
+from ..model.vit import Attention
 
 
 @dataclass(frozen=True)
@@ -48,3 +56,29 @@ def _head_macs_of_a_cell(cfg: ModelConfig) -> int:
     widths = [cfg.embed_dim, *(cfg.head_channels >> halved for halved in range(4))]
     tower = sum(9 * before * after for before, after in pairwise(widths))
     return 3 * tower + widths[-1] * (1 + 2 + 2)
+
+
+def measured_macs(model: OSTrack, run: Callable[[], Any]) -> Macs:
+    """The MACs of a call that runs a network's modules: batch 1, no elimination."""
+    layers, attention = [], []
+
+    def layer(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        weight = module.get_parameter("weight")
+        layers.append(out.numel() * weight[0].numel())
+
+    def attend(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor | tuple[Tensor, Any]) -> None:
+        queries, memory = inputs[0], inputs[1] if isinstance(module, CrossBlock) else inputs[0]
+        attention.append(2 * queries.numel() * memory.shape[1])
+
+    hooks = [
+        module.register_forward_hook(layer if isinstance(module, (nn.Linear, nn.Conv2d)) else attend)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, Attention, CrossBlock))
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Macs(sum(layers), sum(attention))

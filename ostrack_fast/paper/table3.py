@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from ..config import get_config
 from ..engine import Engine
 from ..model import OSTrack
 from .costs import Macs, count_macs
+from .report import Report, machine, timed_in_turns
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,34 @@ def table3(
     for preset in PUBLISHED:
         progress(f"building {preset}")
         runs[preset], parameters[preset] = _network(preset, device, dtype)
-    seconds: dict[str, list[float]] = {preset: [] for preset in PUBLISHED}
-    for number in range(rounds):
-        progress(f"timing, round {number + 1} of {rounds}")
-        for preset, run in runs.items():
-            begin = perf_counter()
-            run()
-            seconds[preset].append(perf_counter() - begin)
+    seconds = timed_in_turns(runs, rounds, progress)
     return [
         Row(
-            preset, count_macs(get_config(preset)), parameters[preset], 1 / median(seconds[preset]), published,
+            preset, count_macs(get_config(preset)), parameters[preset], 1 / seconds[preset], published,
             accuracy.get(preset, {}),
         )
         for preset, published in PUBLISHED.items()
     ]  # fmt: skip
+
+
+def report(rows: Sequence[Row], rounds: int) -> Report:
+    """The table in words: MACs, parameters, speed and accuracy."""
+    names = sorted({name for row in rows for name in row.accuracy})
+    lines = []
+    for without, row in zip((rows[0], rows[0], rows[2], rows[2]), rows, strict=True):
+        lines.append([
+            row.preset, f"{row.macs.layers / 1e9:.1f} G ({row.published.macs})", f"{row.macs.total / 1e9:.1f} G",
+            f"{row.parameters / 1e6:.1f} M", f"{row.fps:.1f} ({row.published.fps})",
+            f"{row.fps / without.fps:.2f} ({row.published.fps / without.published.fps:.2f})",
+            *(f"{row.accuracy[name]:.4g}" if name in row.accuracy else "" for name in names),
+        ])  # fmt: skip
+    return Report(
+        "Table 3: candidate elimination (in brackets: the paper, RTX 2080 Ti)",
+        ["model", "MACs, layers", "MACs, all", "parameters", "frames/s", "speed-up", *names],
+        lines,
+        [f"network time at batch 1, models in turns, {rounds} rounds, {machine()}"],
+        {"rows": [asdict(row) for row in rows]},
+    )
 
 
 def _network(preset: str, device: str, dtype: str) -> tuple[Callable[[], Any], int]:
@@ -111,8 +124,6 @@ def _network(preset: str, device: str, dtype: str) -> tuple[Callable[[], Any], i
     def run() -> float:
         return float(engine(search)["pred_boxes"].sum())  # reading the result waits for a GPU
 
-    for _ in range(2):  # the first calls allocate, compile and capture
-        run()
     return run, engine.network.parameters
 
 
