@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,12 +49,12 @@ def cases(at: Setting) -> Iterator[Case]:
     heads, width, row = cfg.num_heads, cfg.embed_dim // cfg.num_heads, center_row(cfg)
 
     def build(total: int, scored: bool) -> Comparison:
-        qkv = at.normal(at.batch, total, 3, heads, width).to(at.dtype)
-        mask = torch.zeros(template, dtype=torch.bool, device=at.device)
-        mask[row] = True
-        arguments: dict[str, Any] = {"qkv": qkv, "template_mask": mask if scored else None}
-        baselines = partial(dense_attention, **arguments), partial(torch_best, qkv, row if scored else None, template)
-        return compare_op("attention", arguments, at.dtype, baselines, results=1 + scored)
+        qkv, mask = at.example("attention", at.batch, total, heads, width, template, (row,) if scored else None)
+        baselines = {
+            "upstream": partial(dense_attention, qkv, mask),
+            "torch": partial(torch_best, qkv, row if scored else None, template),
+        }
+        return compare_op("attention", (qkv, mask), at.dtype, baselines, results=1 + scored)
 
     for search in dict.fromkeys((cfg.search_tokens()[0], cfg.search_tokens()[-1])):
         for scored in (True, False):
@@ -63,7 +62,7 @@ def cases(at: Setting) -> Iterator[Case]:
             flops = 4.0 * at.batch * heads * total**2 * width
             moved = at.batch * (4.0 * total * cfg.embed_dim * at.dtype.itemsize + 4 * search * scored)
             shape = f"{template}+{search} tokens, {heads} heads of {width}{'' if scored else ', no score'}"
-            yield at.case("attention", shape, flops, moved, partial(build, total, scored))
+            yield at.case("attention", shape, flops, moved, build, total, scored)
 
 
 test_attention = run_under_pytest

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ostrack_fast import ops
-from ostrack_fast.ops import layers
 
 from .case import Case, Comparison, Setting, compare_layer, run_under_pytest
 
@@ -31,14 +29,8 @@ def upstream(images: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor
     return tuple(made)
 
 
-def towers(run: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor, ...]:
-    return run(*arguments).chunk(_TOWERS, dim=-1)
-
-
-def random_weights(at: Setting, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias that a conversion to the dtype does not change."""
-    weight = (at.normal(outputs, inputs, 3, 3) * (9 * inputs) ** -0.5).to(at.dtype)
-    return weight, at.normal(outputs).to(at.dtype)
+def towers(result: Tensor) -> tuple[Tensor, ...]:
+    return result.chunk(_TOWERS, dim=-1)
 
 
 def cases(at: Setting) -> Iterator[Case]:
@@ -48,23 +40,16 @@ def cases(at: Setting) -> Iterator[Case]:
         flops = 2.0 * at.batch * grid * grid * weights
         moved = float((at.batch * grid * grid * (inputs + outputs) + weights) * at.dtype.itemsize)
         shape = f"{grid} x {grid}, {inputs} to {outputs}, {'towers apart' if groups > 1 else 'all towers'}"
-        yield at.case("conv3x3", shape, flops, moved, partial(_compare, at, inputs, outputs, groups))
+        yield at.case("conv3x3", shape, flops, moved, _compare, at, inputs, outputs, groups)
 
 
 def _compare(at: Setting, inputs: int, outputs: int, groups: int) -> Comparison:
-    x = at.normal(at.batch, at.cfg.search_grid, at.cfg.search_grid, inputs).to(at.dtype)
-    weight, bias = random_weights(at, outputs, inputs // groups)
-    with ops.use("reference"):
-        exact = layers.conv3x3(weight.double(), bias.double(), groups, dtype=torch.float64)
-        best = layers.conv3x3(weight, bias, groups, dtype=at.dtype)
+    arguments = at.example("conv3x3", inputs, outputs, groups)
+    x = ops.LAYERS["conv3x3"].inputs(*arguments, at.batch, at.cfg.search_grid)[0].to(at.dtype)
     planes = x.permute(0, 3, 1, 2).contiguous()
     images = [each.contiguous() for each in planes.chunk(groups, dim=1)] * (_TOWERS // groups)
-    baselines = partial(upstream, images, weight, bias), partial(towers, best, x)
-
-    def build(kind: torch.dtype) -> partial:
-        return partial(towers, layers.conv3x3(weight.float(), bias.float(), groups, dtype=kind), x)
-
-    return compare_layer("conv3x3", weight.float(), at.dtype, towers(exact, x.double()), baselines, build)
+    weight, bias = (each.to(at.dtype) for each in arguments[:2])
+    return compare_layer("conv3x3", arguments, (x,), {"upstream": partial(upstream, images, weight, bias)}, towers)
 
 
 test_conv3x3 = run_under_pytest

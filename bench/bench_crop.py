@@ -62,15 +62,13 @@ def torch_best(
 def cases(at: Setting) -> Iterator[Case]:
     size, factor = at.cfg.search_size, at.cfg.search_factor
 
-    def build(height: int, width: int, boxes: list[list[float]], windows: list[tuple[int, int, int]]) -> Comparison:
-        frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
-        here, like = frame.to(at.device), torch.empty(0, dtype=at.dtype, device=at.device)
-        box = torch.tensor(boxes, dtype=torch.float64, device=at.device)
-        baselines = (
-            partial(upstream, frame, boxes, factor, size, like),
-            partial(torch_best, here, windows, size, at.dtype),
-        )
-        arguments = {"frame": here, "box": box, "factor": factor, "size": size, "dtype": at.dtype}
+    def build(frame_size: tuple[int, int], boxes: list[list[float]], windows: list[tuple[int, int, int]]) -> Comparison:
+        arguments = at.example("crop", frame_size, boxes, factor, size)
+        here, like = arguments[0], torch.empty(0, dtype=at.dtype, device=at.device)
+        baselines = {
+            "upstream": partial(upstream, here.cpu(), boxes, factor, size, like),
+            "torch": partial(torch_best, here, windows, size, at.dtype),
+        }
         return compare_op("crop", arguments, at.dtype, baselines, slack=_GRAY_LEVEL)
 
     for (height, width), (x, y, *extent) in _TARGETS:
@@ -84,7 +82,7 @@ def cases(at: Setting) -> Iterator[Case]:
         ]
         moved = 3.0 * sum(inside) + 3.0 * at.batch * size**2 * at.dtype.itemsize
         shape = f"{windows[0][2]} of {width} x {height} to {size} pixels"
-        yield at.case("crop", shape, 0.0, moved, partial(build, height, width, boxes, windows))
+        yield at.case("crop", shape, 0.0, moved, build, (height, width), boxes, windows)
 
 
 test_crop = run_under_pytest

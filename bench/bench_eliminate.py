@@ -33,17 +33,13 @@ def all_cases(at: Setting) -> list[Case]:
     batch, template, channels = at.batch, at.cfg.template_grid**2, at.cfg.embed_dim
 
     def build(search: int, keep: int) -> Comparison:
-        total = template + search
-        tokens = at.normal(batch, total, channels).to(at.dtype)
         # No ties: PyTorch's top-k promises no order among them.
-        score = torch.stack([torch.randperm(search) for _ in range(batch)]).float().to(at.device)
-        ids = torch.arange(search, device=at.device).repeat(batch, 1)
-        rows = torch.arange(batch * total, device=at.device).view(batch, total)[:, :template].contiguous()
-        baselines = (
-            partial(upstream, tokens, score, ids.float(), keep),
-            partial(torch_best, tokens, score, ids, keep, rows),
-        )
-        arguments = {"tokens": tokens, "score": score, "ids": ids, "keep": keep}
+        tokens, score, ids, _ = arguments = at.example("eliminate", batch, template, search, keep, channels, False)
+        rows = torch.arange(tokens.shape[0] * tokens.shape[1], device=at.device).view(batch, -1)[:, :template]
+        baselines = {
+            "upstream": partial(upstream, tokens, score, ids.float(), keep),
+            "torch": partial(torch_best, tokens, score, ids, keep, rows.contiguous()),
+        }
         return compare_op("eliminate", arguments, at.dtype, baselines, results=2)
 
     made = []
@@ -51,7 +47,7 @@ def all_cases(at: Setting) -> list[Case]:
         if keep < search:
             moved = batch * (2.0 * (template + keep) * channels * at.dtype.itemsize + (4 + 8 + 8) * search)
             shape = f"{template}+{search} to {template}+{keep} tokens, C {channels}"
-            made.append(at.case("eliminate", shape, 0.0, moved, partial(build, search, keep)))
+            made.append(at.case("eliminate", shape, 0.0, moved, build, search, keep))
     return made
 
 

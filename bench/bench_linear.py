@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ostrack_fast import ops
-from ostrack_fast.ops import layers
 
 from .case import Case, Comparison, Implementation, Setting, compare_layer, run_under_pytest
 
@@ -44,32 +42,21 @@ def cases(at: Setting) -> Iterator[Case]:
             # The residual stream is float32 on its way in and out.
             ends = 4 * inputs + size * outputs if normed else size * inputs + 8 * outputs
             moved = float(rows * ends + inputs * outputs * size)
-            build = partial(_compare, at, tokens, inputs, outputs, normed, gelu)
             shape = f"{layer}: {tokens} x {inputs} to {outputs}"
-            yield at.case("linear", shape, 2.0 * rows * inputs * outputs, moved, build)
+            flops = 2.0 * rows * inputs * outputs
+            yield at.case("linear", shape, flops, moved, _compare, at, tokens, inputs, outputs, normed, gelu)
 
 
 def _compare(at: Setting, tokens: int, inputs: int, outputs: int, normed: bool, gelu: bool) -> Comparison:
-    x, residual = at.normal(at.batch, tokens, inputs), None if normed else at.normal(at.batch, tokens, outputs)
-    # Weights that a conversion to the dtype does not change: the implementations differ by their arithmetic alone.
-    weight, bias = (at.normal(outputs, inputs) * inputs**-0.5).to(at.dtype), at.normal(outputs).to(at.dtype)
+    how = (_NORM_EPS if normed else None, "gelu" if gelu else "none")
+    arguments = at.example("linear", inputs, outputs, *how)
+    x, residual = ops.LAYERS["linear"].inputs(*arguments, at.batch, tokens)
     x = x if normed else x.to(at.dtype)
-    how: dict[str, Any] = {"norm_eps": _NORM_EPS if normed else None, "activation": "gelu" if gelu else "none"}
-    with ops.use("reference"):
-        exact = layers.linear(weight.double(), bias.double(), **how, dtype=torch.float64)
-        best = layers.linear(weight, bias, **how, dtype=at.dtype)
-    expected = exact(x.double(), None if residual is None else residual.double())
+    weight, bias = (each.to(at.dtype) for each in arguments[:2])
     affine = torch.ones_like(x[0, 0], dtype=at.dtype), torch.zeros_like(x[0, 0], dtype=at.dtype)
     half, stream = x.to(at.dtype), None if residual is None else residual.to(at.dtype)
-    baselines = (
-        partial(upstream, half, weight, bias, affine if normed else None, gelu, stream),
-        partial(best, x, residual),
-    )
-
-    def build(kind: torch.dtype) -> partial:
-        return partial(layers.linear(weight.float(), bias.float(), **how, dtype=kind), x, residual)
-
-    comparison = compare_layer("linear", weight.float(), at.dtype, (expected,), baselines, build)
+    whole = partial(upstream, half, weight, bias, affine if normed else None, gelu, stream)
+    comparison = compare_layer("linear", arguments, (x, residual), {"upstream": whole})
     # Another function, there for comparison: what the library takes for the matmul by itself.
     alone = Implementation(partial(functional.linear, half, weight, bias), float("inf"))
     comparison.implementations["matmul alone"] = alone

@@ -29,16 +29,27 @@ def torch_best(tokens: Tensor, ids: Tensor, grid: int, first: Tensor) -> Tensor:
     return full.view(batch, grid * grid, channels).transpose(1, 2).contiguous().view(batch, channels, grid, grid)
 
 
+def removed_cells(ids: Tensor, grid: int) -> Tensor:
+    """(B,F*F-K) float, the cells that are not among ids (B,K)."""
+    free = torch.ones(len(ids), grid * grid, dtype=torch.bool, device=ids.device).scatter_(1, ids, False)
+    return free.nonzero()[:, 1].view(len(ids), -1).float()
+
+
+def first_rows(ids: Tensor, grid: int) -> Tensor:
+    """(B,1), where each sample's rows begin."""
+    return torch.arange(0, len(ids) * grid * grid, grid * grid, device=ids.device)[:, None]
+
+
 def cases(at: Setting) -> Iterator[Case]:
     grid, kept, channels = at.cfg.search_grid, at.cfg.search_tokens()[-1], at.cfg.embed_dim
 
     def build() -> Comparison:
-        tokens = at.normal(at.batch, kept, channels).to(at.dtype)
-        order = torch.stack([torch.randperm(grid * grid) for _ in range(at.batch)]).to(at.device)
-        ids, removed = order[:, :kept].contiguous(), order[:, kept:].float()
-        first = torch.arange(0, at.batch * grid * grid, grid * grid, device=at.device)[:, None]
-        baselines = partial(upstream, tokens, ids.float(), removed, grid), partial(torch_best, tokens, ids, grid, first)
-        return compare_op("restore", {"tokens": tokens, "ids": ids, "grid": grid}, at.dtype, baselines)
+        tokens, ids, *_ = arguments = at.example("restore", at.batch, kept, channels, grid)
+        baselines = {
+            "upstream": partial(upstream, tokens, ids.float(), removed_cells(ids, grid), grid),
+            "torch": partial(torch_best, tokens, ids, grid, first_rows(ids, grid)),
+        }
+        return compare_op("restore", arguments, at.dtype, baselines)
 
     moved = at.batch * ((kept + grid * grid) * channels * at.dtype.itemsize + 8.0 * kept)
     yield at.case("restore", f"{kept} to {grid} x {grid}, C {channels}", 0.0, moved, build)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ostrack_fast import ops
 from ostrack_fast.config import ModelConfig
-from ostrack_fast.ops import reference
 
 # Largest error allowed, as a share of the largest value: this tells a wrong result from a rounded one. The tests hold
 # how exact a kernel is. int8 rounds both factors of each matmul to 8 bits.
@@ -90,14 +89,15 @@ class Comparison:
             WrongResult: its result differs from the expected one by more than its tolerance.
         """
         implementation = self.implementations[name]
-        result = implementation.run()
-        result = result if isinstance(result, tuple) else (result,)
+        result = as_tuple(implementation.run())
         if len(result) != len(self.expected):
             raise WrongResult(f"{name} returns {len(result)} tensors, expected are {len(self.expected)}")
         errors = []
         for index, (got, expected) in enumerate(zip(result, self.expected, strict=True)):
             if got.shape != expected.shape:
                 raise WrongResult(f"{name}, result {index}: shape {tuple(got.shape)}, not {tuple(expected.shape)}")
+            if not got.numel():
+                continue
             error, size = (
                 float(each.mean() if self.mean_error else each.max())
                 for each in ((got.double() - expected.double()).abs(), expected.double().abs())
@@ -149,45 +149,71 @@ class Setting(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
-    def normal(self, *shape: int) -> Tensor:
-        """Random float32 numbers on the device."""
-        return torch.randn(*shape, device=self.device)
+    def case(
+        self, op: str, shape: str, flops: float, moved: float, build: Callable[..., Comparison], *how: Any
+    ) -> Case:
+        """A case whose comparison is `build(*how)`."""
+        return Case(op, shape, self.batch, self.dtype, self.device, flops, moved, partial(build, *how))
 
-    def case(self, op: str, shape: str, flops: float, moved: float, build: Callable[[], Comparison]) -> Case:
-        return Case(op, shape, self.batch, self.dtype, self.device, flops, moved, build)
+    def example(self, name: str, *numbers: Any) -> tuple:
+        """Arguments of an op or layer as its file makes them, with values that this dtype holds exactly."""
+        found = ops.declared(name).example(self.dtype, self.device, *numbers)
+        return tuple(
+            each.to(self.dtype).to(each.dtype) if isinstance(each, Tensor) and name in ops.LAYERS else each
+            for each in found
+        )
 
 
 def short_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-Baselines = tuple[Callable[[], Any], Callable[[], Any]]  # upstream, and PyTorch's best
+# "upstream", and "torch", PyTorch's best: functions without arguments.
+Baselines = Mapping[str, Any]
+
+
+def in_float64(values: Sequence[Any]) -> list[Any]:
+    """The arguments with all floats, also in tuples, and all dtypes made float64."""
+    made: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.dtype):
+            value = torch.float64
+        elif isinstance(value, tuple):
+            value = tuple(in_float64(value))
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            value = value.double()
+        made.append(value)
+    return made
 
 
 def compare_op(
-    op: str, arguments: dict[str, Any], dtype: torch.dtype, baselines: Baselines, results: int = 9, slack: float = 0.0
+    name: str,
+    arguments: tuple,
+    dtype: torch.dtype,
+    baselines: Baselines,
+    results: int = 9,
+    slack: float = 0.0,
 ) -> Comparison:
-    """An op's baselines beside every backend through the public function, as users call it.
+    """An op's baselines beside every backend, with checks and dispatch, as users call it.
 
     Args:
         results: compare that many of the results, where not every implementation gives all.
-        slack: tolerance of PyTorch's best, where it computes less exactly than its dtype explains.
+        slack: tolerance of the baselines, where they compute less exactly than their dtype explains.
     """
-    exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-    exact |= {"dtype": torch.float64} if "dtype" in arguments else {}
+    op = ops.OPS[name]
 
-    def asked(run: Callable[[], Any], backend: str = "auto") -> tuple[Any, ...]:
+    def asked(run: Callable[[], Any], backend: str = "auto") -> tuple[Tensor, ...]:
         with ops.use(backend):
-            result = run()
-        return result[:results] if isinstance(result, tuple) else (result,)
+            return as_tuple(run())[:results]
 
-    upstream, best = (partial(asked, run) for run in baselines)
-    expected = asked(partial(getattr(reference, op), **exact))
-    comparison = _beside_baselines(expected, dtype, (upstream, best), slack)
+    comparison = Comparison(asked(partial(op.reference, *in_float64(arguments))), {})
+    tolerance = max(TOLERANCE[dtype], slack)
+    for baseline, run in baselines.items():
+        comparison.implementations[baseline] = Implementation(partial(asked, run), tolerance)
     for backend in ("native", "triton"):
-        reason = ops.OPS[op].unsupported_reason(backend, **arguments)
+        reason = op.unsupported_reason(backend, *arguments)
         if reason is None:
-            run = partial(asked, partial(getattr(ops, op), **arguments), backend)
+            run = partial(asked, partial(op, *arguments), backend)
             comparison.implementations[backend] = Implementation(run, TOLERANCE[dtype])
         else:
             comparison.skipped[backend] = reason
@@ -195,37 +221,50 @@ def compare_op(
 
 
 def compare_layer(
-    op: str,
-    weight: Tensor,
-    dtype: torch.dtype,
-    expected: tuple[Tensor, ...],
+    name: str,
+    arguments: tuple,
+    inputs: tuple,
     baselines: Baselines,
-    build: Callable[[torch.dtype], Callable[[], Any]],
+    split: Callable[[Tensor], Any] = lambda result: result,
 ) -> Comparison:
-    """A layer's baselines beside every backend. `build(compute_dtype)` makes it in the backend in use, with inputs."""
-    comparison = _beside_baselines(expected, dtype, baselines)
-    variants = {"native": dtype, "triton": dtype}
-    if dtype == torch.bfloat16 and weight.device.type == "cpu":
-        variants["native int8"] = torch.int8  # takes and gives bfloat16
-    for name, compute_dtype in variants.items():
-        backend = name.split()[0]
-        reason = ops.LAYERS[op].unsupported_reason(backend, weight=weight, dtype=compute_dtype)
-        if reason is not None:
-            comparison.skipped[name] = reason
-            continue
+    """A layer's baselines beside every backend; PyTorch's best is the reference in this dtype, if none is given.
+
+    Args:
+        arguments: of the constructor, the compute dtype among them.
+        split: makes of a layer's result what the upstream formulation gives.
+    """
+    layer, dtype = ops.LAYERS[name], next(each for each in arguments if isinstance(each, torch.dtype))
+
+    def computing_in(kind: torch.dtype) -> list[Any]:
+        return [kind if isinstance(each, torch.dtype) else each for each in arguments]
+
+    def made(backend: str, how: Sequence[Any]) -> Callable[..., Any]:
         with ops.use(backend):
-            run = build(compute_dtype)
-        comparison.implementations[name] = Implementation(run, TOLERANCE[compute_dtype], compute_dtype)
+            run = layer.build(*how)
+        return lambda *given: split(run(*given))
+
+    expected = made("reference", in_float64(arguments))(*in_float64(inputs))
+    comparison = Comparison(as_tuple(expected), {})
+    baselines = {"torch": partial(made("reference", arguments), *inputs), **baselines}
+    for baseline in ("upstream", "torch") if "upstream" in baselines else ():
+        comparison.implementations[baseline] = Implementation(baselines[baseline], TOLERANCE[dtype])
+    variants = {"native": dtype, "triton": dtype}
+    if dtype == torch.bfloat16 and inputs[0].is_cpu and name != "cross_attention":
+        variants["native int8"] = torch.int8  # takes and gives bfloat16
+    for variant, compute_dtype in variants.items():
+        backend = variant.split()[0]
+        how = computing_in(compute_dtype)
+        reason = layer.unsupported_reason(backend, *how)
+        if reason is None:
+            run = partial(made(backend, how), *inputs)
+            comparison.implementations[variant] = Implementation(run, TOLERANCE[compute_dtype], compute_dtype)
+        else:
+            comparison.skipped[variant] = reason
     return comparison
 
 
-def _beside_baselines(
-    expected: tuple[Tensor, ...], dtype: torch.dtype, baselines: Baselines, slack: float = 0.0
-) -> Comparison:
-    upstream, best = baselines
-    tolerance = TOLERANCE[dtype]
-    made = {"upstream": Implementation(upstream, tolerance), "torch": Implementation(best, max(tolerance, slack))}
-    return Comparison(expected, made)
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def run_under_pytest(check_then_time: Callable[[], None]) -> None:

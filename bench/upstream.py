@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ostrack_fast.boxes import clip_xywh, crop_to_image
-from ostrack_fast.engine import CLIP_MARGIN
+from ostrack_fast.engine import CLIP_MARGIN, hann_window
 from ostrack_fast.model import OSTrack, template_mask
 from ostrack_fast.model.vit import Block
 
@@ -81,7 +81,7 @@ class UpstreamTracker:
     def __init__(self, network: UpstreamNetwork):
         self.network, self.cfg = network, network.model.cfg
         self._like = network.model.backbone.norm.weight
-        self._window = bench_decode.hann(self.cfg.search_grid).to(self._like.device)
+        self._window = hann_window(self.cfg.search_grid).to(self._like.device)
 
     def initialize(self, frame: Tensor, box: tuple[float, float, float, float]) -> None:
         cfg = self.cfg

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, BoundOp, Op, Size, triton_kernel, triton_kernels
-from .tensors import accumulate_dtype, check_one_device, describe
+from .registry import Backend, BoundOp, Op, Sizes, triton_kernel, triton_kernels
+from .tensors import Seeded, accumulate_dtype, check_one_device, describe
 
 _CUDA_HEAD_DIMS = (32, 64, 96, 128)
 _MAX_CPU_HEAD_DIM = 512
@@ -201,25 +201,46 @@ def _triton_unless(qkv: Tensor, template_mask: Tensor | None = None) -> str | No
     )
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes = {
-        "small": [(2, 7, 2, 8, 3)],
-        "typical": [(1, 320, 12, 64, 64)],
-        # Batch, tokens, heads, width, template: part of a tile, one, many; all tokens the template's; odd widths.
-        "edge": [
-            (1, 320, 1, 64, 64), (2, 153, 2, 64, 64), (1, 1, 1, 32, 1), (1, 65, 2, 33, 64), (2, 7, 2, 8, 3),
-            (1, 63, 1, 1, 9), (1, 130, 2, 128, 128), (2, 140, 2, 96, 66), (1, 64, 1, 64, 64),
-        ],
-    }  # fmt: skip
-    for batch, tokens, heads, width, template in sizes[size]:
-        generator = torch.Generator().manual_seed(tokens)
-        qkv = torch.randn(batch, tokens, 3, heads, width, generator=generator, dtype=torch.float32, device="cpu")
-        mask = torch.zeros(batch, template, dtype=torch.bool, device="cpu")
-        mask[:, [0, template // 2]] = mask[-1, ::3] = True
-        qkv, mask = qkv.to(device, dtype), mask.to(device)
-        yield qkv, mask[0]
-        yield qkv, mask
-        yield qkv, None
+def _example(
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    tokens: int,
+    heads: int,
+    width: int,
+    template: int,
+    selected: tuple[int, ...] | None,
+    by_item: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`selected` template rows score the candidates, None for no score; `by_item`: some more for the last item."""
+    qkv = Seeded(tokens, device).normal(batch, tokens, 3, heads, width, dtype=dtype)
+    if selected is None:
+        return qkv, None
+    mask = torch.zeros(batch, template, dtype=torch.bool, device="cpu")
+    mask[:, list(selected)] = True
+    if by_item:
+        mask[-1, ::3] = True
+    return qkv, (mask if by_item else mask[0]).to(device)
+
+
+def _with_masks(*sizes: tuple[int, int, int, int, int]) -> list[tuple]:
+    """Batch, tokens, heads, width, template: each with a mask for all items, one of each item's own, and none."""
+    return [
+        (*each, selected, by_item)
+        for each in sizes
+        for selected, by_item in (((0, each[-1] // 2), False), ((0, each[-1] // 2), True), (None, False))
+    ]
+
+
+_SIZES: Sizes = {
+    "small": _with_masks((2, 7, 2, 8, 3)),
+    "typical": _with_masks((1, 320, 12, 64, 64)),
+    # Part of a tile, one, many; all tokens the template's; odd widths.
+    "edge": _with_masks(
+        (1, 320, 1, 64, 64), (2, 153, 2, 64, 64), (1, 1, 1, 32, 1), (1, 65, 2, 33, 64), (2, 7, 2, 8, 3),
+        (1, 63, 1, 1, 9), (1, 130, 2, 128, 128), (2, 140, 2, 96, 66), (1, 64, 1, 64, 64),
+    ),
+}  # fmt: skip
 
 
 class _BoundAttention(BoundOp):
@@ -253,7 +274,8 @@ attention_op = Op(
     save=_save,
     gradient=_gradient,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
-    samples=_samples,
+    sizes=_SIZES,
+    example=_example,
     bound=_BoundAttention,
 )
 
@@ -329,10 +351,10 @@ def _triton_backward_unless(
     return _triton_unless(qkv, template_mask)
 
 
-def _samples_backward(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    for qkv, mask in _samples(size, dtype, device):
-        out, score, lse = reference(qkv, mask)
-        yield qkv, mask, out, lse, torch.ones_like(out), None if mask is None else torch.ones_like(score)
+def _example_backward(dtype: torch.dtype, device: torch.device, *numbers: Any) -> tuple:
+    qkv, mask = _example(dtype, device, *numbers)
+    out, score, lse = reference(qkv, mask)
+    return qkv, mask, out, lse, torch.ones_like(out), None if mask is None else torch.ones_like(score)
 
 
 attention_backward_op = Op(
@@ -342,7 +364,8 @@ attention_backward_op = Op(
     outputs=_outputs_backward,
     reference=attention_backward,
     backends={"triton": Backend(_triton_backward, _triton_backward_unless)},
-    samples=_samples_backward,
+    sizes=_SIZES,
+    example=_example_backward,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from math import inf, sqrt
 
 import cv2
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..boxes import crop_window
 from . import native
-from .registry import Backend, Op, Size, triton_kernel, triton_kernels
-from .tensors import check_one_device, describe
+from .registry import Backend, Op, triton_kernel, triton_kernels
+from .tensors import Seeded, check_one_device, describe
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -109,26 +109,23 @@ def _triton_unless(
     return kernels.dtype_reason(dtype) or kernels.range_reason("batch", box.shape[0], kernels.MAX_BATCH)
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    generator = torch.Generator().manual_seed(0)
-    # Inside, over each edge, far outside, larger than the frame, and smaller than a pixel.
-    boxes: list[list[float]] = [
-        [50, 40, 30, 20],
-        [-8, -6, 20, 20],
-        [35, 30, 30, 30],
-        [900, 900, 5, 5],
-        [-400, -300, 900, 800],
-    ]
-    boxes += [[8.3, 6.7, 0.4, 0.3]]
-    calls = {
-        "small": [((10, 12), boxes[1:2], 2.0, 6)],
-        "typical": [((480, 640), boxes[:1], 4.0, 256)],
-        "edge": [((37, 53), boxes, factor, side) for factor in (0.3, 2.0, 4.0) for side in (1, 16, 47)],
-    }
-    for shape, chosen, factor, side in calls[size]:
-        frame = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8, device="cpu")
-        box = torch.tensor(chosen, dtype=torch.float64, device=device)
-        yield frame.to(device), box, factor, side, dtype
+# Inside a frame of 53 x 37 pixels, over each edge, far outside, larger than the frame, and smaller than a pixel.
+_BOXES = (
+    (50.0, 40.0, 30.0, 20.0), (-8.0, -6.0, 20.0, 20.0), (35.0, 30.0, 30.0, 30.0), (900.0, 900.0, 5.0, 5.0),
+    (-400.0, -300.0, 900.0, 800.0), (8.3, 6.7, 0.4, 0.3),
+)  # fmt: skip
+
+
+def _example(
+    dtype: torch.dtype,
+    device: torch.device,
+    frame_size: tuple[int, int],
+    boxes: Sequence[Sequence[float]],
+    factor: float,
+    side: int,
+) -> tuple:
+    box = torch.tensor(boxes, dtype=torch.float64, device=device)
+    return Seeded(0, device).bytes(*frame_size, 3), box, factor, side, dtype
 
 
 crop_op = Op(
@@ -138,7 +135,12 @@ crop_op = Op(
     outputs=_outputs,
     reference=reference,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
-    samples=_samples,
+    sizes={
+        "small": [((10, 12), _BOXES[1:2], 2.0, 6)],
+        "typical": [((480, 640), _BOXES[:1], 4.0, 256)],
+        "edge": [((37, 53), _BOXES, factor, side) for factor in (0.3, 2.0, 4.0) for side in (1, 16, 47)],
+    },
+    example=_example,
 )
 
 

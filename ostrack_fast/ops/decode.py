@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernel, triton_kernels
-from .tensors import accumulate_dtype, check_one_device, describe
+from .registry import Backend, Op, triton_kernel, triton_kernels
+from .tensors import Seeded, accumulate_dtype, check_one_device, describe
 
 
 def _check(score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None) -> None:
@@ -111,17 +110,15 @@ def _triton_unless(score_map: Tensor, size_map: Tensor, offset_map: Tensor, wind
     )
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes = {"small": [(2, 4)], "typical": [(1, 16)], "edge": [(1, 1), (4, 5), (2, 17), (8, 24)]}
-    for batch, grid in sizes[size]:
-        generator = torch.Generator().manual_seed(grid)
-        maps = [
-            torch.randn(batch, channels, grid, grid, generator=generator, dtype=torch.float32, device="cpu")
-            for channels in (1, 2, 2)
-        ]
-        window = torch.rand(grid, grid, generator=generator, dtype=torch.float32, device="cpu") + 0.1
-        yield *(each.to(device, dtype) for each in maps), window.to(device)
-        yield *(each.to(device, dtype) for each in maps), None
+def _example(dtype: torch.dtype, device: torch.device, batch: int, grid: int, windowed: bool = True) -> tuple:
+    random = Seeded(grid, device)
+    maps = [random.normal(batch, channels, grid, grid, dtype=dtype) for channels in (1, 2, 2)]
+    return *maps, random.uniform(grid, grid) + 0.1 if windowed else None
+
+
+def _both(*sizes: tuple[int, int]) -> list[tuple]:
+    """Batch and grid: each with a window and without."""
+    return [(*each, windowed) for each in sizes for windowed in (True, False)]
 
 
 decode_op = Op(
@@ -132,7 +129,8 @@ decode_op = Op(
     save=_save,
     gradient=_gradient,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
-    samples=_samples,
+    sizes={"small": _both((2, 4)), "typical": _both((1, 16)), "edge": _both((1, 1), (4, 5), (2, 17), (8, 24))},
+    example=_example,
 )
 
 

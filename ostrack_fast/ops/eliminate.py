@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernel, triton_kernels
-from .tensors import check_one_device, describe
+from .registry import Backend, Op, triton_kernel, triton_kernels
+from .tensors import Seeded, check_one_device, describe
 
 
 def _check(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> None:
@@ -95,21 +94,20 @@ def _triton_unless(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> str
     )
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes = {
-        "small": [(2, 2, 6, 4, 3)],
-        "typical": [(1, 64, 256, 180, 768)],
-        # Rows that vectors fit and rows that they do not; no template; nothing removed; most removed; several batches.
-        "edge": [(2, 64, 256, 180, 768), (1, 0, 1, 1, 1), (3, 5, 9, 1, 33), (1, 1, 40, 40, 7), (2, 3, 17, 11, 64)],
-    }
-    for batch, template, search, keep, channels in sizes[size]:
-        generator = torch.Generator().manual_seed(search)
-        tokens = torch.randn(batch, template + search, channels, generator=generator, dtype=torch.float32, device="cpu")
-        score = torch.randn(batch, search, generator=generator, dtype=torch.float32, device="cpu").round(decimals=1)
-        ids = torch.stack(
-            [torch.randperm(search, generator=generator, dtype=torch.int64, device="cpu") for _ in range(batch)]
-        )
-        yield tokens.to(device, dtype), score.to(device), ids.to(device), keep
+def _example(
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    template: int,
+    search: int,
+    keep: int,
+    channels: int,
+    ties: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    random = Seeded(search, device)
+    tokens = random.normal(batch, template + search, channels, dtype=dtype)
+    score = random.normal(batch, search).round(decimals=1) if ties else random.orders(batch, search).float()
+    return tokens, score, random.orders(batch, search), keep
 
 
 eliminate_op = Op(
@@ -121,7 +119,13 @@ eliminate_op = Op(
     save=_save,
     gradient=_gradient,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
-    samples=_samples,
+    sizes={
+        "small": [(2, 2, 6, 4, 3)],
+        "typical": [(1, 64, 256, 180, 768)],
+        # Rows that vectors fit and rows that they do not; no template; nothing removed; most removed; several batches.
+        "edge": [(2, 64, 256, 180, 768), (1, 0, 1, 1, 1), (3, 5, 9, 1, 33), (1, 1, 40, 40, 7), (2, 3, 17, 11, 64)],
+    },
+    example=_example,
 )
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
@@ -46,7 +46,7 @@ _forced: ContextVar[str | None] = ContextVar("ostrack_fast_backend", default=Non
 # "small": a few numbers. "typical": OSTrack-256's first eliminating block. "edge": tiles begun and not filled, sizes of
 # one, ties; what overruns show at.
 Size = Literal["small", "typical", "edge"]
-Samples = Callable[[Size, torch.dtype, torch.device], Iterator[tuple]]
+Sizes = Mapping[Size, Sequence[tuple]]
 
 
 class Backend(NamedTuple):
@@ -113,8 +113,16 @@ def _device_of(arguments: tuple) -> torch.device:
 class _Declaration:
     """Backends of one name, and the choice among them."""
 
-    def __init__(self, name: str, backends: dict[str, Backend], preferences: tuple[Preference, ...], samples: Samples):
-        self.name, self.backends, self.preferences, self.samples = name, backends, preferences, samples
+    def __init__(
+        self,
+        name: str,
+        backends: dict[str, Backend],
+        preferences: tuple[Preference, ...],
+        sizes: Sizes,
+        example: Callable[..., tuple],
+    ):
+        self.name, self.backends, self.preferences = name, backends, preferences
+        self.sizes, self.example = sizes, example
         self.kernel = name  # what the C ABI calls it
         parameters = inspect.signature(backends["reference"].run).parameters.values()
         self.parameters = {each.name: None if each.default is each.empty else each.default for each in parameters}
@@ -125,6 +133,10 @@ class _Declaration:
         if len(given) < len(arguments) + len(named) or not given.keys() <= self.parameters.keys():
             raise TypeError(f"{self.name} takes {', '.join(self.parameters)}; got {', '.join(given)}")
         return tuple(given.get(name, default) for name, default in self.parameters.items())
+
+    def samples(self, size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
+        """Example arguments of these sizes: what tests, sanitizers, the emulation, `report` and `bench` call with."""
+        return (self.example(dtype, device, *numbers) for numbers in self.sizes[size])
 
     def unsupported_reason(self, backend: str, *arguments: Any, **named: Any) -> str | None:
         """Why a backend cannot run a call with these arguments, or None if it can."""
@@ -196,7 +208,8 @@ class Op(_Declaration):
         outputs: the results, uninitialized: what fake tensors show, and what kernels write to.
         reference: the specification, in plain PyTorch; also what torch.func and forward-mode AD differentiate.
         backends: besides the reference.
-        samples: arguments by size, dtype of the floats, and device.
+        sizes: what `example` takes by name of a size, see `Size`.
+        example: `example(dtype, device, *numbers)`, arguments with random values of a fixed seed, floats in `dtype`.
         save: `save(ctx, inputs, outputs)` keeps what the gradient needs; None where there is no gradient.
         gradient: `gradient(ctx, *grads)`, one gradient for each input, whatever backend ran the op.
         bound: what `bind` makes.
@@ -209,7 +222,8 @@ class Op(_Declaration):
         check: Callable[..., None],
         outputs: Callable[..., Tensor | tuple[Tensor, ...]],
         reference: Callable[..., Any],
-        samples: Samples,
+        sizes: Sizes,
+        example: Callable[..., tuple],
         check_values: Callable[..., None] = _nothing,
         backends: dict[str, Backend] | None = None,
         preferences: tuple[Preference, ...] = (),
@@ -219,7 +233,7 @@ class Op(_Declaration):
     ):
         name = schema.partition("(")[0]
         exact = Backend(without_autocast(reference), _supports_all)
-        super().__init__(name, {**(backends or {}), "reference": exact}, preferences, samples)
+        super().__init__(name, {**(backends or {}), "reference": exact}, preferences, sizes, example)
         self.check, self.check_values, self.outputs, self.reference = check, check_values, outputs, reference
         self.save, self.gradient, self.bound = save, gradient, bound or BoundOp
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -324,8 +338,8 @@ class LayerOp(_Declaration):
     Args:
         check: raises ValueError for arguments of the constructor that are wrong.
         backends: all of them; `run` builds.
-        samples: arguments of the constructor.
-        inputs: `inputs(*arguments)`, what a layer built with these arguments may be called with.
+        sizes, example: as for an op; `example` gives arguments of the constructor.
+        inputs: `inputs(*arguments, batch=2)`, what a layer built with these arguments may be called with.
         kernel: its name in the C ABI, if that is another.
     """
 
@@ -335,12 +349,13 @@ class LayerOp(_Declaration):
         *,
         check: Callable[..., None],
         backends: dict[str, Backend],
-        samples: Samples,
+        sizes: Sizes,
+        example: Callable[..., tuple],
         inputs: Callable[..., tuple],
         preferences: tuple[Preference, ...] = (),
         kernel: str | None = None,
     ):
-        super().__init__(name, backends, preferences, samples)
+        super().__init__(name, backends, preferences, sizes, example)
         self.check, self.inputs, self.kernel = check, inputs, kernel or name
         LAYERS[name] = self
 

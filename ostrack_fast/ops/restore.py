@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernel, triton_kernels
-from .tensors import check_one_device, describe
+from .registry import Backend, Op, triton_kernel, triton_kernels
+from .tensors import Seeded, check_one_device, describe
 
 
 def _check(
@@ -187,24 +186,19 @@ def _triton_unless(
     )
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes = {
-        "small": [(2, 5, 4, 3)],
-        "typical": [(1, 89, 768, 16)],
-        # Batch, tokens, channels, grid: odd channels, no token, every cell taken, one of everything.
-        "edge": [(1, 89, 768, 16), (2, 5, 70, 3), (1, 0, 5, 1), (3, 9, 64, 3), (1, 1, 1, 1), (2, 30, 33, 7)],
-    }
-    for batch, kept, channels, grid in sizes[size]:
-        generator = torch.Generator().manual_seed(kept)
-        tokens = torch.randn(batch, kept, channels, generator=generator, dtype=torch.float32, device="cpu")
-        order = [
-            torch.randperm(grid * grid, generator=generator, dtype=torch.int64, device="cpu")[:kept]
-            for _ in range(batch)
-        ]
-        tokens, ids = tokens.to(device, dtype), torch.stack(order).to(device)
-        norm = torch.randn(2, channels, generator=generator, dtype=torch.float32, device="cpu").to(device)
-        yield tokens, ids, grid, None, None, 1e-6, False, None
-        yield tokens, ids, grid, norm[0], norm[1], 1e-6, True, None
+def _example(
+    dtype: torch.dtype, device: torch.device, batch: int, kept: int, channels: int, grid: int, fused: bool = False
+) -> tuple:
+    """`fused`: with a norm, and channels last."""
+    random = Seeded(kept, device)
+    tokens, ids = random.normal(batch, kept, channels, dtype=dtype), random.orders(batch, grid * grid)[:, :kept]
+    norm = random.normal(2, channels).unbind() if fused else (None, None)
+    return tokens, ids.contiguous(), grid, *norm, 1e-6, fused, None
+
+
+def _both(*sizes: tuple[int, int, int, int]) -> list[tuple]:
+    """Batch, tokens, channels, grid: each as it is and fused."""
+    return [(*each, fused) for each in sizes for fused in (False, True)]
 
 
 restore_op = Op(
@@ -217,7 +211,13 @@ restore_op = Op(
     save=_save,
     gradient=_gradient,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
-    samples=_samples,
+    sizes={
+        "small": _both((2, 5, 4, 3)),
+        "typical": _both((1, 89, 768, 16)),
+        # Odd channels, no token, every cell taken, one of everything.
+        "edge": _both((1, 89, 768, 16), (2, 5, 70, 3), (1, 0, 5, 1), (3, 9, 64, 3), (1, 1, 1, 1), (2, 30, 33, 7)),
+    },
+    example=_example,
 )
 
 

@@ -14,6 +14,30 @@ from torch.autograd import forward_ad
 Activation = Literal["none", "gelu", "relu"]  # of a layer's result; "gelu" is the exact one, with erf
 
 
+class Seeded:
+    """Random tensors on a device, the same whatever device and dtype PyTorch makes tensors of by default."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self._generator, self._device = torch.Generator().manual_seed(seed), device
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        made = torch.randn(shape, generator=self._generator, dtype=torch.float32, device="cpu")
+        return made.to(self._device, dtype)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        made = torch.rand(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        return made.to(self._device, dtype)
+
+    def bytes(self, *shape: int) -> Tensor:
+        made = torch.randint(0, 256, shape, generator=self._generator, dtype=torch.uint8, device="cpu")
+        return made.to(self._device)
+
+    def orders(self, batch: int, count: int) -> Tensor:
+        """(B,count) int64, each row the numbers from 0 in an order of its own."""
+        rows = [torch.randperm(count, generator=self._generator, dtype=torch.int64, device="cpu") for _ in range(batch)]
+        return torch.stack(rows).to(self._device)
+
+
 def describe(value: Tensor) -> str:
     """dtype and shape, for messages."""
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

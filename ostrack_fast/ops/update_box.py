@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import inf
 
 import torch
 from torch import Tensor
 
 from . import native
-from .registry import Backend, Op, Size, triton_kernel, triton_kernels
-from .tensors import check_one_device, describe
+from .registry import Backend, Op, triton_kernel, triton_kernels
+from .tensors import Seeded, check_one_device, describe
 
 
 def _check(found: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float) -> None:
@@ -59,13 +58,10 @@ def _triton_unless(found: Tensor, box: Tensor, frame_size: tuple[int, int], fact
     return kernels.range_reason("batch", box.shape[0], kernels.MAX_BATCH)
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    for batch in {"small": [2], "typical": [1], "edge": [1, 33, 70]}[size]:
-        generator = torch.Generator().manual_seed(batch)
-        found = torch.rand(batch, 4, generator=generator, dtype=torch.float32, device="cpu")
-        box = 1 + 50 * torch.rand(batch, 4, generator=generator, dtype=torch.float64, device="cpu")
-        # `found` is float32 in whatever dtype the network runs: decode says so.
-        yield found.to(device), box.to(device), (90, 70), 4.0, 10.0
+def _example(dtype: torch.dtype, device: torch.device, batch: int) -> tuple:
+    random = Seeded(batch, device)
+    # `found` is float32 in whatever dtype the network runs: decode says so.
+    return random.uniform(batch, 4), 1 + 50 * random.uniform(batch, 4, dtype=torch.float64), (90, 70), 4.0, 10.0
 
 
 update_box_op = Op(
@@ -74,7 +70,8 @@ update_box_op = Op(
     outputs=_outputs,
     reference=reference,
     backends={"native": Backend(_native, _native_unless), "triton": Backend(_triton, _triton_unless)},
-    samples=_samples,
+    sizes={"small": [(2,)], "typical": [(1,)], "edge": [(1,), (33,), (70,)]},
+    example=_example,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from .. import native
 from ..attention import check_mask, check_mask_values, native_cpu_reason
 from ..attention import cross_attention as attend
-from ..registry import Backend, LayerOp, Size
-from ..tensors import check_no_derivative, check_one_device, describe, without_autocast
+from ..registry import Backend, LayerOp
+from ..tensors import Seeded, check_no_derivative, check_one_device, describe, without_autocast
 
 
 class QueryAttention(Protocol):
@@ -86,18 +85,17 @@ def _always(heads: int, width: int, dtype: torch.dtype, device: torch.device) ->
     return None
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes = {"small": [(2, 8)], "typical": [(12, 64)], "edge": [(1, 1), (2, 33), (1, 128)]}
-    for heads, width in sizes[size]:
-        yield heads, width, dtype, device
+def _example(dtype: torch.dtype, device: torch.device, heads: int, width: int) -> tuple:
+    return heads, width, dtype, device
 
 
-def _inputs(heads: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    q = torch.randn(2, 70, heads, width, dtype=torch.float32, device=device)
-    kv = torch.randn(2, 153, 2, heads, width, dtype=torch.float32, device=device)
-    mask = torch.zeros(64, dtype=torch.bool, device=device)
-    mask[::7] = True
-    return q.to(dtype), kv.to(dtype), mask
+def _inputs(
+    heads: int, width: int, dtype: torch.dtype, device: torch.device, batch: int = 2
+) -> tuple[Tensor, Tensor, Tensor]:
+    random = Seeded(heads, device)
+    q = random.normal(batch, 70, heads, width, dtype=dtype)
+    kv = random.normal(batch, 153, 2, heads, width, dtype=dtype)
+    return q, kv, torch.arange(64, device=device) % 7 == 0
 
 
 cross_attention_op = LayerOp(
@@ -108,7 +106,8 @@ cross_attention_op = LayerOp(
         "native": Backend(_NativeCrossAttention, _native_unless),
         "reference": Backend(_CrossAttention, _always),
     },
-    samples=_samples,
+    sizes={"small": [(2, 8)], "typical": [(12, 64)], "edge": [(1, 1), (2, 33), (1, 128)]},
+    example=_example,
     inputs=_inputs,
     kernel="attention",
 )

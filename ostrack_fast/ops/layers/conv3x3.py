@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from .. import native_linear
-from ..registry import Backend, LayerOp, Preference, Size, triton_kernels
-from ..tensors import describe, ieee_float32, without_autocast
+from ..registry import Backend, LayerOp, Preference, triton_kernels
+from ..tensors import Seeded, describe, ieee_float32, without_autocast
 from .kinds import (
     Activation,
     Layer,
@@ -88,24 +86,23 @@ def _in_bfloat16_with_amx(
     return dtype == torch.bfloat16 and has_amx_bfloat16()
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes: dict[Size, list[tuple[int, int, int]]] = {
-        "small": [(6, 4, 1)],
-        "typical": [(768, 96, 1)],
-        "edge": [(96, 48, 3), (7, 3, 1), (64, 17, 1), (390, 33, 3)],
-    }
-    for inputs, outputs, groups in sizes[size]:
-        generator = torch.Generator().manual_seed(inputs)
-        shape = outputs, inputs // groups, 3, 3
-        weight = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * (9 * inputs) ** -0.5
-        bias = torch.randn(outputs, generator=generator, dtype=torch.float32, device="cpu")
-        yield weight.to(device), bias.to(device), groups, "relu", dtype
+def _example(dtype: torch.dtype, device: torch.device, inputs: int, outputs: int, groups: int) -> tuple:
+    random = Seeded(inputs, device)
+    weight = random.normal(outputs, inputs // groups, 3, 3) * (9 * inputs) ** -0.5
+    return weight, random.normal(outputs), groups, "relu", dtype
 
 
-def _inputs(weight: Tensor, bias: Tensor, groups: int, activation: Activation, dtype: torch.dtype) -> tuple[Tensor]:
-    side = 16 if weight.shape[1] >= 768 else 5
-    shape = 2, side, side, weight.shape[1] * groups
-    return (torch.randn(shape, dtype=torch.float32, device=weight.device),)
+def _inputs(
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    activation: Activation,
+    dtype: torch.dtype,
+    batch: int = 2,
+    grid: int | None = None,
+) -> tuple[Tensor]:
+    side = grid or (16 if weight.shape[1] >= 768 else 5)
+    return (Seeded(side, weight.device).normal(batch, side, side, weight.shape[1] * groups),)
 
 
 conv3x3_op = LayerOp(
@@ -121,7 +118,12 @@ conv3x3_op = LayerOp(
         Preference("cuda", ("reference", "triton", "native"), _in_float32),
         Preference("cpu", ("reference", "native"), _in_bfloat16_with_amx),
     ),
-    samples=_samples,
+    sizes={
+        "small": [(6, 4, 1)],
+        "typical": [(768, 96, 1)],
+        "edge": [(96, 48, 3), (7, 3, 1), (64, 17, 1), (390, 33, 3)],
+    },
+    example=_example,
     inputs=_inputs,
 )
 

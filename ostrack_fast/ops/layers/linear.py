@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from .. import native_linear
-from ..registry import Backend, LayerOp, Preference, Size, triton_kernels
-from ..tensors import describe, ieee_float32, without_autocast
+from ..registry import Backend, LayerOp, Preference, Sizes, triton_kernels
+from ..tensors import Seeded, describe, ieee_float32, without_autocast
 from .kinds import (
     Activation,
     Layer,
@@ -98,29 +96,41 @@ def _in_bfloat16_with_amx(
     return dtype == torch.bfloat16 and has_amx_bfloat16()
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    sizes: dict[Size, list[tuple[int, int, float | None, Activation]]] = {
-        "small": [(6, 8, None, "none")],
-        "typical": [(768, 768, 1e-6, "none")],
-        "edge": [
-            (768, 100, 1e-6, "gelu"), (3, 1, None, "none"), (50, 49, 1e-6, "relu"), (64, 33, None, "gelu"),
-            (130, 48, 1e-6, "none"), (1540, 17, None, "none"),
-        ],
-    }  # fmt: skip
-    for inputs, outputs, norm_eps, activation in sizes[size]:
-        generator = torch.Generator().manual_seed(inputs)
-        weight = torch.randn(outputs, inputs, generator=generator, dtype=torch.float32, device="cpu") * inputs**-0.5
-        bias = torch.randn(outputs, generator=generator, dtype=torch.float32, device="cpu")
-        yield weight.to(device), bias.to(device), norm_eps, activation, dtype
+def _example(
+    dtype: torch.dtype,
+    device: torch.device,
+    inputs: int,
+    outputs: int,
+    norm_eps: float | None,
+    activation: Activation,
+) -> tuple:
+    random = Seeded(inputs, device)
+    return random.normal(outputs, inputs) * inputs**-0.5, random.normal(outputs), norm_eps, activation, dtype
 
 
 def _inputs(
-    weight: Tensor, bias: Tensor, norm_eps: float | None, activation: Activation, dtype: torch.dtype
+    weight: Tensor,
+    bias: Tensor,
+    norm_eps: float | None,
+    activation: Activation,
+    dtype: torch.dtype,
+    batch: int = 2,
+    tokens: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    rows = 9 if weight.shape[0] < 768 else 320
-    x = torch.randn(2, rows, weight.shape[1], dtype=torch.float32, device=weight.device)
-    residual = torch.randn(2, rows, weight.shape[0], dtype=torch.float32, device=weight.device)
-    return x, residual if norm_eps is None else None
+    (outputs, inputs), random = weight.shape, Seeded(0, weight.device)
+    rows = tokens or (9 if outputs < 768 else 320)
+    x = random.normal(batch, rows, inputs)
+    return x, random.normal(batch, rows, outputs) if norm_eps is None else None
+
+
+_SIZES: Sizes = {
+    "small": [(6, 8, None, "none")],
+    "typical": [(768, 768, 1e-6, "none")],
+    "edge": [
+        (768, 100, 1e-6, "gelu"), (3, 1, None, "none"), (50, 49, 1e-6, "relu"), (64, 33, None, "gelu"),
+        (130, 48, 1e-6, "none"), (1540, 17, None, "none"),
+    ],
+}  # fmt: skip
 
 
 linear_op = LayerOp(
@@ -137,7 +147,8 @@ linear_op = LayerOp(
         # PyTorch's bfloat16 matmuls use AMX tiles, ours do not.
         Preference("cpu", ("reference", "native"), _in_bfloat16_with_amx),
     ),
-    samples=_samples,
+    sizes=_SIZES,
+    example=_example,
     inputs=_inputs,
 )
 

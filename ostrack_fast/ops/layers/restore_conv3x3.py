@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from .. import native_linear
-from ..registry import Backend, LayerOp, Preference, Size
+from ..registry import Backend, LayerOp, Preference
 from ..restore import restore_op
-from ..tensors import check_no_derivative, describe
+from ..tensors import Seeded, check_no_derivative, describe
 from .conv3x3 import conv3x3, conv3x3_op
 from .kinds import Layer, check_weight, has_amx_bfloat16
 
@@ -76,21 +74,18 @@ def _in_bfloat16_with_amx(weight: Tensor, bias: Tensor, norm: Norm, tokens: int,
     return dtype == torch.bfloat16 and has_amx_bfloat16()
 
 
-def _samples(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[tuple]:
-    counts = {"small": [(4, 3)], "typical": [(89, 16)], "edge": [(1, 1), (0, 3), (30, 7)]}
-    for weight, bias, groups, _, _ in conv3x3_op.samples(size, dtype, device):
-        norm = (torch.ones_like(weight[0, :, 0, 0]), torch.zeros_like(weight[0, :, 0, 0]), 1e-6)
-        for tokens, grid in counts[size] if groups == 1 else ():
-            yield weight, bias, norm, tokens, grid, dtype
+def _example(dtype: torch.dtype, device: torch.device, inputs: int, outputs: int, tokens: int, grid: int) -> tuple:
+    weight, bias, *_ = conv3x3_op.example(dtype, device, inputs, outputs, 1)
+    norm = (torch.ones_like(weight[0, :, 0, 0]), torch.zeros_like(weight[0, :, 0, 0]), 1e-6)
+    return weight, bias, norm, tokens, grid, dtype
 
 
 def _inputs(
-    weight: Tensor, bias: Tensor, norm: Norm, tokens: int, grid: int, dtype: torch.dtype
+    weight: Tensor, bias: Tensor, norm: Norm, tokens: int, grid: int, dtype: torch.dtype, batch: int = 2
 ) -> tuple[Tensor, Tensor]:
-    x = torch.randn(2, tokens, weight.shape[1], dtype=torch.float32, device=weight.device)
-    return x, torch.stack(
-        [torch.randperm(grid * grid, dtype=torch.int64, device=weight.device)[:tokens] for _ in range(2)]
-    )
+    random = Seeded(tokens, weight.device)
+    ids = random.orders(batch, grid * grid)[:, :tokens].contiguous()
+    return random.normal(batch, tokens, weight.shape[1]), ids
 
 
 restore_conv3x3_op = LayerOp(
@@ -102,7 +97,12 @@ restore_conv3x3_op = LayerOp(
         "reference": Backend(_compose, _reference_unless),
     },
     preferences=(Preference("cpu", ("reference", "native"), _in_bfloat16_with_amx),),
-    samples=_samples,
+    sizes={
+        "small": [(6, 4, 4, 3)],
+        "typical": [(768, 96, 89, 16)],
+        "edge": [(7, 3, 1, 1), (7, 3, 0, 3), (64, 17, 1, 1), (64, 17, 30, 7)],
+    },
+    example=_example,
     inputs=_inputs,
 )
 
