@@ -61,6 +61,11 @@ typedef enum {
   OSTF_ENOMEM = -3,       // host memory for scratch space could not be had
 } ostf_status;
 
+// Whether kernels that this thread launches from now on may begin while the kernel before them in the stream still ends
+// (programmatic dependent launch). They wait for its results by themselves, if they are compiled for compute capability
+// 9.0 or later; others begin as ever. Off at first.
+OSTF_API void ostf_cuda_dependent_launch(int on);
+
 // attention: softmax(Q K' / sqrt(D)) V of queries q (B,M,H,D) over keys and values kv (B,N,2,H,D) -> out (B,M,H*D), all
 // of one dtype. template_mask bool (T) or (B,T), or null: the queries, the first T of the M, whose probabilities score
 // the search tokens, which are the keys from T on. score (B,S) float32: mean over heads and selected rows, 0 where no row
@@ -74,10 +79,11 @@ OSTF_API int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, con
 // its partial score to `partial`, at least B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch
 // item to arrive, by its count in `arrivals` (B) int32, adds them in a fixed order. Arrival counters are zero before the
 // first launch and every launch leaves them zero, so a CUDA graph replays. Launches that may overlap share neither.
-// Both may be null when score is.
+// Both may be null when score is. key_groups: 1, or 2 for blocks of twice as many warps, of which each half sees half of
+// the keys (D of 64 in half precision, else OSTF_EINVAL).
 OSTF_API int ostf_cuda_attention(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out,
                                  const ostf_tensor* score, const ostf_tensor* lse, const ostf_tensor* partial,
-                                 const ostf_tensor* arrivals, void* stream);
+                                 const ostf_tensor* arrivals, int key_groups, void* stream);
 
 // eliminate: tokens (B,T+S,C), score (B,S) float32, ids (B,S) int64 -> out (B,T+K,C), out_ids (B,K), removed (B,S-K).
 // Stable, by score descending; -0 equals +0; NaN ranks last. Elements of tokens have 2, 4 or 8 bytes.

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..switches import enabled
 from . import dependent_launch
 from .dependent_launch import wait_for_inputs
 
@@ -208,7 +209,8 @@ def _forward_blocks(qkv: torch.Tensor) -> dict[str, int]:
         return {"BLOCK_M": rows, "BLOCK_N": keys, "num_warps": 8, "num_stages": 2}
     # 128 rows halve the reads of K and V, worth it once such blocks still fill any GPU (512 programs or more).
     rows = 128 if batch * heads * triton.cdiv(tokens, 128) >= 512 else 64
-    return {"BLOCK_M": rows, "BLOCK_N": 64, "num_warps": rows // 16, "num_stages": 2}
+    warps = 8 if enabled("key_groups") else rows // 16
+    return {"BLOCK_M": rows, "BLOCK_N": 64, "num_warps": warps, "num_stages": 2}
 
 
 def _backward_blocks(qkv: torch.Tensor) -> tuple[int, int]:

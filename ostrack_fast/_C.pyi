@@ -90,6 +90,7 @@ def cuda_attention(
     lse: _Tensor | None,
     partial: _Tensor | None,
     arrivals: _Tensor | None,
+    key_groups: int,
     stream: int,
     /,
 ) -> None: ...
@@ -107,6 +108,7 @@ def cuda_crop(
 def cuda_decode(
     score: _Tensor, size: _Tensor, offset: _Tensor, window: _Tensor | None, box: _Tensor, best: _Tensor, stream: int, /
 ) -> None: ...
+def cuda_dependent_launch(on: bool, /) -> None: ...
 def cuda_eliminate(
     tokens: _Tensor, score: _Tensor, ids: _Tensor, out: _Tensor, out_ids: _Tensor, removed: _Tensor, stream: int, /
 ) -> None: ...

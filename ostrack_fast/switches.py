@@ -17,6 +17,8 @@ DEFAULTS = {
     "dependent_launch": False,
     # All partials of a split-K tile read at once, as far as registers go, instead of 16 rows at a time.
     "wide_slices": False,
+    # Two groups of warps for each block of attention, each of which sees half of the keys, where blocks are few.
+    "key_groups": False,
     # The search crop written in the order in which patch embedding reads it, instead of a copy between the two.
     "crop_patches": False,
     # One kernel from the head's last features to the box in the frame, instead of ten.

@@ -5,38 +5,43 @@
 namespace ostf {
 namespace {
 
-int launch_attention(void (*kernel)(AttentionArgs), size_t shared, int rows, const AttentionArgs& args, int B,
-                     void* stream) {
+int launch_attention(void (*kernel)(AttentionArgs), size_t shared, int rows, int groups, const AttentionArgs& args,
+                     int B, void* stream) {
   if (shared > 48 * 1024) {  // more has to be asked for
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
-  return launch(kernel, dim3(blocks_for(args.N, rows), args.H, B), dim3(kAttentionThreads), shared, stream, args);
+  return launch(kernel, dim3(blocks_for(args.N, rows), args.H, B), dim3(kAttentionThreads * groups), shared, stream, args);
 }
 
-template <class T, int D>
+template <class T, int D, int kGroups>
 int run(const AttentionArgs& args, int B, void* stream) {
   if constexpr (std::is_same_v<T, float>) {
-    return launch_attention(attention_fp32<D>, sizeof(Fp32Tiles<D>), kRows, args, B, stream);
+    return launch_attention(attention_fp32<D>, sizeof(Fp32Tiles<D>), kRows, 1, args, B, stream);
   } else {
     // What the loaded code was compiled for decides, not the device: newer devices can run code for older ones.
     cudaFuncAttributes attributes;
-    const cudaError_t error = cudaFuncGetAttributes(&attributes, attention_mma<T, D>);
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, attention_mma<T, D, kGroups>);
     if (error != cudaSuccess) return error;
     const int arch = attributes.ptxVersion * 10;
     if (std::is_same_v<T, __nv_bfloat16> && arch < 800) return OSTF_EDTYPE;
-    return launch_attention(attention_mma<T, D>, attention_shared_bytes<T, D>(arch), kTile, args, B, stream);
+    return launch_attention(attention_mma<T, D, kGroups>, attention_shared_bytes<T, D, kGroups>(arch), kTile, kGroups,
+                            args, B, stream);
   }
 }
 
 template <class T>
-int run(const AttentionArgs& args, int B, int D, void* stream) {
+int run(const AttentionArgs& args, int B, int D, int groups, void* stream) {
+  if constexpr (!std::is_same_v<T, float>) {
+    if (groups == 2 && D == 64) return run<T, 64, 2>(args, B, stream);
+  }
+  if (groups != 1) return OSTF_EINVAL;
   switch (D) {
-    case 32: return run<T, 32>(args, B, stream);
-    case 64: return run<T, 64>(args, B, stream);
-    case 96: return run<T, 96>(args, B, stream);
-    case 128: return run<T, 128>(args, B, stream);
+    case 32: return run<T, 32, 1>(args, B, stream);
+    case 64: return run<T, 64, 1>(args, B, stream);
+    case 96: return run<T, 96, 1>(args, B, stream);
+    case 128: return run<T, 128, 1>(args, B, stream);
     default: return OSTF_EINVAL;
   }
 }
@@ -46,7 +51,7 @@ int run(const AttentionArgs& args, int B, int D, void* stream) {
 
 int ostf_cuda_attention(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out,
                         const ostf_tensor* score, const ostf_tensor* lse, const ostf_tensor* partial,
-                        const ostf_tensor* arrivals, void* stream) {
+                        const ostf_tensor* arrivals, int key_groups, void* stream) {
   using namespace ostf;
   if (!has_rank(qkv, 5)) return OSTF_EINVAL;
   const int dtype = qkv->dtype;
@@ -88,9 +93,9 @@ int ostf_cuda_attention(const ostf_tensor* qkv, const ostf_tensor* template_mask
   args.scale = static_cast<float>(scale);
   args.scale_rest = static_cast<float>(scale - args.scale);
   switch (dtype) {
-    case OSTF_F32: return run<float>(args, B, D, stream);
-    case OSTF_F16: return run<__half>(args, B, D, stream);
-    case OSTF_BF16: return run<__nv_bfloat16>(args, B, D, stream);
+    case OSTF_F32: return run<float>(args, B, D, key_groups, stream);
+    case OSTF_F16: return run<__half>(args, B, D, key_groups, stream);
+    case OSTF_BF16: return run<__nv_bfloat16>(args, B, D, key_groups, stream);
     default: return OSTF_EDTYPE;
   }
 }

@@ -120,6 +120,7 @@ __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* s
 // targets.
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(AttentionArgs a) {
+  ptx::wait_for_inputs();
   constexpr int kKeys = Fp32Tiles<D>::kKeys, kCount = kKeys / kColumns, kPairs = D / (2 * kColumns);
   auto& tiles = *reinterpret_cast<Fp32Tiles<D>*>(dynamic_shared());
   const int row = threadIdx.x / kColumns * kThreadRows, column = threadIdx.x % kColumns;
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(Attention
     float* sums = score_sums(a, b, (a.T + kRows - 1) / kRows, tile, h);
     sum_chosen_rows<D>(a, sums, tiles, k + a.T * stride, stride);
   }
-  finish_score<kRows>(a, b);
+  finish_score<kRows, kAttentionThreads>(a, b);
 }
 
 }  // namespace ostf

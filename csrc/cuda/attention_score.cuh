@@ -8,7 +8,7 @@
 
 namespace ostf {
 
-constexpr int kAttentionThreads = 128;
+constexpr int kAttentionThreads = 128;  // of a group: a block has one or two
 constexpr int kAttentionWarps = kAttentionThreads / 32;
 
 struct AttentionArgs {
@@ -56,18 +56,18 @@ __device__ __forceinline__ bool is_last_block(const AttentionArgs& a, int b, int
 }
 
 // Called by all blocks of the template tiles. kRows is the tile height.
-template <int kRows>
+template <int kRows, int kThreads>
 __device__ __forceinline__ void finish_score(const AttentionArgs& a, int b) {
   const int tiles = (a.T + kRows - 1) / kRows;
   if (!is_last_block(a, b, tiles * a.H)) return;
   const int S = a.N - a.T;
   int rows = 0;
-  for (int first = 0; first < a.T; first += kAttentionThreads) {
+  for (int first = 0; first < a.T; first += kThreads) {
     rows += __syncthreads_count(is_chosen(a, b, first + static_cast<int>(threadIdx.x)));
   }
   const float weight = rows ? 1.0f / (static_cast<float>(rows) * static_cast<float>(a.H)) : 0.0f;
   const int lane = threadIdx.x % 32;
-  for (int base = 0; base < S; base += kAttentionThreads) {
+  for (int base = 0; base < S; base += kThreads) {
     const int key = base + threadIdx.x;
     float sum = 0.0f;
     for (int tile = 0; tile < tiles; ++tile) {

@@ -34,13 +34,26 @@ __device__ __forceinline__ S& block_shared() {
   return object;
 }
 
+// What ostf_cuda_dependent_launch says, for the launches of this thread.
+inline thread_local bool launches_early = false;
+
 template <class... Params, class... Args>
 int launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream, Args&&... args) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
+  if (launches_early) {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    config.attrs = &early;
+    config.numAttrs = attributes.ptxVersion >= 90;  // code for older GPUs does not wait
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Args&&>(args)...);
 }
 
@@ -48,6 +61,15 @@ namespace ptx {
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Wait for the kernels before, then let the next one come: the first thing that every kernel does, because nothing that
+// a kernel writes may be touched earlier. Without a launch that begins early neither takes time.
+__device__ __forceinline__ void wait_for_inputs() {
+#if OSTF_ARCH >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // 2^x within 2^-22 relative, results below 2^-126 flushed to zero.

@@ -74,6 +74,7 @@ __device__ __forceinline__ const uint8_t* pixel_at(const Args& a, const Square& 
 
 template <class T>
 __global__ void __launch_bounds__(kWidth* kHeight) crop(Args a) {
+  ptx::wait_for_inputs();
   Shared& shared = block_shared<Shared>();
   const int t = threadIdx.x;
   const int64_t b = blockIdx.z;

@@ -27,6 +27,7 @@ struct Best {
 template <class E>
 __global__ void __launch_bounds__(kThreads) decode(const E* score, const E* size, const E* offset, const float* window,
                                                    float* box, float* best_score, int F) {
+  ptx::wait_for_inputs();
   Best& shared = block_shared<Best>();
   const int cells = F * F;
   const int64_t b = blockIdx.x;

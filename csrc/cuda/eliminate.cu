@@ -37,6 +37,7 @@ __device__ __forceinline__ int rank_of(const float* score, int S, int i) {
 
 template <class Access>
 __global__ void __launch_bounds__(kWarps * 32) eliminate(Args a) {
+  ptx::wait_for_inputs();
   const int lane = threadIdx.x % 32;
   const int token = blockIdx.x * kWarps + threadIdx.x / 32;
   const int64_t b = blockIdx.y;

@@ -24,6 +24,7 @@ struct Tile {
 template <class E>
 __global__ void __launch_bounds__(kThreads) restore(const E* tokens, const int64_t* ids, E* map, int K, int C,
                                                     int area) {
+  ptx::wait_for_inputs();
   Tile<E>& tile = block_shared<Tile<E>>();
   const int t = threadIdx.x;
   const int first_cell = blockIdx.x * kCells, first_channel = blockIdx.y * kChannels;

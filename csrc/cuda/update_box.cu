@@ -9,6 +9,7 @@ constexpr int kThreads = 64;
 
 __global__ void __launch_bounds__(kThreads) update_box(const float* found, const double* box, int height, int width,
                                                     double factor, double margin, double* moved, int B) {
+  ptx::wait_for_inputs();
   const int b = blockIdx.x * kThreads + threadIdx.x;
   if (b >= B) return;
   found += 4 * static_cast<int64_t>(b);

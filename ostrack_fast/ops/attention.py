@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..switches import enabled
 from . import native
 from .registry import Backend, BoundOp, Op, Sizes, triton_kernel, triton_kernels
 from .tensors import Seeded, accumulate_dtype, check_one_device, describe
@@ -152,8 +153,16 @@ def native_cuda(
         # Partial scores of any content, and arrival counters that start at zero.
         partial = lse.new_empty(score.numel() * qkv.shape[3] * tiles)
         arrivals = torch.zeros(len(qkv), dtype=torch.int32, device=qkv.device) if arrivals is None else arrivals
-    native.call("attention", torch.device("cuda", qkv.device.index), qkv, mask, out, scored, lse, partial, arrivals)
+    device, groups = torch.device("cuda", qkv.device.index), _key_groups(qkv)
+    native.call("attention", device, qkv, mask, out, scored, lse, partial, arrivals, groups)
     return outputs
+
+
+def _key_groups(qkv: Tensor) -> int:
+    """How many groups of warps of the CUDA kernel share the keys of a block."""
+    batch, tokens, _, heads, width = qkv.shape
+    few = batch * heads * -(-tokens // 64) <= 256  # less than two blocks a multiprocessor of an H100
+    return 2 if few and width == 64 and qkv.dtype != torch.float32 and enabled("key_groups") else 1
 
 
 def _native(

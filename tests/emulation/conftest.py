@@ -28,7 +28,7 @@ def built(build_folder: Path) -> emulator.Emulator:
 
 @pytest.fixture
 def kernels(built: emulator.Emulator) -> emulator.Emulator:
-    """The kernels as compiled for compute capability 8.0 and later, in the plain schedule."""
+    """The kernels as compiled for compute capability 9.0 and later, in the plain schedule."""
     built.configure()
     return built
 

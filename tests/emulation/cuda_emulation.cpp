@@ -91,6 +91,23 @@ struct {
 // free() takes back is forgotten, and so no block is ordered after another.
 char* order_keys;
 char launch_key, finish_key;
+// The kernel before this one in the stream, whose end only the wait for it orders. It writes all arguments of the call.
+// It is a thread of its own, because the main one's writes come before every thread that it starts later.
+char before_key;
+std::vector<std::pair<void*, size_t>> written_before;
+
+void write_arguments() {
+  for (const auto& [address, bytes] : written_before) tsan_write(address, bytes);
+  tsan_release(&before_key);
+}
+
+void run_kernel_before() {
+  static Fiber fiber;
+  fiber.start(write_arguments);
+  fiber.enter();
+  fiber.finish();
+  written_before.clear();
+}
 
 uint64_t random_bits() {
   uint64_t z = (random_state += 0x9E3779B97F4A7C15ull);
@@ -136,6 +153,7 @@ void note_failure() {
 
 void thread_main() {
   tsan_acquire(&launch_key);
+  if (CUEMU_ARCH < 900) tsan_acquire(&before_key);
   try {
     (*body)();
     if (!current->copies.empty()) fail("the thread ends while its cp.async copies are on their way");
@@ -346,6 +364,9 @@ void fence(const char* file, int line) {
   for (const void* address : current->acquired) tsan_acquire(const_cast<void*>(address));
   current->acquired.clear();
 }
+void wait_for_kernel_before(const char* file, int line) {
+  if (orders_memory(file, line)) tsan_acquire(&before_key);
+}
 void before_atomic(const void* address) {
   if (current->fenced) tsan_release(const_cast<void*>(address));
 }
@@ -375,6 +396,8 @@ bool next_waited_copy(Copy* copy) {
 }
 
 void run(dim3 grid_dim, dim3 block_dim, size_t shared, const std::function<void()>& thread) {
+  tsan_release(&launch_key);
+  run_kernel_before();
   const TsanIgnore ignore;
   const int64_t n = int64_t{block_dim.x} * block_dim.y * block_dim.z;
   const int64_t blocks = int64_t{grid_dim.x} * grid_dim.y * grid_dim.z;
@@ -391,7 +414,6 @@ void run(dim3 grid_dim, dim3 block_dim, size_t shared, const std::function<void(
   if (options.order == kRandom) {
     for (int64_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
   }
-  tsan_release(&launch_key);
   for (const int64_t i : order) {
     block_at = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                 static_cast<unsigned>(i / grid.x / grid.y)};
@@ -415,6 +437,8 @@ extern "C" {
 EXPORT void cuemu_configure(int order, int copies, uint64_t seed, const char* unordered) {
   cuemu::options = {order, copies, seed, unordered};
 }
+// The memory of an argument of the next kernel, see `written_before`.
+EXPORT void cuemu_written_before(void* address, size_t bytes) { cuemu::written_before.emplace_back(address, bytes); }
 EXPORT const char* cuemu_error() { return cuemu::error_text.c_str(); }
 // barriers, mma, 16-byte shared memory phases, bank conflicts since the last call
 EXPORT void cuemu_counts(uint64_t* out) {

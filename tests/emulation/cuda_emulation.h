@@ -32,7 +32,7 @@
 #define __launch_bounds__(...)
 
 #ifndef CUEMU_ARCH
-#define CUEMU_ARCH 800
+#define CUEMU_ARCH 900
 #endif
 #define OSTF_ARCH CUEMU_ARCH
 
@@ -71,6 +71,7 @@ void collective(uint32_t mask, const char* name, bool fence, Exchange exchange, 
                 const char* file, int line);
 
 void fence(CUEMU_HERE);
+void wait_for_kernel_before(CUEMU_HERE);
 void before_atomic(const void* address);
 void after_atomic(const void* address);
 
@@ -239,6 +240,8 @@ int launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void
 }
 
 namespace ptx {
+
+inline void wait_for_inputs(CUEMU_HERE) { cuemu::wait_for_kernel_before(CUEMU_PASS); }
 
 inline float exp2_approx(float x) {
   const float y = exp2f(x);

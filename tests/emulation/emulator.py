@@ -56,7 +56,7 @@ def missing() -> str | None:
     return None
 
 
-def build(folder: Path, flavour: str = "plain", arch: int = 800, kernels: tuple[str, ...] = KERNELS) -> Path:
+def build(folder: Path, flavour: str = "plain", arch: int = 900, kernels: tuple[str, ...] = KERNELS) -> Path:
     """Compile and link what is not in `folder` yet; returns the shared library."""
     jobs = [(CSRC / "cuda" / f"{name}.cu" if name in KERNELS else HERE / f"{name}.cu", True) for name in kernels]
     jobs += [(HERE / name, False) for name in ("cuda_emulation.cpp", "warp_exchange.cpp")]
@@ -124,11 +124,16 @@ class Emulator:
         self.library.cuemu_counts(values)
         return dict(zip(("barriers", "mma", "phases", "conflicts"), values, strict=True))
 
+    def written_before(self, array: np.ndarray) -> None:
+        """Let the emulated kernel before the next one write this: only the next one's wait orders the two."""
+        self.library.cuemu_written_before(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
+
     def call(self, name: str, *args: np.ndarray | int | float | None) -> None:
         """Call a C function: arrays as views, float as double, int as int64_t; None is a null pointer."""
         converted, views = [], []
         for arg in args:
             if isinstance(arg, (np.ndarray, Tensor)):
+                self.written_before(arg if isinstance(arg, np.ndarray) else arg.array)
                 views.append(arg if isinstance(arg, Tensor) else view(arg))
                 converted.append(ctypes.byref(views[-1]))
             elif isinstance(arg, float):
@@ -139,7 +144,7 @@ class Emulator:
         if code:
             raise EmulationError(code, self.library.cuemu_error().decode() if code > 0 else "refused")
 
-    def attention(self, qkv, mask=None, template=None, arrivals=None, with_lse=True):
+    def attention(self, qkv, mask=None, template=None, arrivals=None, with_lse=True, groups=1):
         """(out, score, lse) of qkv (B,N,3,H,D); float32, float16, or bfloat16 as uint16."""
         batch, tokens, _, heads, width = qkv.shape
         template = (0 if mask is None else mask.shape[-1]) if template is None else template
@@ -152,7 +157,7 @@ class Emulator:
             partial = garbage((batch * heads * -(-template // 32) * search,), np.float32)
             arrivals = np.zeros(batch, np.int32) if arrivals is None else arrivals
             mask = np.ascontiguousarray(mask, np.bool_)
-        self.call("ostf_cuda_attention", qkv, mask, out, score, lse, partial, arrivals, None)
+        self.call("ostf_cuda_attention", qkv, mask, out, score, lse, partial, arrivals, groups, None)
         if arrivals is not None:
             assert not arrivals.any(), "arrival counters are not left at zero"
         return out, score, lse

@@ -85,6 +85,15 @@ __global__ void ticket_without_fence(float* data) {
   if (last) data[3] = data[1] + data[2];
 }
 
+// What the kernel before wrote.
+template <bool kBroken>
+__global__ void read_before_the_wait(float* data) {
+  float x = 0.0f;
+  if (kBroken) x = data[threadIdx.x];
+  ostf::ptx::wait_for_inputs();
+  data[threadIdx.x] = x;
+}
+
 template <bool kBroken>
 __global__ void different_barriers(float* data) {
   if (kBroken && threadIdx.x < 32) {
@@ -175,6 +184,7 @@ extern "C" __attribute__((visibility("default"))) int run_fault(const char* name
   FAULT(misaligned_vector, 0)
   FAULT(missing_barrier, 0)
   FAULT(shuffle_for_a_fence, 0)
+  FAULT(read_before_the_wait, 0)
   FAULT(different_barriers, 0)
   FAULT(return_before_barrier, 0)
   FAULT(shuffle_from_outside, 0)

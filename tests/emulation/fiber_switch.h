@@ -24,6 +24,7 @@ void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void __tsan_write_range(void* address, unsigned long bytes);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
 void AnnotateIgnoreWritesBegin(const char* file, int line);
@@ -41,6 +42,12 @@ inline void tsan_acquire([[maybe_unused]] void* key) {
 inline void tsan_release([[maybe_unused]] void* key) {
 #ifdef CUEMU_TSAN
   __tsan_release(key);
+#endif
+}
+
+inline void tsan_write([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
+#ifdef CUEMU_TSAN
+  __tsan_write_range(address, bytes);
 #endif
 }
 

@@ -27,9 +27,9 @@ def make_qkv(batch, tokens, heads, width, dtype, gain=1.0, seed=0) -> torch.Tens
     return (torch.randn(batch, tokens, 3, heads, width, generator=generator) * gain).to(dtype)
 
 
-def check(kernels: Emulator, qkv: torch.Tensor, mask: torch.Tensor | None) -> None:
+def check(kernels: Emulator, qkv: torch.Tensor, mask: torch.Tensor | None, groups: int = 1) -> None:
     """Output, score and log-sum-exp, each no worse than twice PyTorch's own error at the same dtype."""
-    out, score, lse = kernels.attention(to_numpy(qkv), None if mask is None else mask.numpy())
+    out, score, lse = kernels.attention(to_numpy(qkv), None if mask is None else mask.numpy(), groups=groups)
     exact_out, exact_score = reference.attention(qkv.double(), mask)
     torch_out, torch_score = reference.attention(qkv, mask)
     close_as(to_torch(out, qkv.dtype), torch_out, exact_out)
@@ -101,6 +101,61 @@ def test_rows_not_chosen_leave_the_score_alone(kernels, dtype):
     qkv[0, 5:20, 0] = torch.nan
     score = kernels.attention(to_numpy(qkv), rows(20, 4).numpy())[1]
     np.testing.assert_array_equal(score, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(("template", "tokens"), [(64, 320), (64, 153), (1, 1), (7, 20), (65, 131)])
+def test_two_groups(kernels, dtype, template, tokens):
+    """Also where the second group has a tile less than the first, or none; of one chosen row and of several."""
+    qkv = make_qkv(1, tokens, 2, 64, dtype)
+    for mask in (rows(template, 0, template - 1), rows(template, template // 2)):
+        check(kernels, qkv, mask, groups=2)
+
+
+def test_two_groups_without_a_score(kernels):
+    check(kernels, make_qkv(2, 190, 1, 64, torch.float16), None, groups=2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_a_row_chosen_alone_scores_as_among_several(kernels, dtype, groups):
+    """The logits that were kept are those that a second look gives: two rows of one query score as one of them."""
+    qkv = make_qkv(1, 153, 3, 64, dtype)
+    qkv[0, 30, 0] = qkv[0, 27, 0]
+    alone = kernels.attention(to_numpy(qkv), rows(64, 27).numpy(), groups=groups)[1]
+    twice = kernels.attention(to_numpy(qkv), rows(64, 27, 30).numpy(), groups=groups)[1]
+    np.testing.assert_array_equal(alone, twice)
+
+
+def test_more_keys_than_are_kept(kernels):
+    check(kernels, make_qkv(1, 1060, 1, 32, torch.float16), rows(40, 27))
+
+
+def test_two_groups_only_where_they_fit(kernels):
+    for width, dtype, groups in (
+        (32, torch.float16, 2),
+        (96, torch.float16, 2),
+        (64, torch.float32, 2),
+        (64, torch.float16, 3),
+    ):
+        with pytest.raises(EmulationError) as error:
+            kernels.attention(to_numpy(make_qkv(1, 10, 1, width, dtype)), groups=groups)
+        assert error.value.code == EINVAL
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_alone_in_every_schedule(kernels, groups):
+    qkv, mask = to_numpy(make_qkv(2, 150, 2, 64, torch.float16)), rows(70, 66).numpy()
+    expected = kernels.attention(qkv, mask, groups=groups)
+    for seed, order in enumerate(ORDERS):
+        kernels.configure(order, COPIES[seed % len(COPIES)], seed)
+        for ours, theirs in zip(kernels.attention(qkv, mask, groups=groups), expected, strict=True):
+            assert ours.tobytes() == theirs.tobytes(), order
+    kernels.configure()
+
+
+def test_turing_in_two_groups(turing):
+    check(turing, make_qkv(1, 131, 2, 64, torch.float16), rows(65, 0, 64), groups=2)
 
 
 @pytest.mark.parametrize("width", [32, 64, 96, 128])

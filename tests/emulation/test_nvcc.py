@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulator import CSRC, KERNELS
+from emulator import CSRC, HERE, KERNELS
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -54,6 +54,45 @@ def test_compiles_without_spills(compiled, name):
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in entry, entry
         shared = re.search(r"(\d+) bytes smem", entry)  # static; the emulation holds static and dynamic to the limit
         assert shared is None or int(shared[1]) <= 48 * 1024, entry
+
+
+def entries(source: Path, arch: int, folder: Path) -> list[str]:
+    """The PTX of each kernel of a file."""
+    command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", f"-arch=compute_{arch}", "-ptx", "-o", str(folder / "ptx")]
+    subprocess.run([*command, str(source)], check=True)
+    return (folder / "ptx").read_text().split(".entry ")[1:]
+
+
+def touched_before_the_wait(entry: str) -> list[str]:
+    """Instructions that reach memory, or leave the straight line, ahead of the wait for the kernels before."""
+    before, wait, _ = entry.partition("griddepcontrol.wait")
+    assert wait, "no wait"
+    return re.findall(r"\b(?:ld\.global|st\.|atom\.|red\.|cp\.async|bra)\b", before)
+
+
+needs_hopper = pytest.mark.skipif(
+    shutil.which("nvcc") is not None and 90 not in supported(), reason="this nvcc does not compile for sm_90"
+)
+
+
+@needs_hopper
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow) if each == "attention" else each for each in KERNELS]
+)
+def test_nothing_is_touched_before_the_wait(name, tmp_path):
+    """Programmatic dependent launch, which code for older GPUs knows nothing of."""
+    kernels = entries(CSRC / "cuda" / f"{name}.cu", 90, tmp_path)
+    assert kernels
+    for kernel in kernels:
+        assert touched_before_the_wait(kernel) == []
+        assert len(re.findall(r"griddepcontrol\.(?:wait|launch_dependents);", kernel)) == 2
+    assert not any("griddepcontrol" in kernel for kernel in entries(CSRC / "cuda" / f"{name}.cu", 89, tmp_path))
+
+
+@needs_hopper
+def test_a_load_before_the_wait_is_seen(tmp_path):
+    waiting = [each for each in entries(HERE / "faults.cu", 90, tmp_path) if "griddepcontrol.wait" in each]
+    assert sorted(bool(touched_before_the_wait(each)) for each in waiting) == [False, True]
 
 
 def cuobjdump() -> str | None:

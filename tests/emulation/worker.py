@@ -22,13 +22,15 @@ def random(*shape: int, dtype=np.float32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def attention(kernels: Emulator, dtype: str, tokens: int, width: int, heads: int, batch: int = 1) -> list[np.ndarray]:
-    """Chosen rows in two template tiles, partial tiles, a mask for each batch item."""
+def attention(
+    kernels: Emulator, dtype: str, tokens: int, width: int, heads: int, batch: int = 1, groups: int = 1
+) -> list[np.ndarray]:
+    """Chosen rows in two template tiles (one of them alone in its tile), partial tiles, a mask for each batch item."""
     qkv = random(batch, tokens, 3, heads, width)
     qkv = bf16_bits(qkv) if dtype == "bfloat16" else qkv.astype(dtype)
     mask = np.zeros((batch, 66), np.uint8)
     mask[0, [2, 65]] = mask[-1, 40] = 1
-    return list(kernels.attention(qkv, mask))
+    return list(kernels.attention(qkv, mask, groups=groups))
 
 
 def eliminate(kernels: Emulator, channels: int) -> list[np.ndarray]:
@@ -60,7 +62,7 @@ def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
     """A kernel told of one row more than the array has: what the address sanitizer must notice."""
     if op == "attention":
         qkv = view(random(1, 20, 3, 1, 32, dtype=np.float16), (1, 21, 3, 1, 32))
-        kernels.call("ostf_cuda_attention", qkv, None, np.zeros((1, 21, 32), np.float16), *[None] * 5)
+        kernels.call("ostf_cuda_attention", qkv, None, np.zeros((1, 21, 32), np.float16), *[None] * 4, 1, None)
     elif op == "eliminate":
         tokens, out = random(1, 7, 8), random(1, 8, 8)
         kept, removed, ids = np.zeros((1, 8), np.int64), np.zeros((1, 0), np.int64), np.arange(8)[None]
@@ -84,6 +86,8 @@ def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
 def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
     """One kernel of faults.cu; raises where the result is wrong."""
     data = np.zeros(64, np.float32)
+    if name == "read_before_the_wait":
+        kernels.written_before(data)
     pointer = data.ctypes.data_as(ctypes.c_void_p)
     code = kernels.library.run_fault(name.encode(), broken, pointer)
     if code:
@@ -95,6 +99,7 @@ def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
 
 CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
     "attention float16": lambda k: attention(k, "float16", 140, 32, 2),
+    "attention two groups": lambda k: attention(k, "float16", 200, 64, 1, groups=2),
     "attention bfloat16": lambda k: attention(k, "bfloat16", 140, 96, 1, 2),
     "attention float32": lambda k: attention(k, "float32", 140, 32, 2),
     "attention float32 wide": lambda k: attention(k, "float32", 80, 128, 1),

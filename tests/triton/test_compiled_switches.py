@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 import triton.language as tl
 from compile_only import compile_launches
-from test_compiled import HALF, TARGETS, assert_matrix_units, compile_clean
+from test_compiled import HALF, TARGETS, assert_matrix_units, compile_clean, forward
 
 from ostrack_fast import kernels
 from ostrack_fast.kernels import dependent_launch, tiles
@@ -137,6 +137,14 @@ def test_wide_slices(capability, monkeypatch):
         for kernel in compile_launches(capability, lambda: split_gemms(HALF[capability]))
     ]
     assert all(wide >= narrow for wide, narrow in zip(reads, before, strict=True)) and sum(reads) > sum(before)
+
+
+@pytest.mark.parametrize("capability", ALL)
+def test_attention_by_eight_warps(capability, monkeypatch):
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "key_groups=on")
+    (compiled,) = compile_clean(capability, forward(1, 64, HALF[capability]))
+    assert compiled.warps == 8
+    assert_matrix_units([compiled], capability)
 
 
 def touched_before_the_wait(ptx):
