@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ostrack_fast.config import get_config
 from ostrack_fast.engine import Engine
+from ostrack_fast.model import OSTrack
 from ostrack_fast.model.cost import stage_flops
 
 from .case import Case, Comparison, Implementation, Options, short_name
@@ -19,44 +20,39 @@ from .upstream import UpstreamNetwork, UpstreamTracker
 
 __all__ = ["NAMES", "cases"]
 
-_FRAME = 1080, 1920
+FRAME = 1080, 1920
 # Largest error of a box, as a share of its largest coordinate: a score map of random pixels has many near maxima.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.2, torch.bfloat16: 0.2, torch.int8: 0.3}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.2, torch.bfloat16: 0.2, torch.int8: 0.3}
 
-Run = Callable[[], Tensor]
-# (name, compute dtype, what makes a run of the engine that it is given)
-Variants = Iterator[tuple[str, torch.dtype, Callable[[Callable[[], Run]], Run]]]
+Box = tuple[float, float, float, float]
 
 
-def cases(
-    options: Options, suite: str = "track", variants: Callable[[Options], Variants] | None = None
-) -> Iterator[Case]:
-    """A case for every network and number of targets. `variants` are the ways to run an engine, by default dtypes."""
+def cases(options: Options) -> Iterator[Case]:
+    """A case for every network and number of targets; an implementation for every dtype worth timing."""
     for name in options.names or (NAMES[:1] if options.quick else NAMES[:3]):
         for targets in options.chosen_batches:
             flops = targets * sum(stage_flops(get_config(name)).values())
-            shape = f"{name}: {_FRAME[1]} x {_FRAME[0]} px frame"
-            build = partial(_compare, name, targets, options, variants)
-            moved = float(_FRAME[0] * _FRAME[1] * 3)
-            yield Case(suite, shape, targets, torch.float32, options.device, flops, moved, build)
-
-
-def _dtypes(options: Options) -> Variants:
-    for dtype in engine_dtypes(options.device):
-        if options.dtypes is None or dtype in options.dtypes:
-            yield f"engine {short_name(dtype)}", dtype, lambda make: make()
+            shape = f"{name}: {FRAME[1]} x {FRAME[0]} px frame"
+            build = partial(_compare, name, targets, options)
+            moved = float(FRAME[0] * FRAME[1] * 3)
+            yield Case("track", shape, targets, torch.float32, options.device, flops, moved, build)
 
 
 def smooth_frame() -> Tensor:
     """(1080,1920,3) uint8, so smooth that a crop looks like a picture and not like noise."""
     coarse = np.random.default_rng(0).random((3, 27, 48), dtype=np.float32)
-    fine = torch.nn.functional.interpolate(torch.from_numpy(coarse)[None], size=_FRAME, mode="bicubic")[0]
+    fine = torch.nn.functional.interpolate(torch.from_numpy(coarse)[None], size=FRAME, mode="bicubic")[0]
     return (fine.permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8).contiguous()
 
 
-def _compare(name: str, targets: int, options: Options, variants: Callable[[Options], Variants] | None) -> Comparison:
-    model, frame = make_model(name, options.device), smooth_frame()
-    boxes = [(300.0 + 37 * index, 250.0 + 11 * index, 180.0, 140.0 + index) for index in range(targets)]
+def some_boxes(targets: int) -> list[Box]:
+    """Where the targets are, xywh in pixels of `smooth_frame`."""
+    return [(300.0 + 37 * index, 250.0 + 11 * index, 180.0, 140.0 + index) for index in range(targets)]
+
+
+def upstream_run(model: OSTrack, frame: Tensor, targets: int) -> Callable[[], Tensor]:
+    """The upstream formulation's boxes (targets,4) in the next frame, one target after the other."""
+    boxes = some_boxes(targets)
     trackers = [UpstreamTracker(UpstreamNetwork(model)) for _ in boxes]
     for tracker, box in zip(trackers, boxes, strict=True):
         tracker.initialize(frame, box)
@@ -68,7 +64,14 @@ def _compare(name: str, targets: int, options: Options, variants: Callable[[Opti
             rows.append(tracker.track(frame))
         return torch.tensor(rows, dtype=torch.float64)
 
-    def by_engine(dtype: torch.dtype) -> Run:
+    return upstream
+
+
+def _compare(name: str, targets: int, options: Options) -> Comparison:
+    model, frame = make_model(name, options.device), smooth_frame()
+    upstream, boxes = upstream_run(model, frame, targets), some_boxes(targets)
+
+    def by_engine(dtype: torch.dtype) -> Callable[[], Tensor]:
         engine = Engine(model, options.device, dtype)
         for box in boxes:
             engine.add(frame.numpy(), box)
@@ -81,8 +84,8 @@ def _compare(name: str, targets: int, options: Options, variants: Callable[[Opti
         return run
 
     comparison = Comparison((upstream(),), {"upstream": Implementation(upstream, 0.0, torch.float32)})
-    for label, dtype, make in (variants or _dtypes)(options):
-        if options.wants(label):
-            run = make(partial(by_engine, dtype))
-            comparison.implementations[label] = Implementation(run, _TOLERANCE[dtype], dtype)
+    for dtype in engine_dtypes(options.device):
+        label = f"engine {short_name(dtype)}"
+        if (options.dtypes is None or dtype in options.dtypes) and options.wants(label):
+            comparison.implementations[label] = Implementation(by_engine(dtype), TOLERANCE[dtype], dtype)
     return comparison

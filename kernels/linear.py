@@ -16,8 +16,9 @@ import triton.language as tl
 from . import dependent_launch
 from .dependent_launch import fetch_weights, wait_for_inputs
 from .gemm import Workspace, reduce_and_store, slice_rows
+from .library_gemm import library_linear
 from .norm_rows import GRAIN, NormRows, empty_norm_rows, load_shift, load_sums, statistics
-from .tiles import Problem, config_for
+from .tiles import Problem, config_for, library_is_faster
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_batch"])
@@ -123,6 +124,7 @@ class Linear:
     ):
         self.weight = weight.detach().to(dtype).contiguous()
         self.bias = bias.detach().float().contiguous()
+        self._rounded_bias = self.bias.to(dtype)
         self.norm_eps, self.activation, self.inputs = norm_eps, activation, weight.shape[1]
         # Of the rounded weights: they are what multiplies the mean in the loop.
         self.weight_sum = None if norm_eps is None else self.weight.sum(1, dtype=torch.float64).float()
@@ -141,7 +143,7 @@ class Linear:
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """One launch. Not from two streams at once with one workspace.
+        """One launch, or `by_library` where the table of tiles says so. Not from two streams with one workspace.
 
         Args:
             x: (...,I), float32 or the layer's dtype.
@@ -152,7 +154,16 @@ class Linear:
         Returns:
             (...,O), `out` if given.
         """
+        rows = x.numel() // self.inputs
+        if rows and library_is_faster(self.problem(rows), x.device):
+            return self.by_library(x, residual, out)
         return self._launch(x, residual, out)
+
+    def by_library(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As a call, by the library's GEMM and kernels around it."""
+        return library_linear(x, self.weight, self._rounded_bias, self.norm_eps, self.activation, residual, out)
 
     def normed(self, x: torch.Tensor | NormRows) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer of float32 tokens (B,n,I), or of what `added` left of them: (B,n,O), and their means (B,n).

@@ -168,10 +168,11 @@ def _device_facts(device: torch.device) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tile and how it was found."""
+    """A tile, how it was found, and whether the library's GEMM was faster (see `library_gemm`)."""
 
     config: Config
     source: str
+    library: bool = False
 
 
 Table = dict[tuple[int, Problem], Entry]
@@ -185,32 +186,42 @@ def _modelled(problem: Problem, capability: int, multiprocessors: int) -> Config
     return min(configs, key=lambda config: _nanoseconds(problem, config, multiprocessors))
 
 
+def _known(problem: Problem, device: torch.device) -> Entry | None:
+    _read_user_file()
+    key = _device_facts(device)[0], problem.bucket()
+    return _measured.get(key) or _shipped().get(key)
+
+
 def config_for(problem: Problem, device: torch.device) -> Config:
     """The tile that a GEMM of these sizes runs with on this device."""
-    _read_user_file()
-    capability, multiprocessors = _device_facts(device)
-    key = capability, problem.bucket()
-    entry = _measured.get(key) or _shipped().get(key)
-    return entry.config if entry else _modelled(key[1], capability, multiprocessors)
+    entry = _known(problem, device)
+    return entry.config if entry else _modelled(problem.bucket(), *_device_facts(device))
 
 
-def set_config(problem: Problem, config: Config, capability: int, source: str = "set") -> None:
+def library_is_faster(problem: Problem, device: torch.device) -> bool:
+    """Whether somebody measured that the library's GEMM beats every tile for these sizes on this device."""
+    entry = _known(problem, device)
+    return entry is not None and entry.library
+
+
+def set_config(problem: Problem, config: Config, capability: int, source: str = "set", library: bool = False) -> None:
     """Use this tile from now on for problems of that bucket, on GPUs of that major compute capability.
 
     Args:
         source: how the tile was found, for the file that `save_configs` writes.
+        library: the library's GEMM is faster still, and used for what it can compute.
 
     Raises:
         ValueError: the split does not divide the steps of the sum, or cuts rows that need their LayerNorm.
     """
-    _measured[capability, problem.bucket()] = _checked(problem, config, source)
+    _measured[capability, problem.bucket()] = _checked(problem, config, source, library)
 
 
-def _checked(problem: Problem, config: Config, source: str) -> Entry:
+def _checked(problem: Problem, config: Config, source: str, library: bool) -> Entry:
     steps = _steps(problem, config.block_k)
     if steps % config.split or (problem.norm and config.split > 1):
         raise ValueError(f"{config} cannot compute {problem}: its {steps} steps do not split {config.split} ways")
-    return Entry(config, source)
+    return Entry(config, source, library)
 
 
 def modelled_table(problems: Iterable[Problem], capability: int, multiprocessors: int) -> Table:
@@ -229,6 +240,7 @@ def save_configs(path: str | os.PathLike, table: Table | None = None) -> None:
             "problem": dataclasses.asdict(problem),
             "config": dataclasses.asdict(entry.config),
             "source": entry.source,
+            **({"library": True} if entry.library else {}),
         }
         for (capability, problem), entry in (_measured if table is None else table).items()
     ]
@@ -256,7 +268,8 @@ def read_table(path: str | os.PathLike) -> Table:
     try:
         for entry in json.loads(text):
             problem, source = Problem(**entry["problem"]), str(entry["source"])
-            table[int(entry["capability"]), problem.bucket()] = _checked(problem, Config(**entry["config"]), source)
+            found = _checked(problem, Config(**entry["config"]), source, entry.get("library", False) is True)
+            table[int(entry["capability"]), problem.bucket()] = found
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no tile configurations ({error}): measure again, or remove it") from error
     return table

@@ -11,11 +11,13 @@ import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from . import tiles
+from .linear import Linear
 
 # Another tile is another order of adding, so a result may differ by some roundings of its largest number.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # Less is noise, and the tile used so far stays.
 _WORTH = 0.97
+_LIBRARY = "library"
 
 Runs = dict[str, Callable[[], Any]]
 
@@ -26,11 +28,15 @@ class WrongTile(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """One GEMM: its name, sizes, the tile chosen, its median seconds and those of the tile used before."""
+    """One GEMM: its name, sizes, the fastest tile, whether the library's GEMM is faster than that.
+
+    With the median seconds of what is fastest, and of the tile used before.
+    """
 
     name: str
     problem: tiles.Problem
     config: tiles.Config
+    library: bool
     seconds: float
     before: float
 
@@ -61,7 +67,7 @@ def attempt(layer: Any, arguments: tuple, problem: tiles.Problem, config: tiles.
 def tune_one(
     name: str, layer: Any, arguments: tuple, problem: tiles.Problem, time: Callable[[Runs], dict[str, list[float]]]
 ) -> Tuned:
-    """Measure every candidate of a GEMM, and use the best from now on.
+    """Measure every candidate of a GEMM, and the library's where the layer has one; use the best from now on.
 
     Args:
         name: of the GEMM, for messages.
@@ -76,25 +82,32 @@ def tune_one(
     expected = layer(*arguments).float()
     bound = _TOLERANCE[layer.weight.dtype] * float(expected.abs().max())
     configs = {}
-    for config in (used, *worth_timing(problem, device)):
-        found = attempt(layer, arguments, problem, config)
-        if found is None:
-            continue
+
+    def check(found: torch.Tensor, what: object) -> None:
         error = float((found.float() - expected).abs().max())
         if not error <= bound:
-            raise WrongTile(f"{name} with {config}: wrong by {error:.3g}, allowed is {bound:.3g}")
-        configs[str(config)] = config
+            raise WrongTile(f"{name} with {what}: wrong by {error:.3g}, allowed is {bound:.3g}")
+
+    for config in (used, *worth_timing(problem, device)):
+        found = attempt(layer, arguments, problem, config)
+        if found is not None:
+            check(found, config)
+            configs[str(config)] = config
 
     def with_tile(config: tiles.Config) -> torch.Tensor:
         tiles.set_config(problem, config, capability_of(device))
         return layer(*arguments)
 
-    times = time({key: functools.partial(with_tile, config) for key, config in configs.items()})
-    middle = {key: statistics.median(one) for key, one in times.items()}
-    best = min(middle, key=lambda key: middle[key])
+    runs: Runs = {key: functools.partial(with_tile, config) for key, config in configs.items()}
+    if isinstance(layer, Linear) and problem.half:
+        runs[_LIBRARY] = functools.partial(layer.by_library, *arguments)
+        check(runs[_LIBRARY](), "the library's GEMM")
+    middle = {key: statistics.median(one) for key, one in time(runs).items()}
+    best = min(configs, key=lambda key: middle[key])
     if middle[best] > _WORTH * middle[str(used)]:
         best = str(used)
+    library = middle.get(_LIBRARY, float("inf")) < _WORTH * middle[best]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
     source = f"measured on {where}, Triton {triton.__version__}"
-    tiles.set_config(problem, configs[best], capability_of(device), source)
-    return Tuned(name, problem, configs[best], middle[best], middle[str(used)])
+    tiles.set_config(problem, configs[best], capability_of(device), source, library)
+    return Tuned(name, problem, configs[best], library, middle[_LIBRARY if library else best], middle[str(used)])

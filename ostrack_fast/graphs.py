@@ -50,5 +50,10 @@ class GraphedFunction:
                 self._pinned[rows].copy_(value[rows])
                 if self._upload_rows:
                     self._input[rows].copy_(self._pinned[rows], non_blocking=True)
+        return self.replay()
+
+    def replay(self) -> Any:
+        """The function once more of what the last call was given."""
+        with torch.cuda.device(self._device):
             self._graph.replay()
         return self._output

@@ -26,7 +26,7 @@ def tune(
         int | None, typer.Option(min=0, help="That many compile all tiles first; 0: compile one by one.")
     ] = None,
 ) -> None:
-    """Time every tile a GEMM can run with, once for all, and write the fastest to a file.
+    """Time every tile a GEMM can run with, and cuBLASLt, once for all, and write what is fastest to a file.
 
     Tracking itself never measures: it uses this file if OSTRACK_FAST_TUNING names it, then the table that ships, and
     for what neither holds a model of the GPU.
@@ -63,6 +63,8 @@ def tune(
             write_atomically(output, tiles.save_configs)
             tile = f"{one.config.block_m} x {one.config.block_n} x {one.config.block_k}"
             shape = [str(value) for value in (one.config.split, one.config.num_warps, one.config.num_stages)]
+            if one.library:
+                tile, shape = "cuBLASLt", ["", "", ""]
             table.add_row(
                 one.name, str(one.problem.m), tile, *shape, f"{1e6 * one.seconds:.1f}", f"{1e6 * one.before:.1f}"
             )

@@ -17,6 +17,7 @@ from test_compiled import HALF, TARGETS, assert_matrix_units, compile_clean, for
 
 from ostrack_fast import kernels
 from ostrack_fast.kernels import dependent_launch, tiles
+from ostrack_fast.kernels.library_gemm import normalize
 from ostrack_fast.kernels.norm_rows import empty_norm_rows
 from ostrack_fast.kernels.update_box import update_box
 
@@ -86,6 +87,7 @@ def frame_kernels(dtype):
     update_box(torch.empty(1, 4), box, (480, 640), 4.0, 10.0)
     frame_tail(16, dtype)
     crop_patches(dtype)
+    normalize(tokens[0], 1e-6, dtype)
 
 
 def crop_patches(dtype):
@@ -147,6 +149,15 @@ def test_attention_by_eight_warps(capability, monkeypatch):
     assert_matrix_units([compiled], capability)
 
 
+@pytest.mark.parametrize("capability", ALL)
+def test_norm_before_the_library(capability):
+    for width in (384, 768):
+        (compiled,) = compile_clean(
+            capability, lambda width=width: normalize(torch.empty(9, width), 1e-6, torch.float16)
+        )
+        assert "ld.global.v" in compiled.ptx and "st.global.v" in compiled.ptx
+
+
 def touched_before_the_wait(ptx):
     """Instructions that reach memory, or leave the straight line, ahead of the wait for the kernels before."""
     before, wait, after = ptx.partition("griddepcontrol.wait")
@@ -161,7 +172,7 @@ def test_nothing_is_touched_before_the_wait(capability, monkeypatch):
     """And the first weights of GEMMs are on their way to the cache by then."""
     monkeypatch.setattr(dependent_launch, "options", lambda device: {"PDL": True, "launch_pdl": True})
     compiled = compile_clean(capability, lambda: frame_kernels(HALF[capability]))
-    assert len({kernel.name for kernel in compiled}) == 9 and len(compiled) == 12
+    assert len({kernel.name for kernel in compiled}) == 10 and len(compiled) == 13
     for kernel in compiled:
         assert touched_before_the_wait(kernel.ptx) == [], kernel.name
         fetched = "prefetch.global.L2" in kernel.ptx.partition("griddepcontrol.wait")[0]

@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import launches
 
 from ostrack_fast import switches
+from ostrack_fast.kernels import linear
 
 
 def test_a_frame_of_the_published_network(monkeypatch):
@@ -36,3 +37,14 @@ def test_a_frame_with_every_switch_on(monkeypatch):
         "_restore early": 1, "_conv3x3 early": 4, "_frame_tail early": 1,
     }  # fmt: skip
     assert len(launched) == 71 and launched[-1] == "_frame_tail early"
+
+
+def test_a_frame_whose_gemms_are_the_librarys(monkeypatch):
+    """What the table of tiles may choose by size: two launches for qkv, proj and fc2, three for fc1."""
+    monkeypatch.setattr(linear, "library_is_faster", lambda problem, device: problem.n != 768)
+    launched = Counter(launches.of_a_frame(monkeypatch, "ostrack_256_ce"))
+    assert (launched["_linear"], launched["_normalize"], launched["gelu"]) == (25, 24, 12)
+    assert launched["addmm"] == 1 + 24
+    monkeypatch.setattr(linear, "library_is_faster", lambda problem, device: True)
+    launched = Counter(launches.of_a_frame(monkeypatch, "ostrack_256_ce"))
+    assert (launched["_linear"], launched["addmm"], launched["add"]) == (0, 1 + 49, 25)

@@ -85,7 +85,9 @@ def test_tuning(model, tmp_path, monkeypatch):
     assert len(json.loads(path.read_text())) == len(tuned)
     tiles._measured.clear()
     tiles.load_configs(path)
-    assert all(tiles.config_for(one.problem, torch.device("cpu")) == one.config for one in tuned)
+    cpu = torch.device("cpu")
+    assert all(tiles.config_for(one.problem, cpu) == one.config for one in tuned)
+    assert all(tiles.library_is_faster(one.problem, cpu) == one.library for one in tuned)
 
 
 @pytest.mark.usefixtures("clean_table")
