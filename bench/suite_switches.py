@@ -138,7 +138,7 @@ def build(model: OSTrack, variant: Variant, targets: int, device: torch.device) 
     if device.type == "cpu" or variant.whole_step:
         return step
     engine.place(boxes)
-    (graph,) = engine._graphs.values()
+    (graph,) = engine.graphs.values()
     return lambda: graph.replay()[0][:targets, :4]
 
 

@@ -70,6 +70,9 @@ class Engine:
         consume: free the model's weights block by block while they are packed. The model is of no use afterwards, and
             no weight is in memory twice.
 
+    Attributes:
+        graphs: on a GPU, what was captured for frames by number of targets and shape, the latest last.
+
     Raises:
         ValueError: an unknown or unavailable device or dtype.
     """
@@ -102,7 +105,7 @@ class Engine:
         self._boxes: list[Sequence[float]] = []
         self._candidates: Tensor | None = None
         self._uses_graphs = self.device.type == "cuda"
-        self._graphs: dict[tuple[int, ...], GraphedFunction] = {}
+        self.graphs: dict[tuple[int, ...], GraphedFunction] = {}
 
     @property
     def count(self) -> int:
@@ -149,7 +152,7 @@ class Engine:
             for old, new in zip(self._targets, larger, strict=True):
                 new[: self.count] = old[: self.count]
             self._targets = larger
-            self._graphs.clear()
+            self.graphs.clear()
 
     @_isolated()
     def set_template(self, template: Tensor, mask: Tensor | None = None, box: Tensor | None = None) -> None:
@@ -347,12 +350,12 @@ class Engine:
     def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> GraphedFunction:
         """The captured function for inputs like this one. A new one replaces the least recently used one."""
         key = (rows, *like.shape)
-        graph = self._graphs.pop(key, None)
+        graph = self.graphs.pop(key, None)
         if graph is None:
-            if len(self._graphs) == _MAX_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
+            if len(self.graphs) == _MAX_GRAPHS:
+                del self.graphs[next(iter(self.graphs))]
             graph = GraphedFunction(function, like, self.device)
-        self._graphs[key] = graph
+        self.graphs[key] = graph
         return graph
 
     def _locate(self, rows: slice, frame: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -357,9 +357,9 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     assert FakeGraph.made == 3
     for seed, width in enumerate(range(100, 112)):
         compare(seed, 90, width)
-    assert len(graphed._graphs) == engine_module._MAX_GRAPHS
+    assert len(graphed.graphs) == engine_module._MAX_GRAPHS
     graphed.set_template(images(5)[0])  # more rows than before
-    assert not graphed._graphs, "a graph goes on reading and writing the buffers it was captured with"
+    assert not graphed.graphs, "a graph goes on reading and writing the buffers it was captured with"
     graphed.clear()
     for row in range(plain.count):
         graphed.add(frame(), BOXES[row])
