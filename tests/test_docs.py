@@ -45,7 +45,11 @@ def test_commands_have_the_options_that_pages_name(page):
     for line in re.findall(r"^ *ostrack-fast (.*?)(?: +#.*)?$", page.read_text(encoding="utf-8"), re.MULTILINE):
         name, *words = line.split()
         assert name in commands, line
-        known = {option for each in commands[name].params for option in (*each.opts, *each.secondary_opts)}
+        command = commands[name]
+        if hasattr(command, "commands"):  # a group, such as paper
+            assert words and words[0] in command.commands, line
+            command = command.commands[words[0]]
+        known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
         unknown = {word for word in words if re.match(r"--?[a-z]", word)} - known
         assert not unknown, f"{line}: {unknown}"
 

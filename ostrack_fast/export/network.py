@@ -48,6 +48,8 @@ class ExportNetwork(nn.Module):
 
     def __init__(self, model: OSTrack, dtype: torch.dtype = torch.float32, candidate_elimination: bool = True):
         super().__init__()
+        if not model.runs_frozen:
+            raise ValueError(f"{type(model).__name__} has layers that an exported file would lack")
         cfg = self.cfg = model.cfg
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True)) if candidate_elimination else {}
         self._keep: list[int | None] = []  # candidates left behind each block's attention; None where none is removed

@@ -80,7 +80,7 @@ def figures(
     frames: Iterable[Image], box: Sequence[float], model: OSTrack, folder: Path, shown: Sequence[int],
     points: Sequence[Point], two_stream: TwoStream | None, tell: Tell,
 ) -> Report:  # fmt: skip
-    """Draw the figures into a folder as figure1.png and so on.
+    """Draw the figures into a folder as figure1.png, figure4.jpg and so on.
 
     Args:
         frames: a video; the first frame holds the target in `box`, which is tracked from there.
@@ -114,8 +114,8 @@ def figures(
         lines.append(["1", "accuracy over speed", f"{len(points)} trackers", str(folder / "figure1.png")])
     what = ("what the template's centre attends to", "candidates left", "features, one stream beside two")
     for (name, pictures), words in zip(rows.items(), what, strict=True):
-        _write(np.concatenate(pictures), folder / f"{name}.png")
-        lines.append([name[-1], words, f"frames {', '.join(map(str, wanted))}", str(folder / f"{name}.png")])
+        _write(np.concatenate(pictures), folder / f"{name}.jpg")
+        lines.append([name[-1], words, f"frames {', '.join(map(str, wanted))}", str(folder / f"{name}.jpg")])
     return Report(
         "Figures of the paper",
         ["figure", "what", "from", "file"],
@@ -130,11 +130,18 @@ def _features(view: View, two_stream: TwoStream | None, frame: Image, box: Seque
     region = cv2.resize(view.region, (SIDE, SIDE))
     panels = [titled(region, "search region")]
     if two_stream is not None:
-        panels.append(titled(heat(region, two_stream_features(two_stream, frame, box)), "two streams"))
-    panels.append(titled(heat(region, view.features), "one stream (OSTrack)"))
+        panels.append(titled(heat(region, stretched(two_stream_features(two_stream, frame, box))), "two streams"))
+    panels.append(titled(heat(region, stretched(view.features)), "one stream (OSTrack)"))
     return np.concatenate(panels, axis=1)
 
 
+def stretched(values: np.ndarray) -> np.ndarray:
+    """From 0 for the smallest value of a cell that is left to 1 for the largest; eliminated cells, 0, stay so."""
+    left = values[values > 0]
+    low, high = (float(left.min()), float(left.max())) if left.size else (0.0, 1.0)
+    return np.clip((values - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
+
+
 def _write(picture: Image, path: Path) -> None:
-    data = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+    data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(data))

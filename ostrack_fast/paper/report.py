@@ -63,7 +63,7 @@ def machine() -> str:
 
 def beside(ours: str, paper: object) -> str:
     """Our figure, and the paper's in brackets where there is one."""
-    return ours if paper is None else f"{ours} ({paper})"
+    return ours if paper is None else f"{ours} ({paper})".strip()
 
 
 def timed_in_turns(runs: dict[str, Callable[[], Any]], rounds: int, tell: Tell) -> dict[str, float]:

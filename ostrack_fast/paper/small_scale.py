@@ -50,7 +50,11 @@ class Scale:
         """The settings of one run. Raises as `read_train_config`."""
         cfg = read_train_config(self.recipe)
         folder = self.validation
-        held_out = None if folder is None else ValidationConfig(str(folder.resolve()), 0.25, pairs=64, starts=0)
+        held_out = (
+            None
+            if folder is None
+            else ValidationConfig(str(folder.resolve()), 0.25, pairs=max(32, min(512, self.pairs // 20)), starts=0)
+        )
         return replace(
             cfg, network=network, backbone=backbone, output=str(self.output / name), pairs_per_epoch=self.pairs,
             epochs=1.0, validation=held_out, data_root=str(self.data_root or cfg.data_root),
@@ -93,11 +97,13 @@ def train_network(scale: Scale, name: str, network: str, backbone: str | None, t
     cfg = scale.training(name, network, backbone)
     folder = Path(cfg.output)
     tell(f"training {name}, {scale.pairs} pairs")
-    begin, before = perf_counter(), _seconds(folder)
+    begin, spent = perf_counter(), _seconds(folder)
     trainer = Trainer(cfg, resolve_device(scale.device))
-    trainer.run(progress=False)
-    spent = before + perf_counter() - begin
-    write_text(folder / _SECONDS, json.dumps(spent))
+    trainer.resume()
+    if not trainer.finished:
+        trainer.run(progress=False)
+        spent += perf_counter() - begin
+        write_text(folder / _SECONDS, json.dumps(spent))
     if not trainer.finished:
         raise KeyboardInterrupt
     pairs, iou = read_folder(folder).curve("validation_iou")

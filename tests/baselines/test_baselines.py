@@ -10,6 +10,7 @@ from ostrack_fast import Tracker
 from ostrack_fast.baselines import NETWORKS, TwoStream
 from ostrack_fast.baselines.embeddings import relative_index
 from ostrack_fast.config import ModelConfig, get_config
+from ostrack_fast.export.network import ExportNetwork
 from ostrack_fast.model import FrozenOSTrack, OSTrack
 from ostrack_fast.model.checkpoint import CheckpointError
 from ostrack_fast.training.losses import LossConfig
@@ -128,5 +129,7 @@ def test_what_cannot_be_is_refused(config):  # noqa: F811
         Tracker(network("identity"), "cpu", "int8")
     with pytest.raises(ValueError, match="does not compute"):
         FrozenOSTrack(network("identity"), torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="exported file would lack"):
+        ExportNetwork(network("identity"))
     with pytest.raises(ValueError, match="network='none' must be one of ostrack"):
         replace(config, network="none")

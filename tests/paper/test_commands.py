@@ -134,7 +134,7 @@ def test_figures(square, monkeypatch, capsys, tmp_path):  # noqa: F811
     words = ["--source", square / "square" / "img", "--box", "20,30,24,20", "--frames", "1,2"]
     words += ["--two-stream", tmp_path / "two.safetensors", "--results", tmp_path / "small.json"]
     shown = paper(monkeypatch, capsys, "figures", tmp_path / "pictures", *words)
-    sizes = [cv2.imread(str(tmp_path / f"pictures/figure{number}.png")).shape for number in (4, 5, 6)]
+    sizes = [cv2.imread(str(tmp_path / f"pictures/figure{number}.jpg")).shape for number in (4, 5, 6)]
     assert all(height == 2 * (256 + 24 + 4) for height, *_ in sizes) and sizes[2][1] == 3 * 260
     assert cv2.imread(str(tmp_path / "pictures/figure1.png")) is not None and "1 trackers" in shown
 
@@ -146,6 +146,11 @@ def test_a_two_stream_networks_features_do_not_depend_on_the_template():
     first = figures.two_stream_features(model, frame, (40, 30, 24, 20))
     assert first.shape == (4, 4)
     assert not np.allclose(first, figures.two_stream_features(model, frame, (60, 30, 24, 20)))
+
+
+def test_features_are_stretched_over_the_cells_that_are_left():
+    found = figures.stretched(np.array([[0.0, 10.0], [11.0, 12.0]]))
+    assert found.tolist() == [[0.0, 0.0], [0.5, 1.0]] and not figures.stretched(np.zeros((2, 2))).any()
 
 
 def test_points_without_speed_or_accuracy(tmp_path):
