@@ -57,7 +57,7 @@ def worth_timing(problem: tiles.Problem, device: torch.device) -> list[tiles.Con
 
 def attempt(layer: Any, arguments: tuple, problem: tiles.Problem, config: tiles.Config) -> torch.Tensor | None:
     """The layer's result with this tile; None where this GPU cannot hold it or its compiler gives up."""
-    tiles.set_config(problem, config, capability_of(arguments[0].device))
+    tiles.set_config(problem, config, capability_of(layer.weight.device))
     try:
         return layer(*arguments)
     except (OutOfResources, PTXASError):
@@ -77,7 +77,7 @@ def tune_one(
     Raises:
         WrongTile: a candidate computes something else.
     """
-    device = arguments[0].device
+    device = layer.weight.device
     used = tiles.config_for(problem, device)
     expected = layer(*arguments).float()
     bound = _TOLERANCE[layer.weight.dtype] * float(expected.abs().max())

@@ -39,6 +39,19 @@ def test_a_frame_with_every_switch_on(monkeypatch):
     assert len(launched) == 71 and launched[-1] == "_frame_tail early"
 
 
+@pytest.mark.parametrize(
+    ("turned", "count"),
+    [
+        ("frame_tail=on", 72),
+        ("crop_patches=on", 81),
+        ("upload_rows=off,norm_rows=on,dependent_launch=on,wide_slices=on,key_groups=on", 82),
+    ],
+)
+def test_what_each_switch_saves(turned, count, monkeypatch):
+    """At most 73 launches once the frame's tail is one; the switches of the last line launch the same kernels."""
+    assert len(launches.of_a_frame(monkeypatch, "ostrack_256_ce", turned)) == count
+
+
 def test_a_frame_whose_gemms_are_the_librarys(monkeypatch):
     """What the table of tiles may choose by size: two launches for qkv, proj and fc2, three for fc1."""
     monkeypatch.setattr(linear, "library_is_faster", lambda problem, device: problem.n != 768)
