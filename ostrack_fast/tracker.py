@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from .box_prior import BoxPrior, Shape
 from .boxes import crop_window
 from .engine import Engine
 from .model import OSTrack
@@ -76,6 +77,7 @@ class _OnEngine:
         lost_below: float = 0.4,
         candidate_elimination: bool = True,
         redetect: bool | Redetection = False,
+        box_prior: bool | BoxPrior = False,
     ):
         given = isinstance(model_or_name, OSTrack)
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
@@ -84,6 +86,8 @@ class _OnEngine:
         self.lost_below = lost_below
         self._redetection = Redetection() if redetect is True else redetect or None
         self._presences: list[Presence] = []  # of each of the engine's rows; none without re-detection
+        self._box_prior = BoxPrior() if box_prior is True else box_prior or None
+        self._shapes: list[Shape] = []  # of each of the engine's rows; none without a prior
 
     @property
     def device(self) -> torch.device:
@@ -93,25 +97,52 @@ class _OnEngine:
     def dtype(self) -> torch.dtype:
         return self.engine.dtype
 
+    def _add(self, frame: np.ndarray, place: Box) -> None:
+        """Follow one more target, in the engine's last row."""
+        row = self.engine.add(frame, place)
+        if self._box_prior:
+            try:
+                self._shapes.append(Shape.calibrated(self.engine, self._box_prior, frame, row, place))
+            except BaseException:
+                self.engine.drop(row)
+                raise
+        if self._redetection:
+            self._presences.append(Presence.begin(self.engine, self._redetection, frame, place))
+
+    def _drop(self, row: int) -> None:
+        """Forget the target of a row. As in the engine, the last one takes the free row."""
+        self.engine.drop(row)
+        each: tuple[list[Any], ...] = (self._shapes, self._presences)
+        for of_rows in filter(None, each):
+            of_rows[row] = of_rows[-1]
+            of_rows.pop()
+
     def _result(self, row: list[float]) -> TrackResult:
         x, y, w, h, score = row
         return TrackResult((x, y, w, h), score, score < self.lost_below)
 
-    def _results(self, frame: np.ndarray, presences: Sequence[Presence]) -> list[TrackResult]:
-        """The results of all rows in the next frame; `presences` are theirs, or none."""
-        rows = self.engine.step(frame)
-        if not presences:
-            return [self._result(row) for row in rows]
-        judged = [each.judge(frame, row, found) for row, (each, found) in enumerate(zip(presences, rows, strict=True))]
-        self.engine.place([found[:4] for found in judged])
+    def _reported(self, rows: list[list[float]], frames: Sequence[np.ndarray]) -> list[list[float]]:
+        """What the engine found in each row's frame as it is reported."""
+        if not self._shapes:
+            return rows
+        return [shape.corrected(row, frame) for shape, row, frame in zip(self._shapes, rows, frames, strict=True)]
+
+    def _results(self, frame: np.ndarray) -> list[TrackResult]:
+        """The results of all rows in the next frame."""
+        rows, frames = self.engine.step(frame), [frame] * self.engine.count
+        if not self._presences:
+            return [self._result(row) for row in self._reported(rows, frames)]
+        rows = [list(each.judge(frame, row, rows[row])) for row, each in enumerate(self._presences)]
+        self.engine.place([row[:4] for row in rows])
+        shown = [[*each.known, row[4]] if each.lost else row for each, row in zip(self._presences, rows, strict=True)]
         return [
-            TrackResult(cast(Box, tuple(each.known if each.lost else found[:4])), found[4], each.lost)
-            for each, found in zip(presences, judged, strict=True)
+            TrackResult(cast(Box, tuple(row[:4])), row[4], each.lost)
+            for each, row in zip(self._presences, self._reported(shown, frames), strict=True)
         ]
 
 
 class Tracker(_OnEngine):
-    """OSTrack's inference, exactly as published, on frames of any size.
+    """OSTrack's inference on frames of any size: of the published models, exactly as published.
 
     Args:
         model_or_name: an `OSTrack`, which is read and not changed, or a name or path for `OSTrack.from_pretrained`.
@@ -123,6 +154,8 @@ class Tracker(_OnEngine):
         candidate_elimination: False keeps all candidates, as if the model's configuration eliminated none.
         redetect: True, or settings, to keep a lost target's box where it was last seen, search the whole frame for it,
             and go on once it is verified; see `Redetection`. False is the published behaviour.
+        box_prior: True, or settings, to draw the shape of the boxes reported towards that of the first one, see
+            `BoxPrior`; the search is the same. False is the published behaviour.
 
     Raises:
         ValueError: an unknown or unavailable device or dtype, or weights that do not fit.
@@ -130,12 +163,19 @@ class Tracker(_OnEngine):
     """
 
     @classmethod
-    def from_onnx(cls, path: str | Path, lost_below: float = 0.4, providers: Sequence[str] | None = None) -> Tracker:
+    def from_onnx(
+        cls,
+        path: str | Path,
+        lost_below: float = 0.4,
+        providers: Sequence[str] | None = None,
+        box_prior: bool | BoxPrior = False,
+    ) -> Tracker:
         """A tracker whose network is an ONNX file of `ostrack-fast export`, run by onnxruntime.
 
         Args:
             path: the file, exported with a batch of 1 or of any size.
             providers: onnxruntime's execution providers, best first; by default the CPU's alone.
+            box_prior: as `Tracker`.
 
         Raises:
             FileNotFoundError: no such file. ValueError: not such a file.
@@ -147,6 +187,7 @@ class Tracker(_OnEngine):
         tracker.engine = OnnxEngine(path, providers)
         tracker.cfg, tracker.lost_below = tracker.engine.cfg, lost_below
         tracker._redetection, tracker._presences = None, []
+        tracker._box_prior, tracker._shapes = BoxPrior() if box_prior is True else box_prior or None, []
         return tracker
 
     def initialize(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> None:
@@ -161,11 +202,9 @@ class Tracker(_OnEngine):
         """
         check_frame(frame)
         before, place = self.engine.count, checked_box(box, *frame.shape[:2])
-        self.engine.add(frame, place)
+        self._add(frame, place)
         for _ in range(before):
-            self.engine.drop(0)
-        if self._redetection:
-            self._presences = [Presence.begin(self.engine, self._redetection, frame, place)]
+            self._drop(0)
 
     def track(self, frame: np.ndarray) -> TrackResult:
         """Find the target in the next frame, (h,w,3) uint8 RGB; its size may differ from earlier frames'.
@@ -178,7 +217,7 @@ class Tracker(_OnEngine):
         if not self.engine.count:
             raise RuntimeError("no target yet: call initialize(frame, box) before track(frame)")
         check_frame(frame)
-        return self._results(frame, self._presences)[0]
+        return self._results(frame)[0]
 
 
 class MultiTracker(_OnEngine):
@@ -202,24 +241,18 @@ class MultiTracker(_OnEngine):
         """Follow a target from this frame on; arguments and errors as `Tracker.initialize`. Returns its number."""
         check_frame(frame)
         place = checked_box(box, *frame.shape[:2])
-        self.engine.add(frame, place)
+        self._add(frame, place)
         self._targets.append(self._next)
-        if self._redetection:
-            self._presences.append(Presence.begin(self.engine, self._redetection, frame, place))
         self._next += 1
         return self._targets[-1]
 
     def drop(self, target: int) -> None:
         """Follow a target no longer. Raises KeyError if it is not followed."""
         row = self._row(target)
-        self.engine.drop(row)
+        self._drop(row)
         self._searched.pop(target, None)
-        # As in the engine: the last one takes the free row.
         self._targets[row] = self._targets[-1]
         self._targets.pop()
-        if self._presences:
-            self._presences[row] = self._presences[-1]
-            self._presences.pop()
 
     def _row(self, target: int) -> int:
         if target not in self._targets:
@@ -255,7 +288,7 @@ class MultiTracker(_OnEngine):
         if not self._targets:
             return {}
         searched = dict(zip(self._targets, self.engine.boxes, strict=True))
-        found = zip(self._targets, self._results(frame, self._presences), strict=True)
+        found = zip(self._targets, self._results(frame), strict=True)
         self._searched = searched
         return dict(sorted(found, key=lambda each: each[0]))
 
@@ -278,7 +311,8 @@ class MultiTracker(_OnEngine):
         if not self._targets:
             return {}
         searched = dict(zip(self._targets, self.engine.boxes, strict=True))
-        rows = self.engine.step_each([frames[target] for target in self._targets])
+        theirs = [frames[target] for target in self._targets]
+        rows = self._reported(self.engine.step_each(theirs), theirs)
         self._searched = searched
         found = zip(self._targets, rows, strict=True)
         return {target: self._result(row) for target, row in sorted(found)}

@@ -47,7 +47,7 @@ LAYERS = [
     {"paper", "serve"},
     {"training", "evaluation", "visualization", "bench"},
     {"tracker", "drop_in", "read_network", "swap"},
-    {"export", "redetection"},
+    {"export", "redetection", "box_prior"},
     {"engine"},
     {"devices", "graphs", "baselines"},
     {"model"},

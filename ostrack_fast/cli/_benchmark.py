@@ -38,6 +38,7 @@ class MakeTracker:
     tracker: str = "ostrack"
     peer_models: Path | None = None
     batch: int = 1
+    box_prior: bool = False
 
     def __call__(self, number: int) -> SingleObjectTracker | MultiTracker:
         """The tracker of process `number`, a `MultiTracker` where it is to track several sequences at once."""
@@ -56,7 +57,7 @@ class MakeTracker:
             if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
                 device = f"cuda:{number % torch.cuda.device_count()}"
         kind = MultiTracker if self.batch > 1 else Tracker
-        return kind(OSTrack.from_pretrained(self.weights, self.config), device, self.dtype)
+        return kind(OSTrack.from_pretrained(self.weights, self.config), device, self.dtype, box_prior=self.box_prior)
 
 
 def evaluate_benchmark(
@@ -135,6 +136,7 @@ def _about(make: MakeTracker) -> dict[str, Any]:
         "dtype": make.dtype,
         "workers": make.workers,
         "batch": make.batch,
+        "box_prior": make.box_prior,
     }
 
 

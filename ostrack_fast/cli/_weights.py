@@ -10,3 +10,7 @@ Config = Annotated[
     str | None,
     typer.Option("--config", help="Preset or published yaml file, for weights that do not say how they were made."),
 ]
+
+BoxPrior = Annotated[
+    bool, typer.Option("--box-prior", help="Draw the shape of the boxes towards that of the first one.")
+]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._boxes import parse_box
-from ._weights import Config
+from ._weights import BoxPrior, Config
 
 
 def track(
@@ -42,6 +42,7 @@ def track(
     redetect: Annotated[
         bool, typer.Option("--redetect", help="When the target is lost, search the whole frame for it.")
     ] = False,
+    box_prior: BoxPrior = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:
@@ -70,7 +71,9 @@ def track(
 
         shown = open_window(paused=not given)
     opened = open_source(source)
-    tracker = MultiTracker(OSTrack.from_pretrained(weights, config), device, dtype, redetect=redetect)
+    tracker = MultiTracker(
+        OSTrack.from_pretrained(weights, config), device, dtype, redetect=redetect, box_prior=box_prior
+    )
     width, height = opened.size
     targets = [checked_box(each, height, width) for each in given]
     newest = opened.live if frames == "auto" else frames == "newest"
