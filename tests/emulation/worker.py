@@ -60,9 +60,10 @@ def update_box(kernels: Emulator) -> list[np.ndarray]:
 
 def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
     """A kernel told of one row more than the array has: what the address sanitizer must notice."""
-    if op == "attention":
-        qkv = view(random(1, 20, 3, 1, 32, dtype=np.float16), (1, 21, 3, 1, 32))
-        kernels.call("ostf_cuda_attention", qkv, None, np.zeros((1, 21, 32), np.float16), *[None] * 4, 1, None)
+    if op.startswith("attention"):
+        groups = 2 if op == "attention two groups" else 1
+        qkv = view(random(1, 130, 3, 1, 64, dtype=np.float16), (1, 131, 3, 1, 64))
+        kernels.call("ostf_cuda_attention", qkv, None, np.zeros((1, 131, 64), np.float16), *[None] * 4, groups, None)
     elif op == "eliminate":
         tokens, out = random(1, 7, 8), random(1, 8, 8)
         kept, removed, ids = np.zeros((1, 8), np.int64), np.zeros((1, 0), np.int64), np.arange(8)[None]
@@ -100,6 +101,8 @@ def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
 CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
     "attention float16": lambda k: attention(k, "float16", 140, 32, 2),
     "attention two groups": lambda k: attention(k, "float16", 200, 64, 1, groups=2),
+    # What the second group hands over lies where its last tiles were.
+    "attention two groups, three steps": lambda k: attention(k, "float16", 340, 64, 1, groups=2),
     "attention bfloat16": lambda k: attention(k, "bfloat16", 140, 96, 1, 2),
     "attention float32": lambda k: attention(k, "float32", 140, 32, 2),
     "attention float32 wide": lambda k: attention(k, "float32", 80, 128, 1),
