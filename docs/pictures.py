@@ -1,4 +1,6 @@
-"""The pictures of the README and of the documentation: a GIF of a track, accuracy against speed and frame rate.
+"""The pictures of the README and of the documentation.
+
+A GIF of a track, what goes on inside the network (Figures 4 to 6 of the paper), accuracy against speed and frame rate.
 
 python docs/pictures.py  # reads the shipped video, docs/results.json and bench/results/*peers-track.json
 
@@ -9,17 +11,20 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from ostrack_fast import Tracker
+from ostrack_fast import OSTrack, Tracker
 from ostrack_fast.video import open_source
+from ostrack_fast.visualization.inside import KINDS, Inside, default_blocks, draw
 
 DOCS = Path(__file__).parent
 OURS, PEER = "#2f6db5", "#9a9a9a"
@@ -54,6 +59,23 @@ def draw_track(picture: Path) -> None:
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in shown]
     duration = round(3000 / source.fps)
     frames[0].save(picture, save_all=True, append_images=frames[1:], duration=duration, loop=0, optimize=True)
+
+
+def draw_inside(picture: Path, number: int = 20) -> None:
+    """Attention, elimination and activation map in a frame of the shipped video, a row each."""
+    assets = resources.files("ostrack_fast") / "assets"
+    box = json.loads((assets / "demo.json").read_text(encoding="utf-8"))["box"]
+    model = OSTrack.from_pretrained("small")
+    with resources.as_file(assets / "demo.mp4") as path:
+        first, *others = list(islice(open_source(path), number + 1))
+    tracker = Tracker(model, "cpu", "float32")
+    tracker.initialize(first, box)
+    before = [tracker.track(frame) for frame in others[:-1]][-1].box
+    view = Inside(model, first, tuple(box)).look(others[-1], before)
+    rows = [draw(view, kind, default_blocks(model, kind)) for kind in KINDS]
+    width = max(row.shape[1] for row in rows)
+    wall = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    Image.fromarray(np.concatenate(wall)).quantize(128).save(picture, optimize=True)
 
 
 def draw_peers(results: Path, picture: Path) -> None:
@@ -101,4 +123,5 @@ def draw_realtime(results: Path, picture: Path) -> None:
 if __name__ == "__main__":
     draw_realtime(DOCS / "results.json", DOCS / "realtime.png")
     draw_track(DOCS / "demo.gif")
+    draw_inside(DOCS / "inside.png")
     draw_peers(DOCS.parent / "bench" / "results" / "amd-epyc-zen3-2cores-peers-track.json", DOCS / "peers.png")

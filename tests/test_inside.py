@@ -45,6 +45,19 @@ def test_it_is_what_the_model_reports(demo):
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.backbone.blocks)
 
 
+def test_the_activation_map_tells_the_target_from_what_is_around_it(demo):
+    model, first, second, box = demo
+    view = Inside(model, first, box).look(second, box)
+    activation, left = view.activation(), view.alive[-1]
+    assert activation[left].min() == 0 == activation[~left].max() and activation.max() > 0
+    # The search region is four times as large as the target, and lies around it.
+    grid = model.cfg.search_grid
+    middle = (np.abs(np.arange(grid) + 0.5 - grid / 2) < grid / 8)[:, None] & left
+    target = middle & middle.T
+    stronger = activation[target][:, None] > activation[left & ~target][None]
+    assert target.any() and stronger.mean() > 0.75, "chance is 0.5"
+
+
 def test_pictures(demo):
     model, first, second, box = demo
     view = Inside(model, first, box).look(second, box)

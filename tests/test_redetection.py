@@ -184,3 +184,14 @@ def test_many_targets_are_lost_each_by_itself():
             many.place({first: (30, 30, 30, 24)})
             break
     assert not many.track(stream[-1])[first].lost
+
+
+def test_targets_in_different_videos_are_not_found_again():
+    """A lost target is searched for in one frame, and `track_each` has one for every target."""
+    torch.manual_seed(0)
+    many = MultiTracker(build_ostrack(TINY), "cpu", "float32", redetect=True)
+    frame = frames(1)[0]
+    target = many.add(frame, (20, 20, 30, 24))
+    with pytest.raises(ValueError, match="different videos are tracked without redetect"):
+        many.track_each({target: frame})
+    assert not many.track(frame)[target].lost, "the tracker is as it was"

@@ -34,13 +34,23 @@ class View:
         attention: of each block, (F,F): the attention that the centre of the template pays to each cell, averaged over
             heads; 0 for cells that were eliminated before.
         alive: of each block, (F,F) bool: the cells that are left after it.
-        features: (F,F) norm of each cell's features after the last block and its normalization; 0 where eliminated.
+        features: (F,F) norm of each cell's features as the head gets them, after the last normalization; 0 where
+            eliminated.
     """
 
     region: Image
     attention: list[NDArray[np.float32]]
     alive: list[NDArray[np.bool_]]
     features: NDArray[np.float32]
+
+    def activation(self) -> NDArray[np.float32]:
+        """The activation map of Figure 6, (F,F): how much stronger a cell's features are than the weakest that is left.
+
+        The normalization makes all norms similar (40 to 70 with `small`), so that from 0 on the picture would show
+        little more than which cells were eliminated.
+        """
+        left = self.alive[-1]
+        return np.where(left, self.features - self.features[left].min(), 0).astype(np.float32)
 
 
 class Inside:
@@ -121,7 +131,7 @@ def draw(view: View, kind: str, blocks: Sequence[int]) -> Image:
     region = cv2.resize(view.region, (SIDE, SIDE))
     panels = [titled(region, "search region")]
     if kind == "features":
-        panels.append(titled(heat(region, view.features), "features"))
+        panels.append(titled(heat(region, view.activation()), "features"))
     for block in blocks if kind != "features" else ():
         if kind == "attention":
             panels.append(titled(heat(region, view.attention[block]), f"block {block}"))
