@@ -26,7 +26,7 @@ class PytrackingTracker:
             those of `Tracker`.
     """
 
-    multiobj_mode = "default"
+    multiobj_mode = "parallel"  # pytracking makes one tracker for each target
 
     def __init__(self, params: Any):
         self.params = params

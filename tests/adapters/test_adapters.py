@@ -68,6 +68,8 @@ def test_the_pytracking_interface(weights, frames, expected):
     from ostrack_fast.adapters.pytracking import PytrackingTracker
 
     params = SimpleNamespace(debug=0, visualization=False, weights=weights, device="cpu", dtype="float32")
+    # With "default" it would hand all targets to one tracker.
+    assert PytrackingTracker.multiobj_mode == "parallel"
     tracker = PytrackingTracker(params)
     out = tracker.initialize(frames[0], {"init_bbox": list(BOX), "init_object_ids": None})
     assert out == {"target_bbox": list(BOX)}
