@@ -56,7 +56,7 @@ class Step:
 
 
 def stem(name: str) -> str:
-    """Of the files that a step of this name leaves."""
+    """The stem of the files that a step of this name leaves."""
     return "".join(character if character.isalnum() else "_" for character in name)
 
 
@@ -161,7 +161,7 @@ def _verdict(step: Step, code: int | None, lines: list[str]) -> tuple[str, str]:
 
 
 def _times(results: list[dict[str, Any]]) -> str:
-    """Of a benchmark's results: each implementation's microseconds, shape by shape, or its errors if none was timed."""
+    """A benchmark's results in a line: microseconds of each implementation by shape, or errors if none was timed."""
     lines = []
     for result in results:
         numbers = {

@@ -65,7 +65,7 @@ def run(
 
 @cache
 def _roofline(device: torch.device, threads: int, quick: bool) -> Roofline:
-    """Of a machine in this process: its rates are measured with the threads that are set now."""
+    """The roofline of a device; its rates are measured with the threads that are set now."""
     return Roofline(device, clock(device), quick)
 
 

@@ -112,7 +112,7 @@ class TrainerStep:
 
 
 def gradients(model: OSTrack) -> tuple[Tensor, ...]:
-    """Of the first layer, which all gradients reach last, and of the score tower's first and last one."""
+    """Gradients of the first layer, which backward reaches last, and of the score tower's first and last layer."""
     names = ("backbone.patch_embed.proj.weight", "box_head.conv1_ctr.0.weight", "box_head.conv5_ctr.weight")
     found = [model.get_parameter(name).grad for name in names]
     return tuple(grad.detach() for grad in found if grad is not None)

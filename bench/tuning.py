@@ -28,7 +28,7 @@ from .networks import make_model
 from .timing import clock, interleave
 
 if TYPE_CHECKING:
-    from ostrack_fast.kernels.tuning import Tuned
+    from ostrack_fast.kernels.candidates import Tuned
 
 H100_CAPABILITY, H100_MULTIPROCESSORS = 9, 132
 SHIPPED_BATCHES = (1, 8, 64)
@@ -111,18 +111,18 @@ def compile_share(
     weights: str, device: str, dtype: str, batches: Sequence[int], share: int, shares: int, config: str | None = None
 ) -> int:
     """Compile every `shares`-th tile of a network, beginning with number `share`, into Triton's cache; how many."""
-    from ostrack_fast.kernels import tuning
+    from ostrack_fast.kernels import candidates
 
     torch.set_num_threads(1)
     engine = load_engine(weights, device, dtype, config)
     work = [
         (name, layer, rows, problem, tile)
         for name, layer, rows, problem in gemms(engine, batches)
-        for tile in tuning.worth_timing(problem, engine.device)
+        for tile in candidates.worth_timing(problem, engine.device)
     ][share::shares]
     with torch.no_grad():
         for name, layer, rows, problem, tile in work:
-            tuning.attempt(layer, inputs(engine, name, layer, rows), problem, tile)
+            candidates.attempt(layer, inputs(engine, name, layer, rows), problem, tile)
     return len(work)
 
 
@@ -145,7 +145,7 @@ def tune(engine: Engine, batches: Sequence[int], seconds: float, done: Callable[
         ValueError: the engine's GEMMs do not run in Triton.
         WrongTile: a candidate computes something else.
     """
-    from ostrack_fast.kernels.tuning import tune_one
+    from ostrack_fast.kernels.candidates import tune_one
 
     time = partial(interleave, timer=clock(engine.device), seconds=seconds)
     tuned = []
@@ -163,7 +163,7 @@ def main() -> None:
     for preset in PRESETS:
         with ops.use("triton"):
             engine = Engine(OSTrack.from_preset(preset), "cpu", "float16")
-        # GEMMs that only a CPU takes apart are no part of a frame on a GPU.
+        # GEMMs that only a CPU splits are not in a frame on a GPU.
         problems += [problem for *_, problem in gemms(engine, SHIPPED_BATCHES, without=("q", "kv"))]
     table = tiles.modelled_table(problems, H100_CAPABILITY, H100_MULTIPROCESSORS)
     for path in (tiles.TABLE, *map(Path, sys.argv[1:])):

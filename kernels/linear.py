@@ -126,7 +126,7 @@ class Linear:
         self.bias = bias.detach().float().contiguous()
         self._rounded_bias = self.bias.to(dtype)
         self.norm_eps, self.activation, self.inputs = norm_eps, activation, weight.shape[1]
-        # Of the rounded weights: they are what multiplies the mean in the loop.
+        # Sums of the rounded weights, because those multiply the mean in the main loop.
         self.weight_sum = None if norm_eps is None else self.weight.sum(1, dtype=torch.float64).float()
         self.workspace = Workspace() if workspace is None else workspace
         # Whether `normed` takes, and `added` leaves, rows that are ready for a LayerNorm. Compute capability 8.0 would

@@ -21,7 +21,7 @@ from .engine import Engine
 
 Row = Sequence[float]  # x, y, width, height, score
 
-# Windows of a round, about; beyond, each covers more, up to so many times a search region's side.
+# About the most windows of a round. Larger areas get larger windows, up to this multiple of a search region's side.
 _MOST_WINDOWS, _MOST_ZOOM = 60, 1.7
 # Weight of a new frame in what is usual for a target.
 _NEW = 0.05
@@ -37,10 +37,10 @@ class Redetection:
         lost_below: a score below this, together with a likeness below `doubtful_likeness`, speaks for a loss.
         doubtful_likeness: see `lost_below`.
         lost_likeness: a likeness below this speaks for a loss whatever the score.
-        lost_after: so many frames in a row that speak for it are a loss.
+        lost_after: number of frames in a row that must speak for a loss.
         found_from, found_likeness: the least score and likeness of a place that may be the target.
-        found_after: so many such frames in a row are the target.
-        growth: by this factor the side of the part of the frame that is searched grows with every frame.
+        found_after: number of such frames in a row that count as the target.
+        growth: factor by which the side of the searched part of the frame grows with every frame.
         windows: search regions looked at in each frame.
     """
 

@@ -5,8 +5,8 @@
 // sums need no operation across lanes, and K needs no transpose because its elements are broadcast.
 //
 // The running maximum is updated lazily: it is the largest of the query's first few logits. Only where a later logit
-// exceeds it so far that exponentials could overflow does it rise; what was summed before is then rescaled and the
-// block is done again, which hardly ever happens.
+// exceeds it so far that exponentials could overflow is it raised; the sums so far are then rescaled and the block is
+// repeated, which is rare.
 //
 // Both matmuls work on K-groups of 4 bytes: a float, or two neighbouring bf16 along the summed dimension (the operand
 // of vdpbf16ps). S::kStep is the number of summed elements in a K-group.
@@ -70,8 +70,8 @@ struct Head {
   bool last;  // no head after it
 };
 
-// Prefetches a few tokens at each call: where this head's results will go, and the next head's q, k and v. Their rows
-// lie pages apart, which no hardware prefetcher foresees, and many at once would delay other loads.
+// Prefetches a few tokens at each call: the destination of this head's results, and the next head's q, k and v. Their
+// rows lie pages apart, which no hardware prefetcher predicts, and many prefetches at once would delay other loads.
 struct Fetch {
   const AttentionCall& call;
   const Head& head;
@@ -256,7 +256,7 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
   std::memset(static_cast<void*>(rows + queries * layout.groups), 0, sizeof(KGroup) * (Q - queries) * layout.groups);
   transpose<S>(rows, layout.groups, Q, q);
   for (int i = 0; i < Q; ++i) {
-    running_max[i] = kLowest;  // finite: a row of -inf divides 0 by 0, as softmax does, but leading -inf do no harm
+    running_max[i] = kLowest;  // finite: a row of only -inf gives 0 / 0 like softmax, but some leading -inf are harmless
     sum[i] = 0.0f;
   }
 

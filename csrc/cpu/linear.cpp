@@ -31,7 +31,7 @@ const LinearKernel* choose([[maybe_unused]] int dtype) {
   return nullptr;
 }
 
-// What the entry points check alike: the sizes, OSTRACK_FAST_CPU_CAPABILITY and whether there is a kernel.
+// Checks that all entry points share: sizes, OSTRACK_FAST_CPU_CAPABILITY, and whether there is a kernel.
 int find_kernel(int dtype, int64_t O, int64_t I, int64_t taps, int groups, const LinearKernel** kernel) {
   const bool valid = O >= 1 && I >= 1 && groups >= 1 && O % groups == 0 && I % groups == 0 && (taps == 1 || taps == 9);
   if (!valid || O > INT_MAX || I > INT_MAX || ostf::level() < 0) return OSTF_EINVAL;

@@ -1,8 +1,9 @@
-// What linear.cpp, the GEMM driver and the kernels of each instruction set share.
+// Types that linear.cpp, the GEMM driver and the kernels of each instruction set share.
 //
 // The GEMM multiplies rows of activations (R,I) with prepacked weights (I,O). Both are stored in K-groups: the 4 bytes
-// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8). A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which reads the rows at another offset in an
-// image with a zero border.
+// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8). A 3 x 3
+// convolution is the same GEMM summed over 9 taps, each of which reads the rows at another offset in an image with a
+// zero border.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +24,7 @@ enum Encoding { kFloat, kBf16, kInt8, kInt8Pairs };
 inline int inputs_per_group(Encoding encoding) { return encoding == kFloat ? 1 : encoding == kBf16 ? 2 : 4; }
 inline bool quantized(Encoding encoding) { return encoding == kInt8 || encoding == kInt8Pairs; }
 
-// What is done with a tile's sums, and where the result goes.
+// The epilogue of a tile: what is added to its sums, and where the result goes.
 struct Epilogue {
   const float* bias;
   int activation;  // ostf_activation
@@ -59,7 +60,7 @@ struct Tile {
 struct PendingTile {
   Epilogue epilogue = {};       // advanced row by row
   const float* sums = nullptr;  // of the next vector
-  int left = 0;                 // vectors without their epilogue
+  int left = 0;                 // vectors that still need their epilogue
   int vector = 0, vectors = 0;  // the next one of its row, and how many a row has
   int turn = 0;                 // which of the buffers holds the sums
   alignas(64) float buffer[2][kMaxTileRows * kMaxTileColumns];
@@ -92,7 +93,7 @@ extern const LinearKernel linear_avx512_bf16;
 extern const LinearKernel linear_avx512_vnni;
 #endif
 
-// Where the prepacked weights hold what: for each group of a grouped convolution, for each panel, (taps, K-groups,
+// Layout of the prepacked weights: for each group of a grouped convolution, for each panel, (taps, K-groups,
 // columns); then for every column (padded to whole vectors) the bias; and in int8, (taps, blocks, columns), the scale
 // and the offset of the integer sum.
 struct PackedLayout {

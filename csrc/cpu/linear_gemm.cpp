@@ -21,7 +21,7 @@ class Task {
     outputs_ = layout.outputs * layout.conv_groups;
   }
 
-  // `next` is where the weights lie that this thread reads after these.
+  // `next` points to the weights that this thread reads after these.
   void run(int panel, const char* next, int first_tile, int last_tile, PendingTile& pending) const {
     const int conv_group = panel / layout_.panels;
     const int vector = layout_.first_vector(panel), vectors = layout_.first_vector(panel + 1) - vector;

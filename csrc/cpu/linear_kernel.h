@@ -52,8 +52,8 @@ Norm statistics(const T* row, int count, float eps) {
   return {mean, 1.0f / std::sqrt(average(square) + eps)};
 }
 
-// What to multiply the (normalized) elements of a block with so that the largest magnitude becomes 127. *scale undoes
-// it; it is NaN where they hold NaN or infinity.
+// The factor that makes the largest magnitude of a block's (normalized) elements 127. *scale is its inverse, or NaN if
+// an element is NaN or infinite.
 template <class T>
 float quantizing_factor(const T* row, int count, const Norm& norm, float* scale) {
   Ints most[4] = {};  // the bits of magnitudes order as integers, infinity and NaN highest
@@ -210,8 +210,8 @@ OSTF_INLINE void multiply_group(const char* const (&base)[3], ptrdiff_t pitch, i
   }
 }
 
-// The main loop over the K-groups of a tap. total (R,V) vectors = what was there, unless tap is 0, + sum of row r times
-// the panel's vector v, chain by chain. Weights of the next panel are prefetched into the L2 cache meanwhile: they come
+// The main loop over the K-groups of a tap: adds row r times the panel's vector v to total (R,V), which it sets if tap is
+// 0, chain by chain. Weights of the next panel are prefetched into the L2 cache meanwhile: they come
 // from memory, since those of a whole network exceed any cache. This panel's go on to the L1 cache kAhead groups ahead,
 // which gains up to a tenth with AVX-512 where a panel is long or few rows pass by. Every few groups one vector of the
 // pending tile gets its epilogue. A function of its own, so that the compiler keeps all sums in registers.

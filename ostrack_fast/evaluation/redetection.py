@@ -93,7 +93,7 @@ def follow(tracker: Tracker, frames: Iterable[np.ndarray], box: Sequence[float])
 
 
 def on_scenes(tracker: Tracker, count: int, seed: int) -> dict[str, float]:
-    """The figures of a tracker over so many made videos."""
+    """The figures of a tracker over `count` made videos."""
     tally = Tally()
     for scene in scenes(count, seed):
         tally.add(scene, follow(tracker, scene.frames, scene.boxes[0].tolist()))

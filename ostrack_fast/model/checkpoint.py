@@ -187,8 +187,8 @@ def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], advice: str) -> Mod
 def fitting(state: Mapping[str, Tensor], model: nn.Module, what: str) -> State:
     """The state dict in float32, as `model.load_state_dict` takes it.
 
-    What no inference reads may be missing, and becomes zeros: the class token, its position table, and BatchNorm's
-    counters. Constants that forks add to the tokens are added to the position tables.
+    The class token, its position table and BatchNorm's counters, which no inference reads, may be missing and become
+    zeros. Constants that forks add to the tokens are added to the position tables.
 
     Args:
         model: has the names, shapes and types that are wanted; it may be on the meta device. It is not changed.

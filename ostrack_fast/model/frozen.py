@@ -38,7 +38,7 @@ _NOT_PROFILING: AbstractContextManager = nullcontext()
 
 
 def stage(name: str) -> AbstractContextManager:
-    """A range of this name in the traces of `torch.profiler`; costs nothing worth counting while none is recorded."""
+    """A range of this name in the traces of `torch.profiler`; nearly free while none is recorded."""
     return record_function(name) if torch.autograd._profiler_enabled() else _NOT_PROFILING
 
 
@@ -63,8 +63,8 @@ class _FrozenBlock(NamedTuple):
 class Template(NamedTuple):
     """What does not change between frames: the template's tokens with positions, and the first block's qkv of them.
 
-    tokens is (B,T+S,C) float32: behind the template's T tokens a frame writes the S of its search region, and neither
-    are changed after that. qkv is (B,T,3C) in the compute dtype (bfloat16 for int8).
+    tokens is (B,T+S,C) float32: each frame writes the S tokens of its search region behind the template's T. Nothing
+    else changes them. qkv is (B,T,3C) in the compute dtype (bfloat16 for int8).
     """
 
     tokens: Tensor
@@ -77,8 +77,8 @@ class FrozenOSTrack:
     Args:
         dtype: compute dtype of the matmuls: float32, float16, bfloat16, or int8 (then activations are bfloat16).
         candidate_elimination: False keeps all candidates, whatever the configuration says.
-        consume: give up each block's weights as soon as they are packed, so that no weight is in memory twice: the
-            model is of no use afterwards.
+        consume: free each block's weights as soon as they are packed, so that no weight is in memory twice. The model
+            cannot be used afterwards.
 
     Attributes:
         candidates: (B,K) int64, the cells of the search region that the last call's elimination left; None before.
@@ -97,7 +97,7 @@ class FrozenOSTrack:
         cfg = self.cfg = model.cfg
         self.device, self.compute_dtype = device, dtype
         self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
-        # The backbone's and the head's, without the class token and position table that are never read.
+        # The number of parameters without the class token and the position table, which are never read.
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
@@ -318,10 +318,10 @@ class FrozenOSTrack:
 
         Args:
             ready: the tokens ready for a LayerNorm, if layers hand them over.
-            rows: how many of the tokens are the template's, which come first.
-            template_qkv: theirs, if it is computed already.
+            rows: number of template tokens, which come first.
+            template_qkv: the template's qkv, if it is computed already.
 
-        Returns the tokens and cells that are left, how many of the tokens are the template's, and `ready` of these.
+        Returns the tokens and cells that are left, the number of template tokens in them, and `ready` for them.
         """
         with stage("norm, qkv"):
             if template_qkv is None:
@@ -337,7 +337,7 @@ class FrozenOSTrack:
         with stage("projection, residual"):
             # The first block's input stays: the template's tokens in it serve the next frame.
             out = None if block is self._blocks[0] else tokens
-            # What elimination moves is not ready any more.
+            # Rows that elimination moves are no longer ready.
             tokens, ready = self._added(block.proj, attended, tokens, out, means if block.keep is None else None)
         if block.keep is not None:
             with stage("elimination"):
@@ -399,7 +399,7 @@ def _folded(block: nn.Sequential) -> tuple[Tensor, Tensor]:
 
 
 def _return_freed_memory() -> None:
-    """To the system: glibc keeps what was freed, and packed weights do not fit the gaps that single weights leave."""
+    """Return freed memory to the system: glibc keeps it, and packed weights do not fit the gaps of single weights."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -103,7 +103,7 @@ def read_pickle(file: File, storages: dict[str, str] | None = None) -> Any:
     except _Refused as error:
         raise CheckpointError(str(error)) from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        # Of the reader of opcodes, and of an empty stack or memo.
+        # The reader of opcodes raises ValueError, an empty stack or memo the others.
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise CheckpointError(f"its pickle is damaged ({text[:120]})") from error
     return machine.stack[0]

@@ -69,7 +69,7 @@ class Mlp(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth (arXiv:1603.09382): in training a sample's branch is left out with this probability.
 
-    What is kept is divided by the share that is kept, so that its mean stays. Processes that train one model together
+    Kept branches are divided by the share that is kept, so that the mean stays. Processes that train one model together
     draw for the whole batch, the same in each, and `part` says which of how many equal parts of it this one has.
     """
 
@@ -127,7 +127,7 @@ class VisionTransformer(nn.Module):
         rates = [cfg.drop_path * i / max(cfg.depth - 1, 1) for i in range(cfg.depth)]
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True))
         self.blocks = nn.ModuleList(Block(cfg, rate, ratios.get(i, 1.0)) for i, rate in enumerate(rates))
-        # Of the published backbone, for code that reads them.
+        # Attributes of the published backbone, for code that reads them.
         self.embed_dim, self.cat_mode = cfg.embed_dim, "direct"
         self.ce_loc = list(cfg.ce_layers) or None
         self.norm = nn.LayerNorm(cfg.embed_dim, eps=1e-6)

@@ -233,11 +233,11 @@ def _example(
 
 
 def _with_masks(*sizes: tuple[int, int, int, int, int]) -> list[tuple]:
-    """Batch, tokens, heads, width, template: each with a mask for all items, one of each item's own, and none."""
+    """Batch, tokens, heads, width, template: each with a mask for all items, none, and one for each."""
     return [
         (*each, selected, by_item)
         for each in sizes
-        for selected, by_item in (((0, each[-1] // 2), False), ((0, each[-1] // 2), True), (None, False))
+        for selected, by_item in (((0, each[-1] // 2), False), (None, False), ((0, each[-1] // 2), True))
     ]
 
 
@@ -247,7 +247,7 @@ _SIZES: Sizes = {
     # Part of a tile, one, many; all tokens the template's; odd widths.
     "edge": _with_masks(
         (1, 320, 1, 64, 64), (2, 153, 2, 64, 64), (1, 1, 1, 32, 1), (1, 65, 2, 33, 64), (2, 7, 2, 8, 3),
-        (1, 63, 1, 1, 9), (1, 130, 2, 128, 128), (2, 140, 2, 96, 66), (1, 64, 1, 64, 64),
+        (1, 63, 1, 1, 9), (1, 130, 2, 128, 128), (1, 64, 1, 64, 64), (2, 140, 2, 96, 66),
     ),
 }  # fmt: skip
 

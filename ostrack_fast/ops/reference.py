@@ -1,19 +1,23 @@
-"""Every op in plain PyTorch: the specification, what runs on any device, and what kernels are tested against."""
+"""The ops in plain PyTorch: the specification, what runs on any device, and what kernels are tested against.
+
+Of any op, `OPS[name].reference` is what it was declared with.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor
 
 from .attention import attention_backward, attention_map, candidate_score, cross_attention
 from .attention import reference as attention_with_lse
 from .crop import IMAGE_MEAN, IMAGE_STD, crop_pixels, crop_window
+from .crop import reference as crop
 from .decode import best_cell
+from .decode import reference as decode
 from .eliminate import ranking
+from .eliminate import reference as eliminate
 from .layers.conv3x3 import Conv3x3
 from .layers.linear import Linear
-from .registry import OPS
+from .restore import reference as restore
 
 __all__ = [
     "IMAGE_MEAN",
@@ -26,18 +30,15 @@ __all__ = [
     "attention_with_lse",
     "best_cell",
     "candidate_score",
+    "crop",
     "crop_pixels",
     "crop_window",
     "cross_attention",
+    "decode",
+    "eliminate",
     "ranking",
+    "restore",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`reference.crop` and so on: the reference that an op was declared with."""
-    if name in OPS:
-        return OPS[name].reference
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

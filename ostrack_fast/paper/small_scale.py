@@ -121,7 +121,7 @@ class Videos:
 
     Args:
         folder: of videos with ground truth.
-        frames: so many first frames of each; None for all.
+        frames: number of first frames of each; None for all.
     """
 
     folder: Path

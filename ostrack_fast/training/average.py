@@ -19,7 +19,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, steps: float) -> None:
-        """Follow the model after so many steps: a young average closely, as its first value is the untrained model."""
+        """Follow the model after `steps` steps. A young average follows closely: it started as the untrained model."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         now = model.state_dict()
         floating = [name for name in now if now[name].is_floating_point()]

@@ -108,7 +108,7 @@ def is_whole(path: Path) -> bool:
 def find_checkpoint(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint of a folder and what it holds, its tensors on `device`; None where there is none.
 
-    Where the last one is damaged the one before it serves: this is said on stderr, and the damaged file renamed.
+    If the last one is damaged, the one before it is used: stderr says so, and the damaged file is renamed.
 
     Raises:
         ValueError: all that there are are damaged.

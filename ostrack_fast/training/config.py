@@ -35,7 +35,7 @@ class OptimConfig:
         lr_batch: the number of pairs in a step that `lr` is for; the rate then grows in proportion to the number that a
             step of all processes really has. None leaves it.
         lora: rank of the matrices that are trained in place of the backbone, see `lora`; 0 for none.
-        freeze_blocks: so many first blocks stay as initialised, with the patch embedding and position tables.
+        freeze_blocks: number of first blocks that stay as initialised, with the patch embedding and position tables.
     """
 
     lr: float = 4e-4
@@ -68,7 +68,7 @@ class ValidationConfig:
     Args:
         videos: folder of videos kept out of the training; counts from `data_root`.
         every: epochs between two validations.
-        pairs: at least so many pairs of these videos give the validation's IoU; whole batches.
+        pairs: least number of pairs of these videos that give the validation's IoU, rounded up to whole batches.
         starts: frames of each video that tracking starts from, see `validation.first_frames`; 0 tracks nothing.
     """
 
@@ -108,7 +108,7 @@ class TrainConfig:
         bad_images: how many different images that cannot be read a process passes over before the run fails.
         checkpoint_minutes: time between checkpoints.
         validation: videos kept out, and how often they judge the run; None for none.
-        pictures: so many pairs of the last batch are drawn after each epoch; 0 for none.
+        pictures: number of pairs of the last batch that are drawn after each epoch; 0 for none.
         log_to: where numbers and pictures go besides the run's folder, see `writers`.
         seed: of the samples, the initial head and stochastic depth.
     """

@@ -65,7 +65,7 @@ class CropConfig:
 class Pair(NamedTuple):
     """Two square uint8 RGB crops of any side, and the target in them: xywh over the side of the final crop.
 
-    Where the search crop does not show the target, `present` is False and `search_box` any box.
+    If the search crop does not show the target, `present` is False and `search_box` means nothing.
     """
 
     template: Image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ T = TypeVar("T")
 
 # A process that ended closes its connections and is noticed at once; this is for one that lives and does not answer.
 _TIMEOUT = timedelta(minutes=10)
-# What gloo, NCCL and the store say when another process is gone or silent.
-_LOST = ("gloo", "nccl", "connection", "timed out", "socket", "broken pipe", "wait timeout")
+# NCCL and the store raise DistError. Gloo raises plain RuntimeErrors, which begin with the source file in its folder.
+_GLOO = re.compile(r"\[[^\]]*\bgloo[/\\]")
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            text = str(error).splitlines()[0] if str(error) else ""
-            if self.count == 1 or not any(word in text.lower() for word in _LOST):
+            text = str(error)
+            if self.count == 1 or not (isinstance(error, dist.DistError) or _GLOO.match(text)):
                 raise
+            text = text.partition("\n")[0]
             raise ConnectionError(
                 f"process {self.rank} of {self.count} lost the others: one ended or does not answer; its own message "
                 f"says why ({text:.200})"

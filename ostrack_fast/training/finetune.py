@@ -41,11 +41,11 @@ class FinetuneConfig:
         weights: what to start from.
         held_out: folder of the videos to stop by; None keeps every fifth of `data` out of the training.
         test: folder of further videos to report on: those that stop the training flatter it.
-        rounds, pairs: at most so many rounds, of so many pairs each; after each the held-out videos are tracked.
+        rounds, pairs: largest number of rounds, and pairs of each; the held-out videos are tracked after every round.
         starts: frames of each video of `test` that tracking starts from, see `validation.first_frames`; of the
             held-out videos, which are tracked after every round, at most three.
-        patience: end after so many rounds without a gain.
-        freeze_blocks: so many first blocks stay; None for half of them.
+        patience: number of rounds without a gain after which the run ends.
+        freeze_blocks: number of first blocks that keep their weights; None for half of them.
         lora: rank of LoRA's matrices, which replace the training of the backbone; 0 for none.
     """
 

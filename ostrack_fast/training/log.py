@@ -1,4 +1,4 @@
-"""`log.jsonl`: a line of JSON for every so many steps of a run, each once."""
+"""`log.jsonl`: one line of JSON per logged step of a run, none twice."""
 
 from __future__ import annotations
 

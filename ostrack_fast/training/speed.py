@@ -45,7 +45,7 @@ class Speed:
     def summary(self) -> dict[str, float]:
         """The mean terms of the last steps, and pairs a second: of all together, of the loader and of the step alone.
 
-        What the loader could deliver is told by the time its processes spend on a pair, waiting or not.
+        The loader's rate follows from the time its processes spend on a pair, whether or not they wait afterwards.
         """
         steps = self._steps
         found = {key: sum(step.terms[key] for step in steps) / len(steps) for key in steps[0].terms}

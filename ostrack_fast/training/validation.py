@@ -31,7 +31,7 @@ _PLAIN = AugmentConfig(gray=0, flip=0, brightness=0)
 def first_frames(video: Video, count: int) -> list[int]:
     """Up to `count` frames to start a tracker at: the first one, and others spread over the first half of the video.
 
-    Where a target is nearly lost, the last bit of a sum may decide what becomes of it. Several starts even that out.
+    When a target is nearly lost, the last bit of a sum may decide whether it is. Several starts average that out.
     """
     shown = np.flatnonzero(present(video.boxes)[: max(1, len(video) // 2)])
     return np.unique(shown[np.linspace(0, len(shown) - 1, count).round().astype(int)]).tolist()
@@ -44,7 +44,7 @@ def track_all(
     starts: int = 1,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Scores]:
-    """Scores of each video in float32, the mean over so many `first_frames`, tracked from there to its end.
+    """Scores of each video in float32: the mean over its `first_frames`, from each of which it is tracked to its end.
 
     Raises:
         Stopped: `stop`, which is asked before every frame, said so.

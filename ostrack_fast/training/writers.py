@@ -20,7 +20,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Writer(ABC):
-    """Takes what a run has to show after so many pairs."""
+    """Receives the numbers and pictures of a run, each with the number of pairs trained so far."""
 
     @abstractmethod
     def scalars(self, kind: str, pairs: int, numbers: Mapping[str, float]) -> None:

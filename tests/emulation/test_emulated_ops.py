@@ -9,6 +9,7 @@ from c_abi import BF16, EDTYPE, EINVAL, F16, F32, F64
 from emulator import ORDERS, EmulationError
 
 from ostrack_fast.ops import reference
+from ostrack_fast.ops.update_box import reference as update_box_reference
 
 TRACKER = [(64, 256, 180), (64, 180, 126), (64, 126, 89), (144, 576, 404)]
 
@@ -195,7 +196,7 @@ def test_update_box(kernels):
     found = random.uniform(-0.2, 1.2, (200, 4)).astype(np.float32)
     box = np.concatenate((random.uniform(-50, 500, (200, 2)), random.uniform(0.1, 400, (200, 2))), 1)
     moved = kernels.update_box(found, box, (270, 480), 4.0, 10.0)
-    expected = reference.update_box(torch.from_numpy(found), torch.from_numpy(box), (270, 480), 4.0, 10.0)
+    expected = update_box_reference(torch.from_numpy(found), torch.from_numpy(box), (270, 480), 4.0, 10.0)
     np.testing.assert_array_equal(moved, expected.numpy())
     found[3, 1] = np.nan
     assert np.isnan(kernels.update_box(found, box, (270, 480), 4.0, 10.0)[3, 1])

@@ -167,6 +167,22 @@ def test_a_process_that_dies_is_reported(square, tmp_path):
     assert "process 0 of 2 lost the others" in errors[0] and "Traceback" not in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.distributed.DistNetworkError("anything"), True),
+        (torch.distributed.DistBackendError("anything"), True),
+        # What gloo raises, and an error of the training itself that speaks of such things.
+        (RuntimeError("[/build/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error"), True),
+        (RuntimeError("the connection to the data server timed out"), False),
+    ],
+)
+def test_a_lost_process_is_told_by_the_kind_of_error(error, lost):
+    with pytest.raises(ConnectionError if lost else type(error)) as caught, Processes(1, 3).watched():
+        raise error
+    assert ("process 1 of 3 lost the others" in str(caught.value)) == lost
+
+
 def test_shared_batch_norm_alone_is_that_of_pytorch():
     torch.manual_seed(0)
     plain = OSTrack(MODEL).train()

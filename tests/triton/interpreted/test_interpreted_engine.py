@@ -11,8 +11,8 @@ from race_guard import guard
 from ostrack_fast import Engine, build_ostrack, ops
 from ostrack_fast.bench import tuning
 from ostrack_fast.config import ModelConfig
+from ostrack_fast.kernels import candidates as candidates_of
 from ostrack_fast.kernels import tiles
-from ostrack_fast.kernels import tuning as candidates_of
 from ostrack_fast.model import template_mask
 
 TINY = ModelConfig(

@@ -11,6 +11,7 @@ from ostrack_fast.config import ModelConfig
 from ostrack_fast.engine import hann_window
 from ostrack_fast.kernels import FrameTail, frame_tail
 from ostrack_fast.ops import layers, reference
+from ostrack_fast.ops.update_box import reference as update_box_reference
 
 TINY = ModelConfig(
     template_size=32, search_size=64, embed_dim=32, depth=2, num_heads=1, head_channels=8,
@@ -36,7 +37,7 @@ def one_after_the_other(weight, bias, window, features, box, size, factor, margi
     maps = torch.stack([towers[tower] @ one + shift for tower, one, shift in pairs], dim=1)
     probability = maps.sigmoid().clamp(1e-4, 1 - 1e-4)
     found, score = reference.decode(probability[:, :1], probability[:, 3:], maps[:, 1:3], window.double())
-    return torch.cat((reference.update_box(found, box, size, factor, margin), score[:, None]), dim=1)
+    return torch.cat((update_box_reference(found, box, size, factor, margin), score[:, None]), dim=1)
 
 
 @pytest.mark.parametrize(
