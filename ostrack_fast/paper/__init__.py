@@ -1,1 +1,1 @@
-"""The paper's tables as commands: our figures beside those it prints."""
+"""The paper's tables and figures as commands: ours beside those it prints."""

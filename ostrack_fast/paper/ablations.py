@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,22 @@ def variants(cfg: ModelConfig) -> list[tuple[str, str, ModelConfig, str]]:
         made.append(("keep ratio", f"{ratio}", kept, "0.7"))
     depth = cfg.depth
     for layers in ((1, 3), (depth // 2,), (depth - 3, depth - 1)):
-        changed = replace(cfg, ce_layers=layers, ce_keep_ratio=(first,) * len(layers))
-        made.append(("eliminating blocks", _words(layers), changed, "3, 6, 9 of 12"))
+        if layers[0] >= 0 and layers[-1] < depth and layers != cfg.ce_layers:
+            changed = replace(cfg, ce_layers=layers, ce_keep_ratio=(first,) * len(layers))
+            made.append(("eliminating blocks", _words(layers), changed, "3, 6, 9 of 12"))
     return made
 
 
 def _words(layers: tuple[int, ...]) -> str:
     return ", ".join(map(str, layers))
+
+
+def _digest(model: OSTrack) -> str:
+    """Tells weights of the same name apart."""
+    found = sha256()
+    for value in model.state_dict().values():
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()[:8]
 
 
 def ablations(
@@ -74,10 +84,11 @@ def ablations(
         raise ValueError(f"{weights} eliminates no candidates: give weights that do, such as small")
     options = []
     limit = "all" if videos.frames is None else videos.frames
+    known = f"{Path(weights).stem}_{_digest(model)}_{videos.folder.resolve().name}"
     for group, title, cfg, paper in variants(model.cfg):
         changed = OSTrack(cfg).eval()
         changed.load_state_dict(model.state_dict())
-        store = output / f"{Path(weights).stem}_{group}_{title}_{limit}.json".replace(" ", "_").replace(",", "")
+        store = output / f"{known}_{group}_{title}_{limit}.json".replace(" ", "_").replace(",", "")
         options.append(Option(group, title, changed, paper, track_videos(changed, videos, device, store, tell, title)))
     for title, network in (("none", "ostrack"), ("identity", "identity"), ("relative position", "relative")):
         if scale is not None:

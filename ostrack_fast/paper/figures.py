@@ -62,7 +62,7 @@ def draw_speed(points: Sequence[Point], path: Path) -> None:
             axes.scatter(fps, accuracy, color="#2f6db5" if ours else "#9a9a9a", zorder=2)
             axes.annotate(name, (fps, accuracy), (5, 4), textcoords="offset points", fontsize=7)
         axes.set(title=title, xlabel="frames a second", ylabel="percent")
-        axes.margins(x=0.25, y=0.15)
+        axes.margins(x=0.35, y=0.15)
         axes.grid(alpha=0.3)
     save_figure(figure, path, dpi=120)
 

@@ -91,7 +91,14 @@ def test_zero_embeddings_change_nothing():
             assert not torch.allclose(model(template, search)["size_map"], same[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stark-aligned",
+        "relative",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("swintrack-aligned", "identity")),
+    ],
+)
 def test_training_and_a_tracker_on_a_clip(name, config, tmp_path):  # noqa: F811
     cfg = replace(
         config, network=name, model=CFG, loss=LossConfig(box_cells="target"), epochs=0.5, output=str(tmp_path / "run")

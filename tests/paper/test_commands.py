@@ -75,6 +75,17 @@ def test_starts_are_the_papers_or_ones_own(tmp_path):
         table4.sources_of(["vits"])
 
 
+def test_table5_without_training(tiny_preset, monkeypatch, capsys, tmp_path):
+    words = ["--rounds", 1, "--device", "cpu", "--json", tmp_path / "out.json"]
+    shown = paper(monkeypatch, capsys, "table5", *words)
+    assert "(52.9)" in shown and "AUC of" not in shown
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["costs"]) == 3 and found["trained"] == []
+    ours = next(each for each in found["costs"] if each["network"] == "ostrack")
+    assert ours["engine_fps"] > 0 and all(each["engine_fps"] is None for each in found["costs"] if each is not ours)
+
+
+@pytest.mark.slow
 def test_table5_with_training(training, tiny_preset, square, monkeypatch, capsys, tmp_path):  # noqa: F811
     more = ["--validation", square, "--plot", tmp_path / "curves.png", "--rounds", 1]
     shown = paper(monkeypatch, capsys, "table5", *training, *more)
@@ -117,6 +128,8 @@ def test_ablations_change_the_options_and_nothing_else(square, monkeypatch, caps
     shown = paper(monkeypatch, capsys, "ablations", *words)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert "centre 2x2" in shown and "eliminating blocks" in shown and len(rows) == len(ablations.variants(cfg))
+    stored = len([*(tmp_path / "runs").iterdir()])
+    assert stored == len(rows)
     changed = {key for row in rows for key, value in row["model"].items() if value != rows[0]["model"][key]}
     assert changed == {"ce_layers", "ce_keep_ratio", "ce_template_range"}
     save_weights(OSTrack(replace(cfg, ce_layers=(), ce_keep_ratio=())).state_dict(),
