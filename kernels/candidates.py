@@ -12,6 +12,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from . import tiles
 from .linear import Linear
+from .tiles import capability_of
 
 # Another tile is another order of adding, so a result may differ by some roundings of its largest number.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -39,11 +40,6 @@ class Tuned:
     library: bool
     seconds: float
     before: float
-
-
-def capability_of(device: torch.device) -> int:
-    """Major compute capability; 0 for Triton's interpreter."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def worth_timing(problem: tiles.Problem, device: torch.device) -> list[tiles.Config]:

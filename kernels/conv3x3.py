@@ -117,7 +117,7 @@ class Conv3x3:
         with torch.cuda.device_of(x):
             _conv3x3[(tiles, config.split)](
                 x, self.weight, self.bias, out, partial, arrivals, rows, F=grid, K=problem.k, N=problem.n,
-                GROUPS=self.groups, ACTIVATION=self.activation, enable_fp_fusion=True, SLICE=slice_rows(config),
-                **config.options(), **dependent_launch.options(x.device),
+                GROUPS=self.groups, ACTIVATION=self.activation, enable_fp_fusion=True,
+                SLICE=slice_rows(config, x.device), **config.options(), **dependent_launch.options(x.device),
             )  # fmt: skip
         return out

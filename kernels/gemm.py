@@ -10,15 +10,17 @@ import triton.language as tl
 
 from ..switches import enabled
 from .norm_rows import store_rows
-from .tiles import Config
+from .tiles import Config, capability_of
 
 
-def slice_rows(config: Config) -> int:
+def slice_rows(config: Config, device: torch.device) -> int:
     """Rows of a tile that the last program to arrive adds at a time: all their partials are read at once."""
     if config.split == 1 or not enabled("wide_slices"):
         return 16
-    # As many as are on their way in 96 registers of a thread, which leaves as many again for the epilogue.
-    most = 96 * 32 * config.num_warps // (config.block_n * config.split)
+    # As many as are on their way in 96 registers of a thread, which leaves as many again for the epilogue. On compute
+    # capability 10 the compiler gives a thread of a convolution less than that, and would spill.
+    registers = 48 if capability_of(device) == 10 else 96
+    most = registers * 32 * config.num_warps // (config.block_n * config.split)
     return max(16, min(config.block_m, 1 << (most.bit_length() - 1)))
 
 

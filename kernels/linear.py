@@ -229,6 +229,6 @@ class Linear:
                 *((0, 0) if residual is None else _row_strides(residual)), *_row_strides(target), self.norm_eps or 0.0,
                 N=features, K=channels, NORM=self.norm_eps is not None, ACTIVATION=self.activation,
                 GRAINS=triton.next_power_of_2(triton.cdiv(channels, GRAIN)), enable_fp_fusion=True,
-                SLICE=slice_rows(config), **config.options(), **dependent_launch.options(x.device),
+                SLICE=slice_rows(config, x.device), **config.options(), **dependent_launch.options(x.device),
             )  # fmt: skip
         return out

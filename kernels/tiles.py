@@ -166,6 +166,11 @@ def _device_facts(device: torch.device) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
+def capability_of(device: torch.device) -> int:
+    """Major compute capability; 0 for Triton's interpreter."""
+    return _device_facts(device)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A tile, how it was found, and whether the library's GEMM was faster (see `library_gemm`)."""
@@ -188,7 +193,7 @@ def _modelled(problem: Problem, capability: int, multiprocessors: int) -> Config
 
 def _known(problem: Problem, device: torch.device) -> Entry | None:
     _read_user_file()
-    key = _device_facts(device)[0], problem.bucket()
+    key = capability_of(device), problem.bucket()
     return _measured.get(key) or _shipped().get(key)
 
 

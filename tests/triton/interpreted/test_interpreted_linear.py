@@ -9,6 +9,7 @@ from ostrack_fast.kernels import conv3x3, linear, tiles
 from ostrack_fast.kernels.gemm import Workspace, slice_rows
 from ostrack_fast.ops import reference
 
+CPU = torch.device("cpu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -215,7 +216,7 @@ def test_wide_slices_add_the_same(split, monkeypatch):
 
 def test_the_guard_sees_slices_larger_than_a_tile(monkeypatch):
     use(monkeypatch, split=2)
-    monkeypatch.setattr(linear, "slice_rows", lambda config: 2 * config.block_m)
+    monkeypatch.setattr(linear, "slice_rows", lambda config, device: 2 * config.block_m)
     with pytest.raises(InterpreterError, match=r"race|outside"), guard():
         linear.Linear(random(64, 128), random(64), dtype=torch.float16)(random(1, 64, 128).half())
 
@@ -225,11 +226,13 @@ def test_slices_fit_tiles_and_registers(monkeypatch):
     rows = set()
     for problem in (tiles.Problem(320, 768, 3072, half=True), tiles.Problem(256, 768, 768, half=True, taps=9)):
         for config in tiles.candidate_configs(problem, 9):
-            found = slice_rows(config)
+            found = slice_rows(config, CPU)
             in_flight = found * config.block_n * config.split / (32 * config.num_warps)
             assert config.block_m % found == 0 and (in_flight <= 96 or found == 16)
             rows.add(found if config.split > 1 else 0)
     assert rows == {0, 16, 32, 64, 128}
-    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4)) == 64, "the last layer of a block, as shipped"
+    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4), CPU) == 64, "the last layer of a block, as shipped"
+    monkeypatch.setattr(tiles, "_device_facts", lambda device: (10, 148))
+    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4), CPU) == 32
     monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=off")
-    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4)) == 16
+    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4), CPU) == 16
