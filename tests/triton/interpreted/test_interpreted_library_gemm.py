@@ -6,7 +6,7 @@ from race_guard import guard
 from test_interpreted_linear import assert_no_worse, random
 from triton.runtime.errors import InterpreterError
 
-from ostrack_fast.kernels import library_gemm, linear, tiles, tuning
+from ostrack_fast.kernels import candidates, library_gemm, linear, tiles
 from ostrack_fast.ops import reference
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_the_choice_is_written_and_read(tmp_path):
 @pytest.mark.parametrize(("seconds", "chosen"), [(0.5, True), (0.99, False), (2.0, False)])
 def test_tuning_takes_it_only_where_it_is_faster(seconds, chosen, monkeypatch):
     """Than the best tile, by more than noise; the tile stays known for what the library cannot compute."""
-    monkeypatch.setattr(tuning, "worth_timing", lambda *_: [])
+    monkeypatch.setattr(candidates, "worth_timing", lambda *_: [])
     layer = linear.Linear(random(48, 64, seed=1), random(48, seed=2), 1e-6, dtype=torch.float16)
     used = tiles.config_for(layer.problem(9), CPU)
 
@@ -123,18 +123,18 @@ def test_tuning_takes_it_only_where_it_is_faster(seconds, chosen, monkeypatch):
         assert len(runs) == 2
         return {key: [seconds if key == "library" else 1.0] for key in runs}
 
-    tuned = tuning.tune_one("qkv", layer, (random(1, 9, 64),), layer.problem(9), time)
+    tuned = candidates.tune_one("qkv", layer, (random(1, 9, 64),), layer.problem(9), time)
     assert (tuned.library, tuned.config) == (chosen, used)
     assert tuned.seconds == (seconds if chosen else 1.0)
     assert tiles.library_is_faster(layer.problem(9), CPU) == chosen
 
 
 def test_tuning_refuses_a_library_that_is_wrong(monkeypatch):
-    monkeypatch.setattr(tuning, "worth_timing", lambda *_: [])
+    monkeypatch.setattr(candidates, "worth_timing", lambda *_: [])
     monkeypatch.setattr(linear, "library_linear", lambda x, weight, *_: x @ weight.float().T + 1)
     layer = linear.Linear(random(48, 64, seed=1), torch.zeros(48), dtype=torch.float16)
-    with pytest.raises(tuning.WrongTile, match="the library's GEMM"):
-        tuning.tune_one("qkv", layer, (random(1, 9, 64),), layer.problem(9), lambda runs: {})
+    with pytest.raises(candidates.WrongTile, match="the library's GEMM"):
+        candidates.tune_one("qkv", layer, (random(1, 9, 64),), layer.problem(9), lambda runs: {})
 
 
 @pytest.mark.parametrize("channels", [1, 72, 768])
