@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 
 HEADER = Path(__file__).resolve().parents[2] / "csrc" / "ostrack_fast.h"
-NUMBERS = {name: int(n) for name, n in re.findall(r"OSTF_(\w+) = (-?\d+)", HEADER.read_text(encoding="utf-8"))}
+_TEXT = HEADER.read_text(encoding="utf-8")
+NUMBERS = {name: int(n) for name, n in re.findall(r"OSTF_(\w+) = (-?\d+)", _TEXT)}
+# In the order of the header's list.
+CUDA_KERNELS = tuple(re.findall(r"X\((\w+)\)", _TEXT.partition("OSTF_CUDA_KERNELS(X) ")[2].partition("\n\n")[0]))
 F32, F16, BF16, I8, F64 = (NUMBERS[name] for name in ("F32", "F16", "BF16", "I8", "F64"))
 EINVAL, EDTYPE = NUMBERS["EINVAL"], NUMBERS["EDTYPE"]
 

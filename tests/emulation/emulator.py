@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from c_abi import BF16, F16, F32, F64, Tensor, view
+from c_abi import BF16, CUDA_KERNELS, F16, F32, F64, Tensor, view
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-KERNELS = ("attention", "eliminate", "restore", "crop", "decode", "update_box")
+KERNELS = CUDA_KERNELS
 FLAVOURS = {
     "plain": ["-O2"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],

@@ -1,8 +1,8 @@
 """Call the CPU kernels of one library at odd sizes, in a process that a sanitizer was loaded into.
 
-    python sanitized_calls.py LIBRARY CALLS [one row too few]
+    python sanitized_calls.py LIBRARY CALLS [half the memory]
 
-CALLS is a folder that `test_sanitized.py` wrote: the registry's samples as calls of the C ABI, because torch does not
+CALLS is a folder that `test_sanitized.py` wrote: the ops' edge examples as calls of the C ABI, because torch does not
 run under the sanitizers. What the kernels compute is checked elsewhere; here memory is: every array has exactly the
 size the C ABI asks for.
 """
@@ -10,13 +10,13 @@ size the C ABI asks for.
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from c_abi import BF16, EDTYPE, EINVAL, F32, I8, NUMBERS, view
+from saved_calls import load, shortened
 
 NONE, GELU, RELU = (NUMBERS[name] for name in ("NONE", "GELU", "RELU"))
 GENERATOR = np.random.default_rng(0)
@@ -53,11 +53,6 @@ class Library:
         return size.value
 
 
-def lacking_its_last_row(array: np.ndarray) -> ctypes.Structure:
-    """A planted fault: memory without the last row that the view promises."""
-    return view(array.reshape(-1)[: -array.shape[-1]].copy(), array.shape)
-
-
 def numbers(dtype: int, *shape: int, scale: float = 1.0) -> np.ndarray:
     values = (GENERATOR.standard_normal(shape) * scale).astype(np.float32)
     return values if dtype == F32 else (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -68,18 +63,10 @@ def empty(dtype: int, *shape: int) -> np.ndarray:
 
 
 def recorded(call: Library, folder: Path, short: bool) -> None:
-    """Every recorded call on several numbers of threads; with `short`, the first tensor lacks its last row."""
-    arrays = dict(np.load(folder / "arrays.npz"))
-    for key in arrays:
-        if key.endswith(" channels last"):
-            arrays[key] = arrays[key].transpose(0, 3, 1, 2)
-    for name, recorded_arguments in json.loads((folder / "calls.json").read_text()):
-        arguments = [arrays[each] if isinstance(each, str) else each for each in recorded_arguments]
-        if short:
-            first = next(index for index, each in enumerate(arguments) if isinstance(each, np.ndarray))
-            arguments[first] = lacking_its_last_row(arguments[first])
+    """Every recorded call on several numbers of threads; with `short`, on memory that is too small."""
+    for name, arguments in load(folder):
         for threads in (1, 2, 3, 4, 5, 7):
-            call(name, *arguments, threads)
+            call(name, *(shortened(arguments) if short else arguments), threads)
 
 
 def packed(call: Library, dtype: int, outputs: int, inputs: int, taps: int, groups: int, threads: int) -> np.ndarray:

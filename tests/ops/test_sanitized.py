@@ -1,6 +1,5 @@
 """The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, once for each instruction set there is."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,12 +7,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from ostrack_fast import ops
 from ostrack_fast.ops import native
+
+from ..op_calls import save_calls
 
 pytestmark = pytest.mark.slow
 
@@ -44,39 +42,11 @@ def library(tmp_path_factory):
     return target
 
 
-def as_numpy(tensor):
-    """Dense memory of the tensor alone; bfloat16 as uint16."""
-    tensor = tensor.contiguous()
-    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory):
-    """Every compiled kernel with the registry's samples of odd sizes, as calls of the C ABI."""
+    """Every compiled kernel with the edge examples of its op, as calls of the C ABI."""
     folder = tmp_path_factory.mktemp("calls")
-    arrays, recorded = {}, []
-    with pytest.MonkeyPatch.context() as patch:
-
-        def record(kernel, device, *arguments):
-            converted = []
-            for value in arguments:
-                if isinstance(value, torch.Tensor):
-                    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
-                    last &= not value.is_contiguous()
-                    key = f"{len(arrays)}{' channels last' if last else ''}"
-                    arrays[key] = as_numpy(value.permute(0, 2, 3, 1) if last else value)
-                    value = key
-                converted.append(value)
-            recorded.append((kernel, converted))
-
-        patch.setattr(native, "call", record)
-        for op in ops.OPS.values():
-            for dtype in native.FLOATS:
-                for arguments in op.samples("edge", dtype, torch.device("cpu")):
-                    if op.unsupported_reason("native", *arguments) is None:
-                        op.backends["native"].run(*arguments)
-    np.savez(folder / "arrays.npz", **arrays)
-    (folder / "calls.json").write_text(json.dumps(recorded))
+    save_calls(folder)
     return folder
 
 
@@ -104,7 +74,7 @@ def test_no_kernel_leaves_its_arrays(library, calls, capability):
     assert int(done.stdout.split()[0]) > 1000
 
 
-def test_the_sanitizer_sees_a_row_too_many(library, calls):
-    done = run(library, "portable", calls, "one row too few")
+def test_the_sanitizer_sees_memory_that_is_too_small(library, calls):
+    done = run(library, "portable", calls, "half the memory")
     assert done.returncode == OVERRUN, done.stderr
     assert "heap-buffer-overflow" in done.stderr

@@ -16,12 +16,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from compile_only import MMA, REGISTERS_PER_MULTIPROCESSOR, SHARED_MEMORY_LIMIT, Compiled, compile_launches
 
-from ostrack_fast import kernels
+from ostrack_fast import kernels, ops
 from ostrack_fast.kernels.update_box import update_box
 
 HALF = {80: torch.float16, 86: torch.bfloat16, 89: torch.float16, 90: torch.bfloat16, 100: torch.float16,
         120: torch.bfloat16}  # fmt: skip
 TARGETS = tuple(HALF)
+DECLARED = [each for each in (*ops.OPS.values(), *ops.LAYERS.values()) if "triton" in each.backends]
+DECLARED.remove(ops.LAYERS["restore_conv3x3"])  # made of two others, which choose their backends by the device
 
 
 def compile_clean(capability: int, call: Callable[[], object]) -> list[Compiled]:
@@ -54,6 +56,21 @@ def backward(dim: int, dtype: torch.dtype) -> Callable[[], object]:
 
 def short_name(value: object) -> str | None:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("name", [each.name for each in DECLARED])
+def test_the_example_of_every_op_and_layer(name, capability):
+    """A new one is compiled with what its own file gives."""
+    declaration, cpu = ops.declared(name), torch.device("cpu")
+    run = declaration.backends["triton"].run
+    arguments = next(declaration.samples("typical", HALF[capability], cpu))
+    if name in ops.OPS:
+        assert compile_clean(capability, lambda: run(*arguments))
+    else:
+        layer, inputs = run(*arguments), declaration.inputs(*arguments, 1)
+        assert compile_clean(capability, lambda: layer(*inputs))
 
 
 @pytest.mark.parametrize("capability", TARGETS)
