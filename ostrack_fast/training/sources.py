@@ -2,7 +2,7 @@
 
 data_root: /data                                # paths below count from here
 data:
-  videos: {path: davis_train, share: 2}         # NAME/img + groundtruth_rect.txt, masks optional
+  videos: {path: davis_train, share: 2}         # NAME/img + groundtruth_rect.txt, masks optional; more: other folders
   coco: {images: coco/train2017.zip, annotations: coco/instances.json, share: 2}  # or the folder of the images
   lasot: {path: lasot, only: training_set.txt}  # likewise got10k and trackingnet: folders, zip files or LMDB
   photos: {folders: [photos], share: 1}         # any textured region of any photo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,11 +25,24 @@ LEAST_FRAMES, LEAST_VISIBLE = 20, 5
 
 
 @dataclass(frozen=True)
+class MoreVideos:
+    """A further folder of a training file's videos.
+
+    Args:
+        path, one_based: as in `VideoSettings`.
+    """
+
+    path: str
+    one_based: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class VideoSettings(SourceSettings):
     """The section `videos` of a training file.
 
     Args:
         path: the folder of the videos, or the zip file or LMDB database of such a folder; counts from `data_root`.
+        more: further folders, which may count pixels otherwise. A video is drawn uniformly among those of all folders.
         one_based: names or patterns of the videos whose ground truth counts pixels from 1.
         without: names or patterns of videos that are left out, to try the result on.
         max_gap: largest distance of the two images, frames.
@@ -37,6 +51,7 @@ class VideoSettings(SourceSettings):
     """
 
     path: str
+    more: tuple[MoreVideos, ...] = ()
     one_based: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     max_gap: int = 200
@@ -49,18 +64,19 @@ class VideoSettings(SourceSettings):
 
 
 class VideoFolder:
-    """A folder of videos as `data.videos.load_videos` reads it, packed or not, sampled as published.
+    """Folders of videos as `data.videos.load_videos` reads them, packed or not, sampled as published.
 
     A video is drawn uniformly among those of at least 20 images with more than 4 visible targets, then a template
     image, then a search image up to `max_gap` later; the interval grows by 5 while it has no visible target.
     With NAME/mask/* (white where the target is) the camera may rotate.
 
     Args:
-        root, max_gap, camera, one_based, without: see `VideoSettings`.
+        root: the folder; max_gap, camera, one_based, without: see `VideoSettings`.
         memory_limit: bytes of decoded images to keep; the others are decoded on demand.
+        more: further folders, each with the patterns of its videos that count from 1.
 
     Raises:
-        FileNotFoundError: when the folder, images or ground truth are missing, or no video is long enough.
+        FileNotFoundError: when a folder, images or ground truth are missing, or no video is long enough.
         ValueError: for unreadable images, bad lines, and a number of lines other than that of the images.
     """
 
@@ -74,10 +90,34 @@ class VideoFolder:
         memory_limit: int = 3 * GIB,
         one_based: tuple[str, ...] = (),
         without: tuple[str, ...] = (),
+        more: Sequence[tuple[str | Path, tuple[str, ...]]] = (),
     ) -> None:
         self.max_gap, self.camera = max_gap, camera
+        self._videos: list[Video] = []
+        self.visible: list[NDArray[np.intp]] = []
+        self._masks: list[list[Path]] = []
+        self._outlines: list[list[NDArray | None]] = []
+        readers: dict[Path, Callable[[Path], Image]] = {}
+        for folder, from_one in ((root, one_based), *more):
+            self._add(Path(folder), from_one, without, readers)
+        self.names = [video.name for video in self._videos]
+        self._read = _reader(readers)
+        # Several targets of one folder share its images.
+        self._number: dict[Path, int] = {}
+        for path in (path for video in self._videos for path in video.frames):
+            self._number.setdefault(path, len(self._number))
+        self._store = ImageStore(list(self._number), memory_limit, self._read)
+
+    def _add(
+        self,
+        root: Path,
+        one_based: tuple[str, ...],
+        without: tuple[str, ...],
+        readers: dict[Path, Callable[[Path], Image]],
+    ) -> None:
+        """Take the videos of one folder, and note who reads its images."""
         storage = open_packed(root)
-        self._read = read_image if storage is None else image_reader(storage)
+        readers[root] = read_image if storage is None else image_reader(storage)
         if storage is None:
             videos, problems = scan_videos(root, one_based)
             raise_problems(root, problems)
@@ -91,24 +131,23 @@ class VideoFolder:
                 f"{root} has no usable video: NAME/img/* and NAME/groundtruth_rect.txt, {LEAST_FRAMES} images, "
                 f"{LEAST_VISIBLE} visible targets"
             )
-        self._videos = [videos[i] for i in used]
-        self.names = [video.name for video in self._videos]
-        self.visible = [visible[i] for i in used]
-        self._masks = [_list_masks(video, storage) for video in self._videos]
-        self._outlines = [
-            self._list_outlines(paths, len(video)) for paths, video in zip(self._masks, self._videos, strict=True)
-        ]
-        # Several targets of one folder share its images.
-        self._number: dict[Path, int] = {}
-        for path in (path for video in self._videos for path in video.frames):
-            self._number.setdefault(path, len(self._number))
-        self._store = ImageStore(list(self._number), memory_limit, self._read)
+        for video in (videos[i] for i in used):
+            masks = _list_masks(video, storage)
+            self._videos.append(video)
+            self._masks.append(masks)
+            self._outlines.append(
+                [mask_outline(readers[root](path)[..., 0] > 127) for path in masks] or [None] * len(video)
+            )
+        self.visible += [visible[i] for i in used]
 
     @classmethod
     def build(cls, settings: VideoSettings, root: Path, sources: Sources) -> VideoFolder:
         """What a training file's section describes."""
         limit = round(settings.memory_gib * GIB)
-        return cls(root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based, settings.without)
+        more = [(root / folder.path, folder.one_based) for folder in settings.more]
+        return cls(
+            root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based, settings.without, more
+        )
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -127,14 +166,20 @@ class VideoFolder:
         paths = self._masks[video]
         return np.ascontiguousarray(self._read(paths[frame])[..., 0]) if paths else None
 
-    def _list_outlines(self, masks: list[Path], frames: int) -> list[NDArray | None]:
-        return [mask_outline(self._read(path)[..., 0] > 127) for path in masks] or [None] * frames
-
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
         """A random video, and two of its frames."""
         video = int(rng.integers(len(self._videos)))
         first, second = draw_frames(self.visible[video], round(self.max_gap * crops.reach), rng)
         return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng)
+
+
+def _reader(readers: dict[Path, Callable[[Path], Image]]) -> Callable[[Path], Image]:
+    """What reads an image of any of the folders, each of which has a reader."""
+    if len(readers) == 1:
+        return next(iter(readers.values()))
+    # A zip file may lie in another of the folders.
+    inner = sorted(readers, key=lambda root: -len(root.parts))
+    return lambda path: readers[next(root for root in inner if root in path.parents)](path)
 
 
 def draw_frames(visible: NDArray[np.intp], max_gap: int, rng: Generator) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from ostrack_fast.training.crops import CameraConfig, CropConfig
 from ostrack_fast.training.cutouts import coco_cutouts
 from ostrack_fast.training.dataset import DataConfig, PairDataset
 from ostrack_fast.training.photos import PhotoRegions
+from ostrack_fast.training.sources import bind_sources, build_sources
 from ostrack_fast.training.videos import VideoFolder
 
 from ..data.test_collections import write_lmdb, write_zip
@@ -182,6 +183,28 @@ def test_packed_videos_are_those_of_their_folder(kind, videos, tmp_path_factory)
             VideoFolder(packed(kind, copy, copy / "packed"))
     with pytest.raises(ValueError, match=r"no video in .* is called 'gamma'"):
         VideoFolder(where, one_based=("gamma",))
+
+
+def test_videos_of_several_folders(videos, tmp_path):
+    """Packed or not, each with the pixels that it counts from."""
+    boxes = [str(videos), str(packed("zip", videos, tmp_path / "them", "below/"))]
+    section = {"path": boxes[0], "more": [{"path": boxes[1], "one_based": ["b*"]}], "without": ["alp*"], "max_gap": 3}
+    ((source, share),) = build_sources(bind_sources({"videos": section}, "data"), tmp_path)
+    alone = VideoFolder(videos, without=("alpha",))
+    assert source.names == ["beta", "beta"] and len(source) == 2 and share == 1
+    for frame in (0, 9):
+        one, other, expected = source.view(0, frame), source.view(1, frame), alone.view(0, frame)
+        np.testing.assert_array_equal(one.image, expected.image)
+        np.testing.assert_array_equal(other.image, expected.image)
+        np.testing.assert_array_equal(one.box, expected.box)
+        np.testing.assert_array_equal(other.box, expected.box - (1, 1, 0, 0))
+        np.testing.assert_array_equal(source.mask(1, frame), alone.mask(0, frame))
+    drawn = {tuple(source.view(0, 0).box), tuple(source.view(1, 0).box)}
+    assert len(drawn) == 2 and source.sample(np.random.default_rng(0), CropConfig()) is not None
+    with pytest.raises(FileNotFoundError, match="gone"):
+        VideoFolder(videos, more=[(tmp_path / "gone", ())])
+    with pytest.raises(ValueError, match=r"data: videos: more.*pth"):
+        bind_sources({"videos": {"path": "a", "more": [{"pth": "b"}]}}, "data")
 
 
 def test_coco_label_folder(tmp_path):
