@@ -199,7 +199,7 @@ def table(plan: list[Step], found: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'step':{width}}  {'status':8} seconds  found"]
     for step in plan:
         one = found.get(step.name, {"status": "to do", "seconds": 0.0, "found": ""})
-        text = one["found"] if len(one["found"]) <= 400 else one["found"][:397] + "..."
+        text = one["found"] if len(one["found"]) <= 900 else one["found"][:897] + "..."
         lines.append(f"{step.name:{width}}  {one['status']:8} {one['seconds']:7.1f}  {text}")
     return "\n".join(lines)
 
