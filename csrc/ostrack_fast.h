@@ -17,8 +17,8 @@
 
 // The kernels by name: X(update_box) stands for the function ostf_cpu_update_box or ostf_cuda_update_box.
 #define OSTF_CPU_KERNELS(X) \
-  X(attention) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(restore) X(restore_conv3x3) \
-  X(update_box)
+  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(restore) \
+  X(restore_conv3x3) X(update_box)
 #define OSTF_CUDA_KERNELS(X) X(attention) X(crop) X(decode) X(eliminate) X(restore) X(update_box)
 
 #ifdef __cplusplus
@@ -74,6 +74,12 @@ OSTF_API void ostf_cuda_dependent_launch(int on);
 // parts of one qkv.
 OSTF_API int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_tensor* template_mask,
                                 const ostf_tensor* out, const ostf_tensor* score, const ostf_tensor* lse, int threads);
+// attention_backward: grad (B,N,3,H,D), the gradient of attention in qkv (B,N,3,H,D), from those of out (B,N,C) and of
+// score, and the forward pass's out and lse. All are float32. grad_score (B,S), or null; with it template_mask is that of
+// the forward pass, which is not looked at otherwise. OSTF_EDTYPE without AVX2.
+OSTF_API int ostf_cpu_attention_backward(const ostf_tensor* qkv, const ostf_tensor* template_mask,
+                                         const ostf_tensor* out, const ostf_tensor* lse, const ostf_tensor* grad_out,
+                                         const ostf_tensor* grad_score, const ostf_tensor* grad, int threads);
 // CUDA: qkv (B,N,3,H,D) dense, D is 32, 64, 96 or 128, qkv and out start at multiples of 16 bytes (else OSTF_EINVAL), and
 // OSTF_BF16 needs code for compute capability 8.0 or later (else OSTF_EDTYPE). Each head and tile of template rows writes
 // its partial score to `partial`, at least B*H*ceil(T/32)*(N-T) float32 of any content; the last thread block of a batch

@@ -23,6 +23,17 @@ def cpu_attention(
     threads: int,
     /,
 ) -> None: ...
+def cpu_attention_backward(
+    qkv: _Tensor,
+    template_mask: _Tensor | None,
+    out: _Tensor,
+    lse: _Tensor,
+    grad_out: _Tensor,
+    grad_score: _Tensor | None,
+    grad: _Tensor,
+    threads: int,
+    /,
+) -> None: ...
 def cpu_crop(
     frame: _Tensor,
     box: _Tensor,

@@ -28,6 +28,12 @@ struct AttentionKernel {
   int block;
   size_t (*scratch_bytes)(int N, int D, bool with_score);
   void (*run)(const AttentionCall& call, int b, int h, int first_block, int last_block, void* scratch);
+
+  // For the gradient, on (keys, queries) row by row, where `queries` fill whole vectors. Logits, without their factor
+  // 1 / sqrt D, become e^((logit - middle of the query) / sqrt D).
+  void (*probabilities)(float* logits, int keys, int queries, int D, const float* middle);
+  // grad = p (grad - delta of the query) scale: from the gradients of probabilities p to those of the logits.
+  void (*logit_gradients)(const float* p, float* grad, int keys, int queries, const float* delta, float scale);
 };
 
 extern const AttentionKernel attention_portable;

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..switches import enabled
-from . import native
-from .registry import Backend, BoundOp, Op, Sizes, triton_kernel, triton_kernels
+from . import native, native_linear
+from .registry import Backend, BoundOp, Op, Sizes, forced_backend, triton_kernel, triton_kernels, use
 from .tensors import Seeded, accumulate_dtype, check_one_device, describe
 
 _CUDA_HEAD_DIMS = (32, 64, 96, 128)
@@ -119,10 +120,11 @@ def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:
 
 def _gradient(ctx: Any, grad_out: Tensor | None, grad_score: Tensor | None, _: None) -> tuple:
     arguments = (*ctx.saved_tensors, grad_out, grad_score)
-    # No backend has a kernel for the gradient of the score.
-    if grad_score is not None or grad_out is None:
-        return attention_backward(*arguments), None
-    return attention_backward_op(*arguments), None
+    forced = forced_backend()
+    # A backend that is asked for may have a kernel for the forward pass alone.
+    unable = forced is not None and attention_backward_op.unsupported_reason(forced, *arguments) is not None
+    with use("auto") if unable else nullcontext():
+        return attention_backward_op(*arguments), None
 
 
 def _native_cpu(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -341,6 +343,28 @@ def _outputs_backward(qkv: Tensor, *_: Any) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
+def _native_backward(
+    qkv: Tensor,
+    template_mask: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor | None,
+    grad_score: Tensor | None,
+) -> Tensor:
+    grad = torch.empty_like(qkv, dtype=torch.float32, memory_format=torch.contiguous_format)
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    wide, *others = (native.dense(each.float()) for each in (qkv, out, lse, grad_out))
+    mask = score = None
+    if template_mask is not None and grad_score is not None:
+        mask, score = native.dense(template_mask), native.dense(grad_score)
+    native.call("attention_backward", qkv.device, wide, mask, *others, score, grad)
+    return grad.to(qkv.dtype)
+
+
+def _native_backward_unless(qkv: Tensor, *_: Any) -> str | None:
+    return native_cpu_reason(qkv.shape[-1], qkv.dtype) or native_linear.reason(qkv.new_empty(1, 1, device="cpu"))
+
+
 def _triton_backward(
     qkv: Tensor, template_mask: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor, grad_score: None
 ) -> Tensor:
@@ -372,7 +396,10 @@ attention_backward_op = Op(
     check=_check_backward,
     outputs=_outputs_backward,
     reference=attention_backward,
-    backends={"triton": Backend(_triton_backward, _triton_backward_unless)},
+    backends={
+        "native": Backend(_native_backward, _native_backward_unless),
+        "triton": Backend(_triton_backward, _triton_backward_unless),
+    },
     sizes=_SIZES,
     example=_example_backward,
 )

@@ -317,3 +317,60 @@ def test_mask_that_chooses_nothing():
     mask = torch.stack([rows(3, 1), rows(3)])
     with pytest.raises(ValueError, match="chooses no row"):
         ops.attention(inputs(2, 5, 1, 64), mask)
+
+
+def gradients(qkv, mask, device, scored):
+    """Of out and, where `scored`, of the score: in float64, by autograd in the dtype of qkv, and by `ops.attention`."""
+    generator = torch.Generator().manual_seed(1)
+    batch, tokens, _, heads, width = qkv.shape
+    of_out = torch.randn(batch, tokens, heads * width, generator=generator)
+    of_score = torch.randn(batch, tokens - mask.shape[-1], generator=generator)
+    found = []
+    for run, where, dtype in (
+        (reference, "cpu", torch.float64),
+        (reference, device, qkv.dtype),
+        (ops, device, qkv.dtype),
+    ):
+        leaf = qkv.to(where, dtype, copy=True).requires_grad_()
+        out, score = run.attention(leaf, mask.to(where))
+        loss = (out * of_out.to(where, out.dtype)).sum()
+        if scored:
+            loss = loss + (score * of_score.to(where, score.dtype)).sum()
+        loss.backward()
+        found.append(leaf.grad.cpu().double())
+    return found
+
+
+@pytest.mark.parametrize("scored", [False, True], ids=["of-out", "of-score-too"])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width", "mask"),
+    [
+        (2, 180, 64, rows(36, 14)),
+        (1, 320, 64, rows(64, 27)),
+        (1, 65, 33, rows(16, *range(16))),
+        (2, 140, 96, torch.stack([rows(66, 1), rows(66, 2, 65)])),
+        (1, 64, 8, rows(64, 3)),
+        (1, 17, 128, rows(9, 0, 8)),
+    ],
+)
+def test_error_of_the_gradient(device, batch, tokens, width, mask, scored):
+    exact, plain, ours = gradients(inputs(batch, tokens, 3, width), mask, device, scored)
+    unit = torch.finfo(torch.float32).eps * exact.abs().max()
+    error, allowed = ((value - exact).abs().max() for value in (ours, plain))
+    assert error <= 2 * allowed + unit, f"error {error:.3g}, PyTorch's {allowed:.3g}"
+
+
+def test_threads_do_not_change_a_bit_of_the_gradient(threads):
+    qkv, mask = inputs(2, 100, 3, 64), rows(36, 14)
+    with ops.use("native"):
+        many = [gradients(qkv, mask, "cpu", True)[2] for _ in range(5)]
+        torch.set_num_threads(1)
+        one = gradients(qkv, mask, "cpu", True)[2]
+    assert all(torch.equal(each, one) for each in many)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradient_in_half_precision(device, dtype):
+    exact, plain, ours = gradients(inputs(2, 100, 3, 64, dtype), rows(36, 14), device, True)
+    error, allowed = ((value - exact).abs().max() for value in (ours, plain))
+    assert error <= 2 * allowed
