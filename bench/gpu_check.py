@@ -248,7 +248,7 @@ def main() -> int:
     if options.in_place:
         return link_in_place()
 
-    # Where CUDA's tools are if they are not on PATH.
+    # CUDA's tools are here if they are not on PATH.
     os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/cuda/bin"))
     out = Path(os.environ.get("OUT") or WORK).resolve()
     plan = chosen_steps(options, out)
@@ -257,7 +257,7 @@ def main() -> int:
             print(f"{step.name:24} {step.seconds:4} s  {shlex.join(step.command)}")
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    # What a step compiled is there for the next one.
+    # The next step finds what this one compiled.
     for name, variable in (("triton", "TRITON_CACHE_DIR"), ("inductor", "TORCHINDUCTOR_CACHE_DIR")):
         os.environ.setdefault(variable, str(WORK / name))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the table is printed all the same

@@ -21,7 +21,7 @@ from ostrack_fast.config import get_config
 
 from .case import Case, Comparison, Options, Setting, compare_layer, compare_op
 
-# Whatever has a file bench_X.py.
+# The ops that have a file bench_X.py.
 NAMES = tuple(
     module.name.removeprefix("bench_")
     for module in iter_modules([str(Path(__file__).parent)])

@@ -33,12 +33,12 @@ def calls_go_to(function, cuda=False):
         if cuda:
             patch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
             patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)  # which fills uninitialized memory
+        before = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("error")  # which fills uninitialized memory
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.set_deterministic_debug_mode(before)
 
 
 def examples(op, size, dtype):

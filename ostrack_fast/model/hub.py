@@ -32,7 +32,7 @@ def find_weights(name_or_path: str | Path) -> Path:
         return path / _only_weights(files, f"the folder {name}")
     if path.exists():
         return path
-    # What looks like a file's name is one that is missing: "weights/x.pth" is no id on the Hub.
+    # A name that looks like a file's is that of a missing file: "weights/x.pth" is no id on the Hub.
     if not isinstance(name_or_path, Path) and _HUB_ID.fullmatch(name) and not name.endswith(_SUFFIXES):
         return _from_hub(name)
     raise FileNotFoundError(

@@ -65,7 +65,7 @@ _CHUNK = 1 << 20
 # No header or directory of a checkpoint is larger: 1000 tensors take about 100 kB.
 _MAX_HEADER = 16 << 20
 _MAX_DIMENSIONS = 8
-# What the libraries raise for damaged files.
+# The errors that the libraries raise for damaged files.
 _DAMAGED = (
     SafetensorError,
     zipfile.BadZipFile,

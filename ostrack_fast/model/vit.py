@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
         self.mlp = Mlp(cfg)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        # Where the published code keeps the share of candidates that a block leaves.
+        # The published code keeps the share of candidates that a block leaves here.
         self.keep_ratio_search = keep_ratio
 
     def forward(
@@ -122,7 +122,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, (224 // cfg.patch_size) ** 2 + 1, cfg.embed_dim))
         self.pos_embed_z = nn.Parameter(torch.zeros(1, template, cfg.embed_dim))
         self.pos_embed_x = nn.Parameter(torch.zeros(1, search, cfg.embed_dim))
-        # What a template token inside the target's box adds, and one outside of it.
+        # Added to template tokens inside the target's box, and to those outside of it.
         self.box_embed = nn.Parameter(torch.zeros(2, cfg.embed_dim)) if cfg.template_box else None
         rates = [cfg.drop_path * i / max(cfg.depth - 1, 1) for i in range(cfg.depth)]
         ratios = dict(zip(cfg.ce_layers, cfg.ce_keep_ratio, strict=True))
