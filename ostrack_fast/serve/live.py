@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -40,6 +41,9 @@ class Live:
         self._asked: asyncio.Queue[Any] = asyncio.Queue(maxsize=64)
         self._next: int | None = None  # the frame to play next; None while paused
         self._unseen = 0
+        # The next frame is decoded and encoded while this one is tracked.
+        self._reader = ThreadPoolExecutor(1, "frames")
+        self._ahead: tuple[int, Future[tuple[np.ndarray, bytes]]] | None = None
 
     async def run(self) -> None:
         listening = asyncio.create_task(self._listen())
@@ -58,6 +62,7 @@ class Live:
             await self._socket.close(4408, "the session was closed: it was idle, or its time was over")
         finally:
             listening.cancel()
+            self._reader.shutdown(wait=False, cancel_futures=True)
 
     async def _listen(self) -> None:
         """Put what the page sends into the queue, None at the end."""
@@ -135,12 +140,26 @@ class Live:
         return tracked
 
     def _frame(self, number: int, track: bool) -> tuple[dict[str, Any], bytes, bool]:
-        frame, begin = self._session.frame(number), perf_counter()
+        frame, jpeg = self._read(number, more=track)
+        begin = perf_counter()
         tracked = track and self._session.advance(number, frame)
         state = self._state(number, regions=tracked)
         if tracked:
             state["ms"] = 1000 * (perf_counter() - begin)
-        return state, _jpeg(frame), tracked
+        return state, jpeg, tracked
+
+    def _read(self, number: int, more: bool) -> tuple[np.ndarray, bytes]:
+        """A frame and its JPEG file; with `more`, the frame after it is read from now on. Errors as `Session.frame`."""
+        ahead, self._ahead = self._ahead, None
+        reading = ahead[1] if ahead and ahead[0] == number else self._reader.submit(self._fetch, number)
+        found = reading.result()
+        if more:
+            self._ahead = number + 1, self._reader.submit(self._fetch, number + 1)
+        return found
+
+    def _fetch(self, number: int) -> tuple[np.ndarray, bytes]:
+        frame = self._session.frame(number)
+        return frame, _jpeg(frame)
 
     def _state(self, number: int, regions: bool = True) -> dict[str, Any]:
         """What the page draws over a frame."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
-from threading import RLock
+from threading import Lock, RLock
 from typing import BinaryIO, cast
 
 import cv2
@@ -189,9 +189,11 @@ class VideoSession(Session):
         super().__init__(tracker, limits)
         self.video = StoredVideo(file, limits.frames)
         self.size = self.video.size
+        # Not `lock`, which tracking holds: frames are read meanwhile.
+        self._reading = Lock()
 
     def frame(self, number: int) -> np.ndarray:
-        with self.lock:
+        with self._reading:
             return self.video.frame(number)
 
     def film(self) -> BinaryIO:
@@ -207,7 +209,7 @@ class VideoSession(Session):
         return file
 
     def close(self) -> None:
-        with self.lock:
+        with self.lock, self._reading:
             self.video.close()
 
 

@@ -1,21 +1,34 @@
 """The server of `ostrack-fast serve`, by FastAPI's own client."""
 
+import contextlib
 import csv
 import io
+import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
+from socket import SO_REUSEADDR, SOL_SOCKET
+from socket import socket as Socket
+from urllib.request import Request, urlopen
 
 import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect
 
+from ostrack_fast import build_ostrack
+from ostrack_fast.model.checkpoint import save_weights
 from ostrack_fast.serve import Limits
 from ostrack_fast.serve.sessions import Refused, Sessions
 from ostrack_fast.serve.stored import StoredVideo
 
-from .conftest import BOX, FRAMES, HEIGHT, WIDTH, answer, ask, picture
+from .conftest import BOX, FRAMES, HEIGHT, TINY, WIDTH, answer, ask, picture
 
 
 def opened(client, video):
@@ -165,6 +178,38 @@ def test_what_a_page_must_not_send(serving, video, message, words):
         socket.send_json(message)
         assert words in answer(socket)[0]["error"]
         assert ask(socket, do="show", frame=1)[0]["frame"] == 1, "the session goes on"
+
+
+def test_the_next_frame_is_read_while_one_is_tracked(serving, video):
+    """What is shown, and tracked in, is the frame of its number, also where the user jumps."""
+    client = serving()
+    name = opened(client, video)
+    session = client.app.state.sessions.get(name)
+    whole, were_read, one_more = session.advance, set(), threading.Condition()
+
+    def read(number):
+        with one_more:
+            were_read.add(number)
+            one_more.notify_all()
+        return StoredVideo.frame(session.video, number)
+
+    def advance(number, frame):
+        assert round((frame[:20].mean() - 20) / 15) == number
+        with one_more:
+            assert one_more.wait_for(lambda: number + 1 in were_read, 30), "nobody reads ahead"
+        return whole(number, frame)
+
+    session.advance, session.video.frame = advance, read
+    with connected(client, name) as socket:
+        ask(socket, do="box", frame=0, target=None, box=BOX)
+        for first in (0, 7, 3):
+            were_read.clear()
+            socket.send_json({"do": "play", "frame": first})
+            for number in range(first, FRAMES):
+                state, jpeg = answer(socket)
+                assert state["frame"] == number == number_of(jpeg)
+                socket.send_json({"do": "seen"})
+            assert answer(socket)[0]["end"]
 
 
 def test_two_users_at_once(serving, video):
@@ -325,6 +370,43 @@ def test_any_frame_of_a_stored_video(video, tmp_path):
     for number in (5, 2, 3, 11):
         assert round((stored.frame(number)[:20].mean() - 20) / 15) == number
     stored.close()
+
+
+def test_a_killed_server_leaves_nothing(video, tmp_path):
+    """The real command, killed while it tracks: no file, no process, and the port is free again."""
+    weights, there = tmp_path / "tiny.safetensors", tmp_path / "there"
+    torch.manual_seed(0)
+    save_weights(build_ostrack(TINY).state_dict(), TINY, weights)
+    there.mkdir()
+    names = {name: str(there) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ostrack_fast.cli", "serve", "--port", "0", "--device", "cpu", "--weights", weights],
+        stdout=subprocess.PIPE, text=True, cwd=there, env={**os.environ, **names}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        address = re.search(r"http://(\S+):(\d+)/", process.stdout.readline())
+        host, port = address[1], int(address[2])
+        with urlopen(Request(f"{address[0]}sessions/video", data=video, method="POST"), timeout=60) as facts:
+            name = json.load(facts)["id"]
+        with connect(f"ws://{host}:{port}/sessions/{name}") as socket:
+            socket.send(json.dumps({"do": "box", "frame": 0, "target": None, "box": BOX}))
+            socket.send(json.dumps({"do": "play", "frame": 1}))
+            for _ in range(3):
+                socket.recv()
+            with urlopen(f"{address[0]}sessions/{name}/video.mp4", timeout=60) as film:
+                assert film.read(4), "a download is on its way too"
+                process.kill()
+                process.wait(60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert [str(path) for path in there.rglob("*") if path.is_file()] == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    with contextlib.closing(Socket()) as again:
+        again.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        again.bind((host, port))
 
 
 def test_no_file_is_left(serving, video, tmp_path, monkeypatch):
