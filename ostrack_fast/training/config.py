@@ -231,7 +231,7 @@ def _located(cfg: TrainConfig, folder: Path) -> dict[str, Any]:
     paths: dict[str, Any] = {name: str(folder / getattr(cfg, name)) for name in ("output", "data_root")}
     if cfg.backbone and not cfg.backbone.startswith("timm:") and cfg.backbone not in PRETRAINED:
         paths["backbone"] = str(folder / cfg.backbone)
-    # Anything else may be a name that ships or that of a model on the Hub.
+    # Weights that are not a file may be a name that ships or that of a model on the Hub.
     if cfg.weights and cfg.weights not in shipped_weights() and (folder / cfg.weights).exists():
         paths["weights"] = str(folder / cfg.weights)
     return paths
