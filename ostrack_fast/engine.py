@@ -20,6 +20,7 @@ from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
 from .graphs import GraphedFunction
 from .model import FrozenOSTrack, OSTrack, PlainNetwork, Template, stage, template_mask
+from .smoothing import Smoothing, smoothed_decode
 
 # Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
@@ -69,6 +70,7 @@ class Engine:
         candidate_elimination: False keeps all candidates, as if the configuration eliminated none.
         consume: free the model's weights block by block while they are packed. The model is of no use afterwards, and
             no weight is in memory twice.
+        smoothing: of the boxes that `step` and `step_each` find; None is the published behaviour.
 
     Attributes:
         graphs: on a GPU, what was captured for frames by number of targets and shape, the latest last.
@@ -84,6 +86,7 @@ class Engine:
         dtype: str | torch.dtype = "auto",
         candidate_elimination: bool = True,
         consume: bool = False,
+        smoothing: Smoothing | None = None,
     ):
         on = resolve_device(device)
         with _isolated():
@@ -93,13 +96,17 @@ class Engine:
                 if model.runs_frozen
                 else cast(FrozenOSTrack, PlainNetwork(model, *how))
             )
-            self._start(network, model.cfg, on)
+            self._start(network, model.cfg, on, smoothing)
 
-    def _start(self, network: FrozenOSTrack, cfg: ModelConfig, device: torch.device) -> None:
+    def _start(
+        self, network: FrozenOSTrack, cfg: ModelConfig, device: torch.device, smoothing: Smoothing | None = None
+    ) -> None:
         self.network, self.cfg, self.device = network, cfg, device
         self.window = hann_window(cfg.search_grid).to(device)
         self._bind_ops()
-        self._crop_patches, self._tail = network.crop_patches(), network.tail(self.window)
+        self._smoothing = smoothing
+        self._crop_patches = network.crop_patches()
+        self._tail = None if smoothing else network.tail(self.window)
         self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
@@ -326,7 +333,7 @@ class Engine:
         for rows in self._targets:
             rows[spare] = rows[row].clone()
         self._targets.box[spare] = torch.tensor(boxes, dtype=torch.float64, device="cpu").to(self.device)
-        return self._locate(spare, _as_tensor(frame).to(self.device))[0].tolist()
+        return self._locate(spare, _as_tensor(frame).to(self.device), smoothed=False)[0].tolist()
 
     def candidates(self, row: int) -> list[int]:
         """Cells of the search region, numbered row by row, that elimination left for this target in the last `step`.
@@ -358,7 +365,14 @@ class Engine:
         self.graphs[key] = graph
         return graph
 
-    def _locate(self, rows: slice, frame: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _found(self, maps: Sequence[Tensor], box: Tensor, smoothed: bool = True) -> tuple[Tensor, Tensor]:
+        """Boxes and scores as `ops.decode` gives them, of targets searched around these boxes."""
+        if self._smoothing is None or not smoothed:
+            return self._decode(*maps, self.window)
+        score, size, offset = maps
+        return smoothed_decode(score, size, offset, self.window, box, self.cfg.search_factor, self._smoothing)
+
+    def _locate(self, rows: slice, frame: Tensor, smoothed: bool = True) -> tuple[Tensor, Tensor | None]:
         """Find the targets of these rows in a frame.
 
         Returns (n,5) float64, box xywh in pixels and score; and the cells (n,K) left by elimination, if it is known.
@@ -375,9 +389,9 @@ class Engine:
             with stage("decode"):
                 moved = self._tail(features, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
             return moved, self.network.candidates
-        score_map, size_map, offset_map = self.network(*inputs)
+        maps = self.network(*inputs)
         with stage("decode"):
-            found, score = self._decode(score_map, size_map, offset_map, self.window)
+            found, score = self._found(maps, box, smoothed)
         with stage("box update"):
             moved = self._update_box(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
         return torch.cat((moved, score[:, None].double()), dim=1), self.network.candidates
@@ -400,7 +414,7 @@ class Engine:
         else:
             maps, candidates = self._maps(slice(rows), search), self.network.candidates
         with stage("decode"):
-            found, score = self._decode(*(each[:count] for each in maps), self.window)
+            found, score = self._found([each[:count] for each in maps], self._targets.box[:count])
         with stage("box update"):
             sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
             moved = [

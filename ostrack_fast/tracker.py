@@ -18,6 +18,7 @@ from .boxes import crop_window
 from .engine import Engine
 from .model import OSTrack
 from .redetection import Presence, Redetection
+from .smoothing import Smoothing
 
 Box = tuple[float, float, float, float]
 
@@ -78,10 +79,12 @@ class _OnEngine:
         candidate_elimination: bool = True,
         redetect: bool | Redetection = False,
         box_prior: bool | BoxPrior = False,
+        smoothing: bool | Smoothing = False,
     ):
         given = isinstance(model_or_name, OSTrack)
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
-        self.engine = Engine(model, device, dtype, candidate_elimination, consume=not given)
+        smoothed = Smoothing() if smoothing is True else smoothing or None
+        self.engine = Engine(model, device, dtype, candidate_elimination, not given, smoothed)
         self.cfg = model.cfg
         self.lost_below = lost_below
         self._redetection = Redetection() if redetect is True else redetect or None
@@ -156,6 +159,8 @@ class Tracker(_OnEngine):
             and go on once it is verified; see `Redetection`. False is the published behaviour.
         box_prior: True, or settings, to draw the shape of the boxes reported towards that of the first one, see
             `BoxPrior`; the search is the same. False is the published behaviour.
+        smoothing: True, or settings, to prefer a box of nearly the size and shape of the one before, see `Smoothing`.
+            False is the published behaviour.
 
     Raises:
         ValueError: an unknown or unavailable device or dtype, or weights that do not fit.

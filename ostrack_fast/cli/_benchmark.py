@@ -39,6 +39,7 @@ class MakeTracker:
     peer_models: Path | None = None
     batch: int = 1
     box_prior: bool = False
+    smoothing: bool = False
 
     def __call__(self, number: int) -> SingleObjectTracker | MultiTracker:
         """The tracker of process `number`, a `MultiTracker` where it is to track several sequences at once."""
@@ -57,7 +58,8 @@ class MakeTracker:
             if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
                 device = f"cuda:{number % torch.cuda.device_count()}"
         kind = MultiTracker if self.batch > 1 else Tracker
-        return kind(OSTrack.from_pretrained(self.weights, self.config), device, self.dtype, box_prior=self.box_prior)
+        model = OSTrack.from_pretrained(self.weights, self.config)
+        return kind(model, device, self.dtype, box_prior=self.box_prior, smoothing=self.smoothing)
 
 
 def evaluate_benchmark(
@@ -137,6 +139,7 @@ def _about(make: MakeTracker) -> dict[str, Any]:
         "workers": make.workers,
         "batch": make.batch,
         "box_prior": make.box_prior,
+        "smoothing": make.smoothing,
     }
 
 

@@ -14,3 +14,7 @@ Config = Annotated[
 BoxPrior = Annotated[
     bool, typer.Option("--box-prior", help="Draw the shape of the boxes towards that of the first one.")
 ]
+
+Smoothing = Annotated[
+    bool, typer.Option("--smoothing", help="Prefer boxes of nearly the size and shape of the one before.")
+]

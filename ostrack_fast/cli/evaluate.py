@@ -15,7 +15,7 @@ from rich.table import Table
 from ..files import check_folder
 from ..interrupts import Interrupts
 from ._outputs import INCOMPLETE, check_outputs, check_outside, raise_all
-from ._weights import BoxPrior, Config
+from ._weights import BoxPrior, Config, Smoothing
 
 if TYPE_CHECKING:
     from ..evaluation import EvaluationResult, Scores
@@ -42,6 +42,7 @@ def evaluate(
     weights: Annotated[str, typer.Option(help="Name of weights that ship with the package, or a file.")] = "small",
     config: Config = None,
     box_prior: BoxPrior = False,
+    smoothing: Smoothing = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
     one_based: Annotated[
@@ -116,7 +117,7 @@ def evaluate(
             raise ValueError("--realtime measures the tracker's time, which --workers and --batch would disturb")
         if batch > 1 and tracker != "ostrack":
             raise ValueError("--batch is for our tracker: OpenCV's follow one target each")
-        make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models, batch, box_prior)
+        make = MakeTracker(weights, config, device, dtype, workers, tracker, peer_models, batch, box_prior, smoothing)
         evaluate_benchmark(
             benchmark, data, make, split=split, protocol=protocol, results=results, resume=resume, json=json,
             one_based=one_based or (), realtime=realtime, starts=starts,
@@ -139,13 +140,14 @@ def evaluate(
         check_outside(path, data)
     if results is not None:
         check_folder(results)
-    ours = Tracker(OSTrack.from_pretrained(weights, config), device, dtype, box_prior=box_prior)
+    ours = Tracker(OSTrack.from_pretrained(weights, config), device, dtype, box_prior=box_prior, smoothing=smoothing)
     patterns = one_based or []
     settings = {
         "weights": weights,
         "device": str(ours.device),
         "dtype": str(ours.dtype).removeprefix("torch."),
         "box_prior": box_prior,
+        "smoothing": smoothing,
     }
     notes = {"data": str(data), "one_based": patterns, "tracker": settings}
     with Interrupts() as interrupts:

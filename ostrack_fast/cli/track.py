@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._boxes import parse_box
-from ._weights import BoxPrior, Config
+from ._weights import BoxPrior, Config, Smoothing
 
 
 def track(
@@ -43,6 +43,7 @@ def track(
         bool, typer.Option("--redetect", help="When the target is lost, search the whole frame for it.")
     ] = False,
     box_prior: BoxPrior = False,
+    smoothing: Smoothing = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
 ) -> None:

@@ -37,7 +37,8 @@ def test_everything_it_writes(videos, weights, tmp_path):
     out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     assert out.returncode == 0, out.stderr
     read = json.loads((tmp_path / "out.json").read_text())
-    assert read["tracker"] == {"weights": str(weights), "device": "cpu", "dtype": "float32", "box_prior": False}
+    expected = {"weights": str(weights), "device": "cpu", "dtype": "float32", "box_prior": False, "smoothing": False}
+    assert read["tracker"] == expected
     assert (read["data"], read["one_based"]) == (str(videos), ["one_*"])
     assert [video["name"] for video in read["videos"]] == ["one_A", "zero_B"]
     for name in ("one_A", "zero_B", "AUC", "fps", f"{read['mean']['auc']:.3f}"):
