@@ -27,7 +27,7 @@ from .validation import track_all
 
 TUNED = "finetuned.safetensors"
 REPORT = "report.json"
-_HELD_OUT = 5  # every so manyth video
+_HELD_OUT = 5  # one video in five
 _STARTS_A_ROUND = 3
 
 
