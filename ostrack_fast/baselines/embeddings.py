@@ -53,14 +53,14 @@ class RelativeAttention(Attention):
         super().__init__(cfg)
         self.grids = cfg.template_grid, cfg.search_grid
         entries = sum((2 * grid - 1) ** 2 for grid in self.grids) + 2
-        self.bias = nn.Parameter(torch.zeros(cfg.num_heads, entries))
+        self.distance = nn.Parameter(torch.zeros(cfg.num_heads, entries))
         for layer in (self.qkv, self.proj):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         q, k, v = self.packed(x).permute(2, 0, 3, 1, 4)
-        bias = self.bias[:, relative_index(*self.grids).to(x.device)].to(q.dtype)
+        bias = self.distance[:, relative_index(*self.grids).to(x.device)].to(q.dtype)
         out = nn.functional.scaled_dot_product_attention(q, k, v, bias[None])
         return self.proj(out.transpose(1, 2).flatten(2)), None
 

@@ -22,6 +22,10 @@ PRETRAINED = {
 }
 
 
+# Unread, or of networks that add to a ViT: these keep what they start with.
+_NOT_PRETRAINED = ("pos_embed", "cls_token", "box_embed", "identity", "distance")
+
+
 def load_backbone(vit: VisionTransformer, source: str | Path) -> None:
     """Initialise the backbone in place.
 
@@ -55,7 +59,7 @@ def load_backbone(vit: VisionTransformer, source: str | Path) -> None:
     loaded = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     loaded["pos_embed_z"] = resize_positions(table, vit.cfg.template_grid)
     loaded["pos_embed_x"] = resize_positions(table, vit.cfg.search_grid)
-    missing = [n for n in own if n not in loaded and n not in ("pos_embed", "cls_token")]
+    missing = [n for n in own if n not in loaded and n.rpartition(".")[2] not in _NOT_PRETRAINED]
     if missing:
         raise ValueError(f"{source} does not fit the backbone: no (or another shape of) {', '.join(missing[:4])}")
     vit.load_state_dict(loaded, strict=False)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ostrack_fast import Tracker
 from ostrack_fast.baselines import NETWORKS, TwoStream
@@ -13,7 +14,9 @@ from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.export.network import ExportNetwork
 from ostrack_fast.model import FrozenOSTrack, OSTrack
 from ostrack_fast.model.checkpoint import CheckpointError
+from ostrack_fast.model.vit import VisionTransformer
 from ostrack_fast.training.losses import LossConfig
+from ostrack_fast.training.pretrained import load_backbone
 from ostrack_fast.training.trainer import WEIGHTS, Trainer
 from tests.training.conftest import config, square  # noqa: F401 - fixtures
 
@@ -116,6 +119,20 @@ def test_training_and_a_tracker_on_a_clip(name, config, tmp_path):  # noqa: F811
     assert np.isfinite(boxes).all() and boxes[0] != boxes[1]
     with pytest.raises(CheckpointError, match="does not fit"):
         OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_starts_from_a_pretrained_vit(name, tmp_path):
+    torch.manual_seed(1)
+    source = {key: torch.randn_like(value) for key, value in VisionTransformer(CFG).state_dict().items()}
+    save_file(source, tmp_path / "vit.safetensors")
+    model = network(name)
+    own = {key: value.clone() for key, value in model.state_dict().items()}
+    load_backbone(model.backbone, tmp_path / "vit.safetensors")
+    loaded = model.state_dict()
+    assert torch.equal(loaded["backbone.blocks.2.attn.qkv.weight"], source["blocks.2.attn.qkv.weight"])
+    added = [key for key in own if key not in OSTrack(CFG).state_dict()]
+    assert all(torch.equal(loaded[key], own[key]) for key in added) and bool(added) == (name != "ostrack")
 
 
 def test_the_tracker_computes_what_the_network_does():
