@@ -51,7 +51,16 @@ def test_figures(name, tmp_path, monkeypatch):
 
 
 def test_recipes_are_found_by_name():
-    assert {*PAPER, "small", "tiny"} == set(recipes())
+    assert {*PAPER, "small", "small_box", "tiny"} == set(recipes())
+
+
+def test_the_next_leg_of_the_shipped_weights():
+    cfg, shipped = read_train_config("small_box"), read_train_config("small")
+    assert cfg.weights == "small" and cfg.model == replace(shipped.model, template_box=True)
+    videos = bind_sources(cfg.data, "data")["videos"]
+    assert [folder.path for folder in videos.more] == ["uav"] and not videos.one_based
+    assert (cfg.crops.far, cfg.crops.absent) == (0.1, 0.06)
+    assert cfg.augment == replace(shipped.augment, apart=0.5), "what shipped, but each image degraded by itself"
 
 
 @pytest.mark.parametrize("name", ["ostrack_256_ce", "ostrack_384_ce"])
