@@ -120,7 +120,25 @@ def draw_realtime(results: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=130)
 
 
+def draw_reliability(results: Path, picture: Path) -> None:
+    """The share of boxes that overlap the target by half, over what the score and the calibrated score say."""
+    found = json.loads(results.read_text(encoding="utf-8"))["calibration"]
+    figure, axis = plt.subplots(figsize=(4.2, 3.6), layout="constrained")
+    axis.plot([0, 1], [0, 1], ":", color=PEER)
+    for part, colour, label in (("before", PEER, "score"), ("after, held out", OURS, "calibrated")):
+        stated, share, weight = np.array(found[part]["bins"]).T
+        axis.plot(stated, share, "-", color=colour, label=f"{label}, ECE {found[part]['ece']:.3f}")
+        axis.scatter(stated, share, 300 * weight, color=colour)
+    axis.set_xlabel("stated probability (size: share of frames)", fontsize=8)
+    axis.set_ylabel("share of boxes that overlap by 0.5 or more", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=130)
+
+
 if __name__ == "__main__":
+    draw_reliability(DOCS / "results.json", DOCS / "reliability.png")
     draw_realtime(DOCS / "results.json", DOCS / "realtime.png")
     draw_track(DOCS / "demo.gif")
     draw_inside(DOCS / "inside.png")

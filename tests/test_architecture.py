@@ -55,6 +55,7 @@ LAYERS = [
     {"ops"},
     {
         "appearance",
+        "calibration",
         "boxes",
         "config",
         "data",
