@@ -52,6 +52,11 @@ def compiled_ops():
     return [op for op in ops.OPS.values() if "native" in op.backends]
 
 
+def cuda_ops():
+    """Those of them whose compiled kernels run on a GPU too: there the gradient of attention is Triton's."""
+    return [op for op in compiled_ops() if op.name != "attention_backward"]
+
+
 def save_calls(folder):
     """Write the CPU kernels' calls with all ops' edge examples to a folder, for saved_calls.py to read."""
     arrays, saved = {}, []

@@ -32,7 +32,13 @@ FACTORIES = {
     "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
 }  # fmt: skip
 # The parameters of a module that a user builds are made as those of PyTorch's modules are.
-AS_MODULES_ARE = {("ostrack_fast.model.vit", "zeros")}
+AS_MODULES_ARE = {
+    ("ostrack_fast.model.vit", "zeros"),
+    ("ostrack_fast.baselines.embeddings", "empty"),
+    ("ostrack_fast.baselines.embeddings", "zeros"),
+    ("ostrack_fast.baselines.stark", "zeros"),
+    ("ostrack_fast.baselines.swintrack", "zeros"),
+}
 
 
 def makes(call):

@@ -46,7 +46,9 @@ def test_every_op_is_bound():
     for name, op in ostrack_fast.ops.OPS.items():
         if "native" in op.backends:
             assert hasattr(_C, f"cpu_{name}")
-            assert hasattr(_C, f"cuda_{name}") == (_C.build_info()["cuda"] is not None)
+            # On a GPU the gradient of attention is Triton's.
+            has_cuda = _C.build_info()["cuda"] is not None and name != "attention_backward"
+            assert hasattr(_C, f"cuda_{name}") == has_cuda
 
 
 DOUBLES = (64, _C.dtypes["float64"], (1, 1, 1, 1), (1, 1, 1, 1))

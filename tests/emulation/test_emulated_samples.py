@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ostrack_fast.ops import native
-from tests.op_calls import calls_go_to, compiled_ops, examples
+from tests.op_calls import calls_go_to, cuda_ops, examples
 
 
 def in_float64(arguments: tuple) -> list:
@@ -19,7 +19,7 @@ def tensors(result) -> tuple:
 
 
 @pytest.mark.parametrize("dtype", native.FLOATS, ids=str)
-@pytest.mark.parametrize("op", compiled_ops(), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", cuda_ops(), ids=lambda op: op.name)
 def test_examples(kernels, op, dtype):
     """Indices exactly; values at most twice as wrong as the reference in the same dtype."""
 

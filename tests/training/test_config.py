@@ -29,7 +29,7 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
     data = {
         "videos": {
             "path": "v", "share": 2, "one_based": ["OTB_*"], "without": [], "max_gap": 50, "camera": camera,
-            "memory_gib": 0.5,
+            "memory_gib": 0.5, "more": [{"path": "u", "one_based": ["UAV_*"]}],
         },
         "coco": {"images": "i", "annotations": "a", "min_side": 4, "index": "i", "camera": camera, "memory_gib": 2},
         **{
@@ -49,6 +49,7 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
     bound = bind_sources(cfg.data, "data")
     assert list(bound) == list(SOURCES) == list(data)
     assert bound["videos"].camera == CameraConfig(0.25, 7.0, 0.1, 0.2) and bound["videos"].one_based == ("OTB_*",)
+    assert [(each.path, each.one_based) for each in bound["videos"].more] == [("u", ("UAV_*",))]
     assert bound["composer"].scene == replace(ComposerConfig(), occlusion=0.1, distractors=(1.0, 2.0), size=(0.1, 0.2))
     assert cfg.augment == AugmentConfig.robust() and (cfg.seed, cfg.epochs, cfg.batch_size) == (3, 2.0, 8)
     for name, kind in SOURCES.items():

@@ -95,7 +95,7 @@ def _inputs(
     random = Seeded(heads, device)
     q = random.normal(batch, 70, heads, width, dtype=dtype)
     kv = random.normal(batch, 153, 2, heads, width, dtype=dtype)
-    return q, kv, torch.arange(64, device=device) % 7 == 0
+    return q, kv, torch.arange(64, dtype=torch.int64, device=device) % 7 == 0
 
 
 cross_attention_op = LayerOp(
