@@ -104,10 +104,13 @@ def draw_realtime(results: Path, picture: Path) -> None:
     """AUC over the frames a second that videos arrive at, a line for every tracker."""
     trackers = json.loads(results.read_text(encoding="utf-8"))["realtime"]["trackers"]
     figure, axis = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-    for name, points in trackers.items():
+    free = 100.0  # where the next name may stand, so that none covers another
+    for name, points in sorted(trackers.items(), key=lambda item: -list(item[1].values())[-1]):
         rates = list(map(int, points))
+        last = points[str(rates[-1])]
+        free = min(free - 3.5, last)
         axis.plot(rates, list(points.values()), "o-", color=OURS if "small" in name else PEER, zorder=2)
-        axis.annotate(name, (rates[-1], points[str(rates[-1])]), (6, -3), textcoords="offset points", fontsize=8)
+        axis.annotate(name, (rates[-1], last), (1.07 * rates[-1], free - 0.8), fontsize=8)
     axis.set_xscale("log")
     axis.set_xlim(13, 260)
     axis.set_xticks(rates, list(points))
