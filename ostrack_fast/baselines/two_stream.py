@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import cast
 
@@ -33,7 +34,7 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class TwoStream(Variant):
+class TwoStream(Variant, ABC):
     """Template and search region each through the ViT alone, then `fuse`, then the shared head.
 
     The two streams share their weights, as STARK's and SwinTrack's do. The template's features do not depend on the
@@ -52,9 +53,9 @@ class TwoStream(Variant):
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.box_head = CenterHead(replace(cfg, embed_dim=width, num_heads=1))
 
+    @abstractmethod
     def fuse(self, template: Tensor, search: Tensor) -> Tensor:
         """Encoded tokens (B,T,W) and (B,S,W) -> the search region's (B,S,W) that the head reads."""
-        raise NotImplementedError
 
     def stream(self, tokens: Tensor) -> Tensor:
         """One image's tokens (B,N,C) through the ViT, with its final LayerNorm."""
