@@ -1,7 +1,7 @@
 """The suite `switches`: a frame as it is, with each of `ostrack_fast.switches` turned, and on every backend.
 
-On a GPU the device time of the frame's CUDA graph alone, which nothing of the host disturbs; of what the host does
-around it ("step") only the switch that changes that.
+On a GPU the device time of the frame's CUDA graph alone, which nothing of the host disturbs, and beside it what the
+host does around it too ("step").
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def variants(device: torch.device) -> dict[str, Variant]:
         found["backend triton"] = Variant(backend="triton")
         found["all on, backend triton"] = Variant(every, "triton")
         found["step"] = Variant(whole_step=True)
-        found["step, upload_rows=off"] = Variant("upload_rows=off", whole_step=True)
     return found
 
 

@@ -231,9 +231,11 @@ class Engine:
         """Add a target, xywh in pixels of a frame (h,w,3) uint8 RGB. Returns its row in the results of `step`."""
         cfg, row = self.cfg, self.count
         around = torch.tensor([box], dtype=torch.float64, device="cpu")
-        patch, scale = ops.crop(_as_tensor(frame), around, cfg.template_factor, cfg.template_size, self.network.dtype)
+        # On the engine's device, whose backend may be forced to one that runs nowhere else.
+        image, place = _as_tensor(frame).to(self.device), around.to(self.device)
+        patch, scale = ops.crop(image, place, cfg.template_factor, cfg.template_size, self.network.dtype)
         self._grow(row + 1)
-        in_crop = image_to_crop(around.float(), around.float(), scale.float(), cfg.template_size)
+        in_crop = image_to_crop(around.float(), around.float(), scale.float().cpu(), cfg.template_size)
         self._set_templates(slice(row, row + 1), patch, in_crop)
         self._targets.box[row] = around[0]
         if self.network.eliminates:
@@ -283,7 +285,7 @@ class Engine:
         else:
             rows = self._padded_rows()
             graph = self._graph(image, rows, lambda x: self._locate(slice(rows), x))
-            found, candidates = graph(image, self._pixel_rows(len(image)))
+            found, candidates = graph(image, self._pixels_read(len(image), image.shape[1]))
         return self._move(found[: self.count], candidates)
 
     @_isolated()
@@ -348,11 +350,17 @@ class Engine:
         """The targets' number as the next power of two, so that few graphs serve every number of targets."""
         return min(len(self._targets.box), 1 << (self.count - 1).bit_length())
 
-    def _pixel_rows(self, height: int) -> slice:
-        """The rows of a frame of this height that the targets' crops read."""
-        windows = [crop_window(box, self.cfg.search_factor) for box in self._boxes]
-        inside = [(max(top, 0), min(top + side, height)) for _, top, side in windows if top < height and top + side > 0]
-        return slice(min(low for low, _ in inside), max(high for _, high in inside)) if inside else slice(0, 0)
+    def _pixels_read(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns of a frame of this size that hold all pixels which the targets' crops read."""
+        inside = [
+            (max(top, 0), min(top + side, height), max(left, 0), min(left + side, width))
+            for left, top, side in (crop_window(box, self.cfg.search_factor) for box in self._boxes)
+            if top < height and top + side > 0 and left < width and left + side > 0
+        ]
+        if not inside:
+            return slice(0, 0), slice(0, 0)
+        tops, bottoms, lefts, rights = zip(*inside, strict=True)
+        return slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
 
     def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> GraphedFunction:
         """The captured function for inputs like this one. A new one replaces the least recently used one."""

@@ -39,7 +39,7 @@ VARIABLES = (
         "OSTRACK_FAST_SWITCHES",
         "their defaults in `ostrack_fast/switches.py`",
         "at run time, when a CUDA graph is captured",
-        "speed-ups for GPUs to turn on or off, such as `upload_rows=off`",
+        "speed-ups for GPUs to turn on or off, such as `norm_rows=on`",
     ),
     Variable(
         "OSTRACK_FAST_DEBUG",

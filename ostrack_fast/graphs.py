@@ -8,23 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .switches import enabled
-
 
 class GraphedFunction:
     """A function of one tensor as a CUDA graph. Its outputs are overwritten by the next call.
 
-    Where the tensor lies on the host, a call may name the rows that the function reads; the others keep older values.
+    Where the tensor lies on the host, a call may name the part that the function reads; the rest keeps older values.
     """
 
     def __init__(self, function: Callable[[Tensor], Any], like: Tensor, device: torch.device):
         self._device = device
         # Pageable memory would make the upload wait for the GPU and the GPU for the upload.
         self._pinned = (
-            torch.zeros(like.shape, dtype=like.dtype, device="cpu", pin_memory=True) if not like.is_cuda else None
+            torch.zeros(like.numel(), dtype=like.dtype, device="cpu", pin_memory=True) if not like.is_cuda else None
         )
         self._input = torch.zeros(like.shape, dtype=like.dtype, device=device)
-        self._upload_rows = enabled("upload_rows")
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -37,19 +34,18 @@ class GraphedFunction:
             # A stream of this device: PyTorch's default capture stream lies on the device that captured first.
             # thread_local, because other threads may use the GPU during the capture.
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                if self._pinned is not None and not self._upload_rows:
-                    self._input.copy_(self._pinned, non_blocking=True)
                 self._output = function(self._input)
 
-    def __call__(self, value: Tensor, rows: slice = slice(None)) -> Any:
+    def __call__(self, value: Tensor, part: tuple[slice, ...] = ()) -> Any:
         with torch.cuda.device(self._device):
             if self._pinned is None:
                 self._input.copy_(value, non_blocking=True)
             else:
                 # The caller has read the last frame's result, so the upload from this memory is over.
-                self._pinned[rows].copy_(value[rows])
-                if self._upload_rows:
-                    self._input[rows].copy_(self._pinned[rows], non_blocking=True)
+                value = value[part]
+                staged = self._pinned[: value.numel()].view(value.shape)
+                staged.copy_(value)
+                self._input[part].copy_(staged, non_blocking=True)
         return self.replay()
 
     def replay(self) -> Any:

@@ -1,6 +1,6 @@
 """Speed-ups for GPUs that no GPU has measured yet. Each can be switched off and on, so that one run compares both.
 
-`OSTRACK_FAST_SWITCHES="upload_rows=off"` changes the defaults below. As soon as a measurement has decided, a switch is
+`OSTRACK_FAST_SWITCHES="norm_rows=on"` changes the defaults below. As soon as a measurement has decided, a switch is
 deleted together with the slower side's code. `bench/results/TUNING.md` holds what each is expected to bring.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 
 DEFAULTS = {
-    # Stage and upload only the rows of a frame that the crops read, instead of whole frames inside the CUDA graph.
-    "upload_rows": True,
     # Half-precision rows and their statistics, written by the epilogue before, instead of LayerNorm in the main loop.
     "norm_rows": False,
     # Programmatic dependent launch of a frame's kernels, which fetch their first weights before they wait.

@@ -309,7 +309,7 @@ def test_many_targets_as_single_ones():
 class FakeGraph:
     """What a CUDA graph promises: one shape, static input and outputs that the next call overwrites.
 
-    Rows of a frame that a call does not name hold what they held before: at first, noise.
+    Pixels of a frame that a call does not name hold what they held before: at first, noise.
     """
 
     made = 0
@@ -320,9 +320,9 @@ class FakeGraph:
         self.input = torch.from_numpy(np.random.default_rng(9).integers(0, 256, like.shape)).to(like.dtype)
         self.output = function(torch.zeros_like(like))
 
-    def __call__(self, value, rows=slice(None)):
+    def __call__(self, value, part=()):
         assert value.shape == self.input.shape
-        self.input[rows].copy_(value[rows])
+        self.input[part].copy_(value[part])
         outputs = self.output if isinstance(self.output, tuple) else (self.output,)
         new = self.function(self.input)
         for old, fresh in zip(outputs, new if isinstance(new, tuple) else (new,), strict=True):
@@ -388,31 +388,33 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("box", "rows"),
+    ("box", "rows", "columns"),
     [
-        ((50.0, 30.0, 20.0, 20.0), (0, 80)),  # the crop's side is 80, its top 40 - 40
-        ((5.0, 150.0, 30.0, 30.0), (105, 200)),  # reaches below the frame
-        ((5.0, -90.0, 10.0, 10.0), (0, 0)),  # lies above it
-        ((5.0, 300.0, 10.0, 10.0), (0, 0)),
+        ((50.0, 30.0, 20.0, 20.0), (0, 80), (20, 100)),  # the crop's side is 80, its top 40 - 40, its left 60 - 40
+        ((5.0, 150.0, 30.0, 30.0), (105, 200), (0, 80)),  # reaches below the frame, and left of it
+        ((5.0, -90.0, 10.0, 10.0), (0, 0), (0, 0)),  # lies above it
+        ((5.0, 300.0, 10.0, 10.0), (0, 0), (0, 0)),
+        ((300.0, 50.0, 10.0, 10.0), (0, 0), (0, 0)),  # and beside it
     ],
 )
-def test_only_the_rows_of_the_crops_are_uploaded(engine, box, rows):
+def test_only_the_pixels_of_the_crops_are_uploaded(engine, box, rows, columns):
     engine.add(frame(0, 200, 128), BOXES[0])
     engine.place([box])
-    assert engine._pixel_rows(200) == slice(*rows)
-    engine.add(frame(0, 200, 128), (60.0, 150.0, 10.0, 10.0))  # reads rows 135 to 175
-    low, high = rows if rows[1] else (135, 175)
-    assert engine._pixel_rows(200) == slice(min(low, 135), max(high, 175))
+    assert engine._pixels_read(200, 128) == (slice(*rows), slice(*columns))
+    engine.add(frame(0, 200, 128), (60.0, 150.0, 10.0, 10.0))  # reads rows 135 to 175 and columns 45 to 85
+    (top, bottom), (left, right) = (rows, columns) if rows[1] else ((135, 175), (45, 85))
+    union = slice(min(top, 135), max(bottom, 175)), slice(min(left, 45), max(right, 85))
+    assert engine._pixels_read(200, 128) == union
 
 
 def test_switches(monkeypatch):
-    assert enabled("upload_rows")
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "upload_rows=off")
-    assert not enabled("upload_rows")
-    for wrong in ("upload_row=off", "upload_rows", "upload_rows=0"):
+    assert not enabled("norm_rows")
+    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "norm_rows=on")
+    assert enabled("norm_rows")
+    for wrong in ("norm_row=on", "norm_rows", "norm_rows=1"):
         monkeypatch.setenv("OSTRACK_FAST_SWITCHES", wrong)
         with pytest.raises(ValueError, match="NAME=on or NAME=off"):
-            enabled("upload_rows")
+            enabled("norm_rows")
 
 
 @pytest.mark.gpu

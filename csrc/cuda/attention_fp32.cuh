@@ -20,7 +20,7 @@ struct Fp32Tiles {
   float key[kKeys][D + 4];
   float value[kKeys][D];
   float weight[kRows][kKeys + 4];
-  float2 softmax[kRows];  // shift, and the inverse of the sum or 0 where the row is not chosen
+  float2 softmax[kRows];  // largest logit, and the inverse of the sum or 0 where the row is not chosen
 };
 
 // Rows [first, first + count) of an (N, D) array; rows from N on become zeros.
@@ -63,10 +63,12 @@ __device__ __forceinline__ void multiply_keys(float (&logit)[kThreadRows][kCount
   }
 }
 
-// 2^(scaled logit - shift). Large logits would show the rounding of the scale. One of -inf must not meet the rest,
-// whose sign may turn it.
-__device__ __forceinline__ float softmax_weight(const AttentionArgs& a, float logit, float shift) {
-  return exp2f(fmaf(fmaxf(logit, -FLT_MAX), a.scale_rest, fmaf(logit, a.scale, -shift)));
+// 2^(scaled logit relative to the largest). The difference comes before the scale, or rounding the scaled logit would
+// show: the largest weighs exactly 1. Large logits would show the rounding of the scale too. One of -inf must not meet
+// the rest, whose sign may turn it.
+__device__ __forceinline__ float softmax_weight(const AttentionArgs& a, float logit, float top) {
+  const float below = fmaxf(logit - top, -FLT_MAX);
+  return exp2f(fmaf(below, a.scale_rest, below * a.scale));
 }
 
 __device__ __forceinline__ float half_warp_max(float x) {
@@ -132,10 +134,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(Attention
 
   load_rows<D>(tiles.query, q, tile * kRows, a.N, stride);
   float2 out[kThreadRows][kPairs] = {};
-  float shift[kThreadRows], sum[kThreadRows];
+  float top[kThreadRows], sum[kThreadRows];
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
-    shift[i] = -INFINITY;
+    top[i] = -INFINITY;
     sum[i] = 0.0f;
   }
   for (int first = 0; first < a.N; first += kKeys) {
@@ -148,19 +150,19 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(Attention
     multiply_keys<D>(logit, tiles);
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
-      float top = -INFINITY;
+      float here = -INFINITY;
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
         if (first + column + j * kColumns >= a.N) logit[i][j] = -INFINITY;
-        top = fmaxf(top, logit[i][j]);
+        here = fmaxf(here, logit[i][j]);
       }
-      const float before = shift[i];  // the rounded shift is what is kept: an unchanged one scales by exactly 1
-      shift[i] = fmaxf(before, half_warp_max(top) * a.scale);
-      const float decay = exp2f(before - shift[i]);
+      const float before = top[i];
+      top[i] = fmaxf(before, half_warp_max(here));
+      const float decay = softmax_weight(a, before, top[i]);
       float total = 0.0f;
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        const float weight = softmax_weight(a, logit[i][j], shift[i]);
+        const float weight = softmax_weight(a, logit[i][j], top[i]);
         tiles.weight[row + i][column + j * kColumns] = weight;
         total += weight;
       }
@@ -213,11 +215,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(Attention
       }
     }
     if (column == 0) {
-      if (a.lse && token < a.N) a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(shift[i], total);
+      if (a.lse && token < a.N) a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(a, top[i], total);
       if (meets_template) {
         const bool choose = is_chosen(a, b, token);
         chosen |= choose;
-        tiles.softmax[row + i] = make_float2(shift[i], choose ? inverse : 0.0f);
+        tiles.softmax[row + i] = make_float2(top[i], choose ? inverse : 0.0f);
       }
     }
   }

@@ -24,7 +24,7 @@ struct ChosenRow {
 
 // What the second group hands over beside its sums of values.
 struct Handed {
-  float shift[2][kAttentionThreads], sum[2][kAttentionThreads];
+  float top[2][kAttentionThreads], sum[2][kAttentionThreads];
 };
 
 // Pairs of key and value tiles of a group in shared memory, for code compiled for `arch`.
@@ -86,11 +86,16 @@ __device__ __forceinline__ float row_sum(float x) {
   return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
 }
 
-// One step of the online softmax: the logits of 64 keys (`keys` of them real) become powers of two relative to `shift`,
-// the largest scaled logit so far; what was summed before is scaled to it. The rounded shift itself is what is kept
-// from step to step: then an unchanged one scales by exactly 1.
+// 2^(scaled logit relative to the largest). The difference comes before the scale, or rounding the scaled logit would
+// show: the largest weighs exactly 1.
+__device__ __forceinline__ float softmax_weight(float logit, float top, float scale) {
+  return ptx::exp2_approx((logit - top) * scale);
+}
+
+// One step of the online softmax: the logits of 64 keys (`keys` of them real) become weights relative to `top`, the
+// largest logit so far; what was summed before is scaled to it.
 template <int D>
-__device__ __forceinline__ void softmax_step(float (&p)[kTile / 8][4], float (&out)[D / 8][4], float (&shift)[2],
+__device__ __forceinline__ void softmax_step(float (&p)[kTile / 8][4], float (&out)[D / 8][4], float (&top)[2],
                                              float (&sum)[2], int keys, float scale) {
   if (keys < kTile) {
     const int column = threadIdx.x % 4 * 2;
@@ -104,18 +109,18 @@ __device__ __forceinline__ void softmax_step(float (&p)[kTile / 8][4], float (&o
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float top = -INFINITY;
+    float here = -INFINITY;
 #pragma unroll
-    for (int n = 0; n < kTile / 8; ++n) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-    const float before = shift[r];
-    shift[r] = fmaxf(before, row_max(top) * scale);
-    const float decay = ptx::exp2_approx(before - shift[r]);
+    for (int n = 0; n < kTile / 8; ++n) here = fmaxf(here, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
+    const float before = top[r];
+    top[r] = fmaxf(before, row_max(here));
+    const float decay = softmax_weight(before, top[r], scale);
     float total = 0.0f;
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
       for (int i = 2 * r; i < 2 * r + 2; ++i) {
-        p[n][i] = ptx::exp2_approx(fmaf(p[n][i], scale, -shift[r]));
+        p[n][i] = softmax_weight(p[n][i], top[r], scale);
         total += p[n][i];
       }
     }
@@ -141,7 +146,7 @@ __device__ __forceinline__ void keep_logits(ChosenRow& kept, const float (&p)[kT
 }
 
 // Sums over the chosen rows of this block's tile of their probabilities of every search key. Each warp takes 16 of a
-// tile's 64 keys and all row groups with a chosen row. rows has each row's shift and the inverse of its sum, 0 where the
+// tile's 64 keys and all row groups with a chosen row. rows has each row's largest logit and the inverse of its sum, 0 where the
 // row is not chosen. The first key tile is on its way. A second group comes along for the barriers.
 template <class T, int D, int kGroups>
 __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* sums, T* query, T* stage_0,
@@ -180,7 +185,7 @@ __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* s
         for (int n = 0; n < 2; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            sum[n][i] += softmax[r].y * ptx::exp2_approx(fmaf(logit[n][2 * r + i], a.scale, -softmax[r].x));
+            sum[n][i] += softmax[r].y * softmax_weight(logit[n][2 * r + i], softmax[r].x, a.scale);
           }
         }
       }
@@ -206,14 +211,15 @@ __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* s
 // Adds what the second group found to the first group's softmax and sums of values. `values` is room for 64 rows of
 // float32, which no warp uses any more.
 template <int D>
-__device__ __forceinline__ void merge_groups(float* values, float (&out)[D / 8][4], float (&shift)[2], float (&sum)[2]) {
+__device__ __forceinline__ void merge_groups(float* values, float (&out)[D / 8][4], float (&top)[2], float (&sum)[2],
+                                             float scale) {
   Handed& handed = block_shared<Handed>();
   const int t = threadIdx.x % kAttentionThreads;
   const bool gives = threadIdx.x >= kAttentionThreads;
   if (gives) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      handed.shift[r][t] = shift[r];
+      handed.top[r][t] = top[r];
       handed.sum[r][t] = sum[r];
     }
 #pragma unroll
@@ -226,9 +232,9 @@ __device__ __forceinline__ void merge_groups(float* values, float (&out)[D / 8][
   if (gives) return;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float other = handed.shift[r][t], both = fmaxf(shift[r], other);
-    const float own_decay = ptx::exp2_approx(shift[r] - both), other_decay = ptx::exp2_approx(other - both);
-    shift[r] = both;
+    const float other = handed.top[r][t], both = fmaxf(top[r], other);
+    const float own_decay = softmax_weight(top[r], both, scale), other_decay = softmax_weight(other, both, scale);
+    top[r] = both;
     sum[r] = sum[r] * own_decay + handed.sum[r][t] * other_decay;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
@@ -285,7 +291,7 @@ __global__ void __launch_bounds__(kAttentionThreads* kGroups, 2 / kGroups) atten
     }
 
     uint32_t fragment[D / 16][4];
-    float out[D / 8][4] = {}, shift[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float out[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int step = 0; step * kGroups * kTile < a.N; ++step) {
       const int first = (step * kGroups + group) * kTile, next = first + kGroups * kTile;
       copy_async_wait();
@@ -318,7 +324,7 @@ __global__ void __launch_bounds__(kAttentionThreads* kGroups, 2 / kGroups) atten
         for (int r = 0; r < 2; ++r) {
           if (keeps[r]) keep_logits(kept, p, r, first, a.N);
         }
-        softmax_step<D>(p, out, shift, sum, a.N - first, a.scale);
+        softmax_step<D>(p, out, top, sum, a.N - first, a.scale);
 #pragma unroll
         for (int n = 0; n < kTile / 16; ++n) {
           const float(&left)[4] = p[2 * n], (&right)[4] = p[2 * n + 1];
@@ -343,7 +349,7 @@ __global__ void __launch_bounds__(kAttentionThreads* kGroups, 2 / kGroups) atten
 
     const bool second_look = chosen_rows > 0 && !one_row;
     __syncthreads();  // from here on the key and value tiles are free
-    if constexpr (kGroups > 1) merge_groups<D>(reinterpret_cast<float*>(stages + 2 * kTile * D), out, shift, sum);
+    if constexpr (kGroups > 1) merge_groups<D>(reinterpret_cast<float*>(stages + 2 * kTile * D), out, top, sum, a.scale);
     if (second_look && group == 0) {
       load_tile<T, D>(stages, k + a.T * stride, 0, a.N - a.T, stride);
       copy_async_commit();
@@ -364,10 +370,10 @@ __global__ void __launch_bounds__(kAttentionThreads* kGroups, 2 / kGroups) atten
         }
         if (lane % 4 == 0) {
           if (a.lse && token < a.N) {
-            a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(shift[r], total);
+            a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(a, top[r], total);
           }
-          if (keeps[r]) kept.softmax = make_float2(shift[r], inverse);
-          if (second_look) softmax[row] = make_float2(shift[r], is_chosen(a, b, token) ? inverse : 0.0f);
+          if (keeps[r]) kept.softmax = make_float2(top[r], inverse);
+          if (second_look) softmax[row] = make_float2(top[r], is_chosen(a, b, token) ? inverse : 0.0f);
         }
       }
       __syncwarp();
@@ -390,8 +396,7 @@ __global__ void __launch_bounds__(kAttentionThreads* kGroups, 2 / kGroups) atten
       __syncthreads();  // the logits are there, of both groups, and the softmax
       const float2 softmax_of_row = kept.softmax;
       for (int key = a.T + threadIdx.x; key < a.N; key += kAttentionThreads * kGroups) {
-        sums[key - a.T] =
-            softmax_of_row.y * ptx::exp2_approx(fmaf(kept.logit[key], a.scale, -softmax_of_row.x));
+        sums[key - a.T] = softmax_of_row.y * softmax_weight(kept.logit[key], softmax_of_row.x, a.scale);
       }
     } else if (second_look) {
       sum_chosen_rows<T, D, kGroups>(a, sums, query, stages, k + a.T * stride, stride, softmax);

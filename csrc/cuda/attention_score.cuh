@@ -28,9 +28,9 @@ __device__ __forceinline__ bool is_chosen(const AttentionArgs& a, int b, int row
   return row < a.T && a.mask[static_cast<int64_t>(b) * a.mask_stride + row] != 0;
 }
 
-// Natural log of the sum of e^logit, from a shift and a sum in powers of two.
-__device__ __forceinline__ float natural_lse(float shift, float sum) {
-  return (shift + log2f(sum)) * 0.693147180559945309f;
+// Natural log of the sum of e^(scaled logit), from the largest logit and the sum of 2^(the others relative to it).
+__device__ __forceinline__ float natural_lse(const AttentionArgs& a, float top, float sum) {
+  return (fmaf(top, a.scale_rest, top * a.scale) + log2f(sum)) * 0.693147180559945309f;
 }
 
 // The sums of one (batch item, template tile, head); heads are innermost, as the last block reads them.

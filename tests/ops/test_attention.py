@@ -141,7 +141,7 @@ def test_one_token_returns_its_value(device):
 
 def test_packed_but_not_contiguous(device):
     qkv = inputs(2, 90, 2, 64)
-    strided = qkv.repeat(1, 1, 1, 1, 2)[..., :64].to(device)
+    strided = qkv.to(device).repeat(1, 1, 1, 1, 2)[..., :64]  # a copy to a device is contiguous
     assert not strided.is_contiguous()
     assert torch.equal(ops.attention(strided)[0], ops.attention(qkv.to(device))[0])
 

@@ -44,7 +44,7 @@ def test_a_frame_with_every_switch_on(monkeypatch):
     [
         ("frame_tail=on", 72),
         ("crop_patches=on", 81),
-        ("upload_rows=off,norm_rows=on,dependent_launch=on,wide_slices=on,key_groups=on", 82),
+        ("norm_rows=on,dependent_launch=on,wide_slices=on,key_groups=on", 82),
     ],
 )
 def test_what_each_switch_saves(turned, count, monkeypatch):
