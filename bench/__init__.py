@@ -11,4 +11,5 @@ SUITES = {
     "training": "suite_training:cases",
     "switches": "suite_switches:cases",
     "ragged": "suite_ops:ragged",
+    "overhead": "suite_ops:overhead",
 }

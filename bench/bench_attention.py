@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ostrack_fast.config import ModelConfig
 
-from .case import Case, Comparison, Setting, compare_op, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 
 def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -54,7 +54,7 @@ def cases(at: Setting) -> Iterator[Case]:
             "upstream": partial(dense_attention, qkv, mask),
             "torch": partial(torch_best, qkv, row if scored else None, template),
         }
-        return compare_op("attention", (qkv, mask), at.dtype, baselines, results=1 + scored)
+        return compare("attention", (qkv, mask), at.dtype, baselines, select=lambda found: found[: 1 + scored])
 
     for search in dict.fromkeys((cfg.search_tokens()[0], cfg.search_tokens()[-1])):
         for scored in (True, False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from ostrack_fast import ops
 
-from .case import Case, Comparison, Setting, compare_layer, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 _TOWERS = 3
 
@@ -29,8 +30,9 @@ def upstream(images: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor
     return tuple(made)
 
 
-def towers(result: Tensor) -> tuple[Tensor, ...]:
-    return result.chunk(_TOWERS, dim=-1)
+def towers(result: Any) -> tuple[Tensor, ...]:
+    """The layer's result as upstream gives it: one tensor a tower."""
+    return result if isinstance(result, tuple) else result.chunk(_TOWERS, dim=-1)
 
 
 def cases(at: Setting) -> Iterator[Case]:
@@ -49,7 +51,8 @@ def _compare(at: Setting, inputs: int, outputs: int, groups: int) -> Comparison:
     planes = x.permute(0, 3, 1, 2).contiguous()
     images = [each.contiguous() for each in planes.chunk(groups, dim=1)] * (_TOWERS // groups)
     weight, bias = (each.to(at.dtype) for each in arguments[:2])
-    return compare_layer("conv3x3", arguments, (x,), {"upstream": partial(upstream, images, weight, bias)}, towers)
+    baselines = {"upstream": partial(upstream, images, weight, bias)}
+    return compare("conv3x3", arguments, at.dtype, baselines, (x,), towers)
 
 
 test_conv3x3 = run_under_pytest

@@ -12,7 +12,7 @@ from torch import Tensor
 from ostrack_fast.boxes import crop_window
 from ostrack_fast.ops.reference import IMAGE_MEAN, IMAGE_STD
 
-from .case import Case, Comparison, Setting, compare_op, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 # Frame size and target.
 _TARGETS = (((480, 854), (400.0, 220.0, 80.0, 50.0)), ((1080, 1920), (5.0, 5.0, 300.0, 200.0)))
@@ -69,7 +69,7 @@ def cases(at: Setting) -> Iterator[Case]:
             "upstream": partial(upstream, here.cpu(), boxes, factor, size, like),
             "torch": partial(torch_best, here, windows, size, at.dtype),
         }
-        return compare_op("crop", arguments, at.dtype, baselines, slack=_GRAY_LEVEL)
+        return compare("crop", arguments, at.dtype, baselines, slack=_GRAY_LEVEL)
 
     for (height, width), (x, y, *extent) in _TARGETS:
         # A few pixels from one target to the next: a batch is many targets of one frame.

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .case import Case, Comparison, Setting, compare_op, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 
 def upstream(score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def cases(at: Setting) -> Iterator[Case]:
     def build() -> Comparison:
         maps = at.example("decode", at.batch, grid)
         baselines = {"upstream": partial(upstream, *maps), "torch": partial(torch_best, *maps)}
-        return compare_op("decode", maps, at.dtype, baselines)
+        return compare("decode", maps, at.dtype, baselines)
 
     moved = grid * grid * (5.0 * at.batch * at.dtype.itemsize + 4)
     yield at.case("decode", f"{grid} x {grid}", 0.0, moved, build)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .case import Case, Comparison, Setting, compare_op, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 
 def upstream(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +40,7 @@ def all_cases(at: Setting) -> list[Case]:
             "upstream": partial(upstream, tokens, score, ids.float(), keep),
             "torch": partial(torch_best, tokens, score, ids, keep, rows.contiguous()),
         }
-        return compare_op("eliminate", arguments, at.dtype, baselines, results=2)
+        return compare("eliminate", arguments, at.dtype, baselines, select=lambda found: found[:2])
 
     made = []
     for search, keep in pairwise(at.cfg.search_tokens()):

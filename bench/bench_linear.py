@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ostrack_fast import ops
 
-from .case import Case, Comparison, Implementation, Setting, compare_layer, run_under_pytest
+from .case import Case, Comparison, Implementation, Setting, compare, run_under_pytest
 
 _NORM_EPS = 1e-6
 
@@ -56,7 +56,7 @@ def _compare(at: Setting, tokens: int, inputs: int, outputs: int, normed: bool, 
     affine = torch.ones_like(x[0, 0], dtype=at.dtype), torch.zeros_like(x[0, 0], dtype=at.dtype)
     half, stream = x.to(at.dtype), None if residual is None else residual.to(at.dtype)
     whole = partial(upstream, half, weight, bias, affine if normed else None, gelu, stream)
-    comparison = compare_layer("linear", arguments, (x, residual), {"upstream": whole})
+    comparison = compare("linear", arguments, at.dtype, {"upstream": whole}, (x, residual))
     # Another function, there for comparison: what the library takes for the matmul by itself.
     alone = Implementation(partial(functional.linear, half, weight, bias), float("inf"))
     comparison.implementations["matmul alone"] = alone

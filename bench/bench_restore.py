@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .case import Case, Comparison, Setting, compare_op, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 
 def upstream(tokens: Tensor, ids: Tensor, removed: Tensor, grid: int) -> Tensor:
@@ -49,7 +49,7 @@ def cases(at: Setting) -> Iterator[Case]:
             "upstream": partial(upstream, tokens, ids.float(), removed_cells(ids, grid), grid),
             "torch": partial(torch_best, tokens, ids, grid, first_rows(ids, grid)),
         }
-        return compare_op("restore", arguments, at.dtype, baselines)
+        return compare("restore", arguments, at.dtype, baselines)
 
     moved = at.batch * ((kept + grid * grid) * channels * at.dtype.itemsize + 8.0 * kept)
     yield at.case("restore", f"{kept} to {grid} x {grid}, C {channels}", 0.0, moved, build)

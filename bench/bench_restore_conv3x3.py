@@ -10,7 +10,7 @@ from torch.nn import functional
 from ostrack_fast import ops
 
 from . import bench_conv3x3, bench_restore
-from .case import Case, Comparison, Setting, compare_layer, run_under_pytest
+from .case import Case, Comparison, Setting, compare, run_under_pytest
 
 
 def cases(at: Setting) -> Iterator[Case]:
@@ -41,7 +41,7 @@ def _compare(at: Setting, *sizes: int) -> Comparison:
         return bench_conv3x3.towers(best(restored.permute(0, 2, 3, 1)))
 
     baselines = {"upstream": upstream, "torch": torch_best}
-    return compare_layer("restore_conv3x3", arguments, (tokens, ids), baselines, bench_conv3x3.towers)
+    return compare("restore_conv3x3", arguments, at.dtype, baselines, (tokens, ids), bench_conv3x3.towers)
 
 
 test_restore_conv3x3 = run_under_pytest

@@ -186,77 +186,56 @@ def in_float64(values: Sequence[Any]) -> list[Any]:
     return made
 
 
-def compare_op(
+def compare(
     name: str,
     arguments: tuple,
     dtype: torch.dtype,
     baselines: Baselines,
-    results: int = 9,
+    inputs: tuple = (),
+    select: Callable[[Any], Any] = lambda result: result,
     slack: float = 0.0,
 ) -> Comparison:
-    """An op's baselines beside every backend, with checks and dispatch, as users call it.
+    """An op's or a layer's baselines beside every backend: ops with checks and dispatch, as users call them.
+
+    A layer's "torch" is its reference in this dtype, if `baselines` has none.
 
     Args:
-        results: compare that many of the results, where not every implementation gives all.
+        arguments: of the op, or of the layer's constructor.
+        inputs: what the layer is called with.
+        select: makes of a result what is compared, where implementations give more or otherwise than the others.
         slack: tolerance of PyTorch's best, where it computes less exactly than its dtype explains.
     """
-    op = ops.OPS[name]
 
-    def asked(run: Callable[[], Any], backend: str = "auto") -> tuple[Tensor, ...]:
+    def selected(run: Callable[[], Any]) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: as_tuple(select(run()))
+
+    def prepared(backend: str, given: Sequence[Any], called_with: Sequence[Any]) -> Callable[[], tuple[Tensor, ...]]:
         with ops.use(backend):
-            return as_tuple(run())[:results]
+            layer = ops.LAYERS[name].build(*given) if inputs else None
 
-    comparison = Comparison(asked(partial(op.reference, *in_float64(arguments))), {})
+        def run() -> Any:
+            if layer is not None:
+                return layer(*called_with)
+            with ops.use(backend):
+                return ops.OPS[name](*given)
+
+        return selected(run)
+
+    comparison = Comparison(prepared("reference", in_float64(arguments), in_float64(inputs))(), {})
+    if inputs and baselines and "torch" not in baselines:
+        baselines = {**baselines, "torch": prepared("reference", arguments, inputs)}
     for baseline, run in baselines.items():
         tolerance = max(TOLERANCE[dtype], slack if baseline == "torch" else 0.0)
-        comparison.implementations[baseline] = Implementation(partial(asked, run), tolerance)
-    for backend in ("native", "triton"):
-        reason = op.unsupported_reason(backend, *arguments)
-        if reason is None:
-            run = partial(asked, partial(op, *arguments), backend)
-            comparison.implementations[backend] = Implementation(run, TOLERANCE[dtype])
-        else:
-            comparison.skipped[backend] = reason
-    return comparison
-
-
-def compare_layer(
-    name: str,
-    arguments: tuple,
-    inputs: tuple,
-    baselines: Baselines,
-    split: Callable[[Tensor], Any] = lambda result: result,
-) -> Comparison:
-    """A layer's baselines beside every backend; PyTorch's best is the reference in this dtype, if none is given.
-
-    Args:
-        arguments: of the constructor, the compute dtype among them.
-        split: makes of a layer's result what the upstream formulation gives.
-    """
-    layer, dtype = ops.LAYERS[name], next(each for each in arguments if isinstance(each, torch.dtype))
-
-    def computing_in(kind: torch.dtype) -> list[Any]:
-        return [kind if isinstance(each, torch.dtype) else each for each in arguments]
-
-    def made(backend: str, how: Sequence[Any]) -> Callable[..., Any]:
-        with ops.use(backend):
-            run = layer.build(*how)
-        return lambda *given: split(run(*given))
-
-    expected = made("reference", in_float64(arguments))(*in_float64(inputs))
-    comparison = Comparison(as_tuple(expected), {})
-    baselines = {"torch": partial(made("reference", arguments), *inputs), **baselines}
-    for baseline in ("upstream", "torch") if "upstream" in baselines else ():
-        comparison.implementations[baseline] = Implementation(baselines[baseline], TOLERANCE[dtype])
+        comparison.implementations[baseline] = Implementation(selected(run), tolerance)
     variants = {"native": dtype, "triton": dtype}
-    if dtype == torch.bfloat16 and inputs[0].is_cpu and name != "cross_attention":
+    if dtype == torch.bfloat16 and inputs and inputs[0].is_cpu and name != "cross_attention":
         variants["native int8"] = torch.int8  # takes and gives bfloat16
     for variant, compute_dtype in variants.items():
         backend = variant.split()[0]
-        how = computing_in(compute_dtype)
-        reason = layer.unsupported_reason(backend, *how)
+        given = tuple(compute_dtype if isinstance(each, torch.dtype) else each for each in arguments)
+        reason = ops.declared(name).unsupported_reason(backend, *given)
         if reason is None:
-            run = partial(made(backend, how), *inputs)
+            run = prepared(backend, given, inputs)
             comparison.implementations[variant] = Implementation(run, TOLERANCE[compute_dtype], compute_dtype)
         else:
             comparison.skipped[variant] = reason

@@ -8,7 +8,7 @@ How exact the kernels are, the tests hold; at odd sizes under a sanitizer a stra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +18,9 @@ import torch
 
 from ostrack_fast import ops
 from ostrack_fast.config import get_config
+from ostrack_fast.ops.registry import Op
 
-from .case import Case, Comparison, Options, Setting, compare_layer, compare_op
+from .case import TOLERANCE, Case, Comparison, Implementation, Options, Setting, as_tuple, compare
 
 # The ops that have a file bench_X.py.
 NAMES = tuple(
@@ -54,6 +55,22 @@ def ragged(options: Options) -> Iterator[Case]:
 
 def _compare(name: str, dtype: torch.dtype, device: torch.device, numbers: tuple) -> Comparison:
     arguments = ops.declared(name).example(dtype, device, *numbers)
-    if name in ops.OPS:
-        return compare_op(name, arguments, dtype, {})
-    return compare_layer(name, arguments, ops.LAYERS[name].inputs(*arguments), {})
+    inputs = ops.LAYERS[name].inputs(*arguments) if name in ops.LAYERS else ()
+    return compare(name, arguments, dtype, {}, inputs)
+
+
+def overhead(options: Options) -> Iterator[Case]:
+    """What checks and the choice of a backend cost: each op's backend alone, the op as an engine binds it, and public.
+
+    Tensors are so small that the kernels take next to nothing.
+    """
+    for name in options.names or ops.OPS:
+        yield Case("overhead", name, 1, torch.float32, options.device, 0.0, 0.0, partial(_ways, ops.OPS[name], options))
+
+
+def _ways(op: Op, options: Options) -> Comparison:
+    arguments = next(op.samples("small", torch.float32, options.device))
+    bound = op.bind(*arguments)
+    ways: dict[str, Callable] = {"backend": op.backends[bound.backend].run, "bound": bound, "public": op}
+    runs = {way: Implementation(partial(run, *arguments), TOLERANCE[torch.float32]) for way, run in ways.items()}
+    return Comparison(as_tuple(op.reference(*arguments)), runs)

@@ -7,13 +7,13 @@ be replaced by a better one, so that each one's share of the gain can be seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ostrack_fast.boxes import clip_xywh, crop_to_image
+from ostrack_fast.boxes import clip_xywh
 from ostrack_fast.engine import CLIP_MARGIN, hann_window
 from ostrack_fast.model import OSTrack, template_mask
 from ostrack_fast.model.vit import Block
@@ -96,3 +96,14 @@ class UpstreamTracker:
         moved = crop_to_image(found[0].tolist(), self.box, scale.item(), cfg.search_size)
         self.box = clip_xywh(moved, frame.shape[0], frame.shape[1], CLIP_MARGIN)
         return self.box
+
+
+def crop_to_image(
+    predicted: Sequence[float], around: Sequence[float], scale: float, size: int
+) -> tuple[float, float, float, float]:
+    """A predicted cxcywh box in units of the crop -> xywh in pixels of the image (published `map_box_back`)."""
+    side = size / scale
+    cx, cy, w, h = (value * side for value in predicted)
+    left = around[0] + 0.5 * around[2] - 0.5 * side + cx - 0.5 * w
+    top = around[1] + 0.5 * around[3] - 0.5 * side + cy - 0.5 * h
+    return left, top, w, h

@@ -20,7 +20,7 @@ from ostrack_fast.files import write_text
 
 Result = dict[str, Any]
 BASELINES = ("upstream", "torch")
-_NETWORKS = ("model", "track", "training", "switches")
+_NO_OPS = ("model", "track", "training", "switches", "overhead")
 
 
 def load(folder: Path) -> list[tuple[str, Result]]:
@@ -45,7 +45,7 @@ def op_tables(found: list[tuple[str, Result]]) -> str:
     """A table for each op: a row for each case and implementation of ours, three columns for each machine."""
     ops: dict[str, dict[tuple, dict[str, Result]]] = defaultdict(lambda: defaultdict(dict))
     for where, result in found:
-        if result["op"] not in _NETWORKS:
+        if result["op"] not in _NO_OPS:
             for name, one in result["implementations"].items():
                 key = result["shape"], str(result["batch"]), result["dtype"], name
                 ops[result["op"]][key][where] = one

@@ -61,17 +61,6 @@ def image_to_crop(box: Tensor, around: Tensor, scale: Tensor, size: int) -> Tens
     return torch.cat((centre - 0.5 * extent, extent), dim=-1) / size
 
 
-def crop_to_image(
-    predicted: Sequence[float], around: Sequence[float], scale: float, size: int
-) -> tuple[float, float, float, float]:
-    """A predicted cxcywh box in units of the crop -> xywh in pixels of the image (published `map_box_back`)."""
-    side = size / scale
-    cx, cy, w, h = (value * side for value in predicted)
-    left = around[0] + 0.5 * around[2] - 0.5 * side + cx - 0.5 * w
-    top = around[1] + 0.5 * around[3] - 0.5 * side + cy - 0.5 * h
-    return left, top, w, h
-
-
 def clip_xywh(box: Sequence[float], height: int, width: int, margin: float = 0) -> tuple[float, float, float, float]:
     """Keep at least `margin` pixels of the box inside the frame, and its sides at least `margin` long.
 

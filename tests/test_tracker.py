@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from ostrack_fast import Tracker, build_ostrack, ops
-from ostrack_fast.boxes import clip_xywh, crop_to_image, image_to_crop
+from ostrack_fast.bench.upstream import crop_to_image
+from ostrack_fast.boxes import clip_xywh, image_to_crop
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.devices import resolve_device, resolve_dtype
 from ostrack_fast.engine import hann_window

@@ -29,7 +29,7 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="ops, one by one; model; track, whole frames; training; switches, of GPUs; ragged, odd sizes."
+            help="ops, one by one; model; track, whole frames; training; switches; ragged, odd sizes; overhead."
         ),
     ] = "ops",
     op: Annotated[

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ostrack_fast import ops
-from ostrack_fast.boxes import clip_xywh, crop_to_image
+from ostrack_fast.bench.upstream import crop_to_image
+from ostrack_fast.boxes import clip_xywh
 from ostrack_fast.ops.update_box import reference as update_box_reference
 
 SIZES = [((480, 640), 10.0), ((1080, 1920), 0.3), ((5, 7), 10.0)]
