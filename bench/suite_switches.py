@@ -134,11 +134,15 @@ def build(model: OSTrack, variant: Variant, targets: int, device: torch.device) 
             return torch.tensor(engine.step(frame), dtype=torch.float64, device=device)[:, :4]
 
         step()  # captures the frame's graph
-    if device.type == "cpu" or variant.whole_step:
+    if variant.whole_step or not engine.graphs:
         return step
     engine.place(boxes)
-    (graph,) = engine.graphs.values()
-    return lambda: graph.replay()[0][:targets, :4]
+
+    def replay(held: Engine = engine) -> Tensor:  # a graph does not keep what it reads
+        (graph,) = held.graphs.values()
+        return graph.replay()[0][:targets, :4]
+
+    return replay
 
 
 def compile_in_parallel(name: str, targets: int, device: torch.device, labels: Sequence[str], processes: int) -> None:

@@ -111,7 +111,8 @@ class Engine:
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
         self._candidates: Tensor | None = None
-        self._uses_graphs = self.device.type == "cuda"
+        # The reference crops on the host, which a graph cannot hold.
+        self._uses_graphs = self.device.type == "cuda" and ops.forced_backend() != "reference"
         self.graphs: dict[tuple[int, ...], GraphedFunction] = {}
 
     @property
