@@ -50,8 +50,10 @@ class Options:
     def chosen_batches(self) -> Sequence[int]:
         return self.batches or ((1,) if self.quick else (1, 8, 64))
 
-    def wants(self, implementation: str) -> bool:
-        return self.only is None or implementation in self.only
+    def wants(self, implementation: str, dtype: torch.dtype | None = None) -> bool:
+        """Whether an implementation, by its name and compute dtype, takes part; upstream does in any dtype."""
+        in_dtype = implementation == "upstream" or None in (dtype, self.dtypes) or dtype in (self.dtypes or ())
+        return in_dtype and (self.only is None or implementation in self.only)
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,17 @@ class Implementation:
         run: does it once and returns the result.
         tolerance: the error that this way of computing explains, see `TOLERANCE`.
         compute_dtype: of its matmuls' factors, where it is not the case's dtype.
+        peak_bytes: its peak memory, or what measures it; None where nobody can tell.
     """
 
     run: Callable[[], Any]
     tolerance: float
     compute_dtype: torch.dtype | None = None
+    peak_bytes: int | Callable[[], int | None] | None = None
+
+
+# Functions that build an implementation, by its name, each with its compute dtype.
+Makers = Mapping[str, tuple[Callable[[], Callable[[], Any]], torch.dtype]]
 
 
 @dataclass
@@ -118,7 +126,6 @@ class Case:
         flops: floating-point operations of the matmuls in one run, two a multiply-add; 0 where there are none.
         bytes: what one run must read and write at least, each byte once.
         build: makes inputs and implementations.
-        memory: peak bytes of an implementation, or None where nobody can tell.
     """
 
     op: str
@@ -129,7 +136,6 @@ class Case:
     flops: float
     bytes: float
     build: Callable[[], Comparison]
-    memory: Callable[[str], int | None] | None = None
 
     @property
     def too_long(self) -> bool:

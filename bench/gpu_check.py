@@ -24,13 +24,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ostrack_fast"
-PLAN = ROOT / "bench" / "gpu_plan.txt"
 WORK = ROOT / "build" / "gpu_check"  # what a machine need not hand out: compiled Triton kernels
 COMMAND = (sys.executable, "-m", "ostrack_fast.cli")
 PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={ROOT}")
@@ -44,7 +43,6 @@ class Step:
         seconds: its limit, see above.
         call: the call it belongs to; 0 where it runs only when asked for by name.
         skip: why it cannot run here.
-        tuned: whether it uses the tiles that an earlier step measured, if there are some when it starts.
     """
 
     name: str
@@ -52,12 +50,20 @@ class Step:
     command: tuple[str, ...]
     call: int = 0
     skip: str | None = None
-    tuned: bool = False
 
+    @property
+    def stem(self) -> str:
+        """Of the files that it leaves."""
+        return "".join(character if character.isalnum() else "_" for character in self.name)
 
-def stem(name: str) -> str:
-    """The stem of the files that a step of this name leaves."""
-    return "".join(character if character.isalnum() else "_" for character in name)
+    def environment(self, out: Path) -> dict[str, str]:
+        found = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if (PACKAGE / "bench").exists():  # linked in place
+            found["PYTHONPATH"] = str(ROOT)
+        # Of the tiles that an earlier step measured, if there are some already.
+        if self.call != 1 and "--json" in self.command and (out / "tiles.json").exists():
+            found["OSTRACK_FAST_TUNING"] = str(out / "tiles.json")
+        return found
 
 
 def steps(device: str, out: Path) -> list[Step]:
@@ -80,7 +86,7 @@ def steps(device: str, out: Path) -> list[Step]:
         "architecture": os.environ.get("OSTRACK_FAST_CUDA_ARCHITECTURES", "90-real"),  # a Hopper
     }
     found = []
-    for line in PLAN.read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "bench" / "gpu_plan.txt").read_text(encoding="utf-8").splitlines():
         columns = [part.strip() for part in line.split("|", 4)]
         if line.startswith("#") or not line:
             continue
@@ -88,17 +94,13 @@ def steps(device: str, out: Path) -> list[Step]:
             words[columns[0]] = columns[1 if device == "cpu" else 2].format(**words)
             continue
         call, seconds, name, needs, text = columns
-        command = tuple(shlex.split(text.format(**words)))
-        measures = command[0] in ("bench", "profile")
-        if measures:
-            command = (*COMMAND, *command, "--device", device, "--json", str(out / f"{stem(name)}.json"))
         skip = next((missing[need] for need in needs.split() if missing[need]), None)
-        found.append(Step(name, int(seconds), command, int(call), skip, measures and call != "1"))
+        step = Step(name, int(seconds), tuple(shlex.split(text.format(**words))), int(call), skip)
+        if step.command[0] in ("bench", "profile"):
+            kept = ("--device", device, "--json", str(out / f"{step.stem}.json"))
+            step = replace(step, command=(*COMMAND, *step.command, *kept))
+        found.append(step)
     return found
-
-
-def tiles_file(out: Path) -> Path:
-    return out / "tiles.json"
 
 
 def link_in_place() -> int:
@@ -113,20 +115,14 @@ def link_in_place() -> int:
     return 0
 
 
-def run(step: Step, log: Path, limit: float, tiles: Path) -> tuple[str, str, float]:
-    """Status, what it found, and seconds. A step that reaches its limit is ended with all it started: "cut off"."""
-    start = time.monotonic()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    if (PACKAGE / "bench").exists():  # linked in place
-        environment["PYTHONPATH"] = str(ROOT)
-    if step.tuned and tiles.exists():
-        environment["OSTRACK_FAST_TUNING"] = str(tiles)
+def run(step: Step, log: Path, limit: float) -> tuple[str, str]:
+    """Status, and what it found. A step that reaches its limit is ended with all it started: "cut off"."""
     with log.open("w", encoding="utf-8") as output:
         print("$", *step.command, file=output, flush=True)
         child = subprocess.Popen(
             step.command,
             cwd=log.parent,  # in the checkout, Python would import its sources instead of what is installed
-            env=environment,
+            env=step.environment(log.parent),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -140,9 +136,7 @@ def run(step: Step, log: Path, limit: float, tiles: Path) -> tuple[str, str, flo
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-    seconds = time.monotonic() - start
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]]
-    return *_verdict(step, code, lines), seconds
+    return _verdict(step, code, [line.strip() for line in log.read_text("utf-8", "replace").splitlines()[1:]])
 
 
 def _verdict(step: Step, code: int | None, lines: list[str]) -> tuple[str, str]:
@@ -152,7 +146,10 @@ def _verdict(step: Step, code: int | None, lines: list[str]) -> tuple[str, str]:
         seen = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         return "cut off", f"not done at its limit; {seen or last}"
     if code:
-        return "failed", f"exit code {code}: " + "; ".join(dict.fromkeys((last, *_complaint(lines))))
+        # The line that says most: the last of pytest's, a sanitizer's or a traceback's.
+        telling = ("FAILED ", "ERROR ", "========= ERROR SUMMARY", "Error")
+        wrong = [line.strip("= ") for line in lines if line.startswith(telling) or "Error: " in line]
+        return "failed", f"exit code {code}: " + "; ".join(dict.fromkeys((last, *wrong[-1:])))
     if "pytest" in step.command and " passed" not in last:
         return "failed", f"no test ran: {last}"
     if "bench" in step.command and "--json" in step.command:
@@ -173,19 +170,10 @@ def _times(results: list[dict[str, Any]]) -> str:
     return "; ".join(lines)
 
 
-def _complaint(lines: list[str]) -> list[str]:
-    """The line that says most about a failure, if any: the last of pytest's, a sanitizer's or a traceback's."""
-    telling = ("FAILED ", "ERROR ", "========= ERROR SUMMARY", "Error")
-    wrong = [line.strip("= ") for line in lines if line.startswith(telling) or "Error: " in line]
-    return wrong[-1:]
-
-
 def keep(out: Path, found: dict[str, Any]) -> None:
-    """Everything so far in one document, written atomically."""
-    results = {}
-    for path in sorted(out.glob("*.json")):
-        if path.name != "gpu_check.json":
-            results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    """Everything so far in one document, written atomically; and the compiled library."""
+    numbers = [path for path in sorted(out.glob("*.json")) if path.name != "gpu_check.json"]
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in numbers}
     partial = out / "gpu_check.partial"
     partial.write_text(json.dumps({"steps": found, "results": results}, indent=1) + "\n", encoding="utf-8")
     partial.replace(out / "gpu_check.json")
@@ -211,11 +199,13 @@ def run_plan(plan: list[Step], out: Path, found: dict[str, dict[str, Any]], slac
         if step.skip is not None:
             found[step.name] = {"status": "skipped", "seconds": 0.0, "found": step.skip}
             continue
+        start = time.monotonic()
         deadline += slack * step.seconds
-        print(f"[{time.monotonic() - begin:5.0f} s] {step.name} ...", flush=True)
-        log = out / f"{number:02}_{stem(step.name)}.txt"
-        status, text, seconds = run(step, log, deadline - (time.monotonic() - begin), tiles_file(out))
+        print(f"[{start - begin:5.0f} s] {step.name} ...", flush=True)
+        log = out / f"{number:02}_{step.stem}.txt"
+        status, text = run(step, log, deadline - (start - begin))
         print(f"        {status}: {text[:200]}", flush=True)
+        seconds = time.monotonic() - start
         found[step.name] = {"status": status, "seconds": seconds, "found": text, "log": log.name}
         keep(out, found)
 

@@ -1,8 +1,8 @@
-"""Implementations of the whole network: the steps from the upstream formulation to the engine, and other baselines."""
+"""The whole network: who takes part, from the upstream formulation step by step to the engine, and other baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any, cast
@@ -12,32 +12,53 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ostrack_fast import ops
-from ostrack_fast.config import ModelConfig
+from ostrack_fast.config import PRESETS, ModelConfig, get_config
 from ostrack_fast.engine import Engine
+from ostrack_fast.graphs import GraphedFunction
 from ostrack_fast.model import OSTrack, template_mask
 from ostrack_fast.model.checkpoint import shipped_weights
+from ostrack_fast.model.cost import stage_flops
 from ostrack_fast.ops.layers import fast_bfloat16, why_no_int8
 
 from . import bench_attention, bench_eliminate, bench_restore
-from .case import short_name
-from .timing import graphed
+from .case import Case, Comparison, Makers, Options, short_name
 from .upstream import UpstreamNetwork
 
 NAMES = ("small", "ostrack_256_ce", "ostrack_384_ce", "ostrack_256", "ostrack_384")
 
 Maps = tuple[Tensor, Tensor, Tensor]
 Run = Callable[[], Maps]
-Build = Callable[[OSTrack, Tensor, Tensor], Run]
 
 
-def make_model(name: str, device: torch.device | str = "cpu") -> OSTrack:
-    """The shipped weights where there are some; else random ones, with positions, so that no two tokens are alike."""
-    if name in shipped_weights():
-        model = OSTrack.from_pretrained(name)
-    else:
+def network_cases(
+    op: str,
+    options: Options,
+    describe: Callable[[ModelConfig], tuple[str, float]],
+    compare: Callable[[str, int, Options], Comparison],
+) -> Iterator[Case]:
+    """A case for every network and batch; the implementations have compute dtypes of their own, the case is float32.
+
+    Args:
+        describe: the shape in words, and the bytes that one run must move.
+    """
+    for name in options.names or NAMES[: 1 if options.quick else 3]:
+        shape, moved = describe(get_config(name))
+        for batch in options.chosen_batches:
+            flops, build = batch * sum(stage_flops(get_config(name)).values()), partial(compare, name, batch, options)
+            yield Case(op, f"{name}: {shape}", batch, torch.float32, options.device, flops, moved, build)
+
+
+def make_model(name: str, device: torch.device | str = "cpu", config: str | None = None) -> OSTrack:
+    """Weights that ship, or a file's, then with its `config`.
+
+    A preset without weights gets random ones, with positions, so that no two tokens are alike.
+    """
+    if name in PRESETS and name not in shipped_weights():
         model = OSTrack.from_preset(name)
         for table in (model.backbone.pos_embed_z, model.backbone.pos_embed_x):
             nn.init.normal_(table)
+    else:
+        model = OSTrack.from_pretrained(name, config)
     return model.to(device).requires_grad_(False)
 
 
@@ -57,12 +78,10 @@ def engine_dtypes(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, *half, *([torch.int8] if why_no_int8(device) is None else [])]
 
 
-def _upstream(model: OSTrack, z: Tensor, x: Tensor, **better: Any) -> Run:
-    return partial(UpstreamNetwork(model, **better), z, x)
-
-
-def _converted(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype, compiled: bool = False) -> Run:
-    network = UpstreamNetwork(deepcopy(model).to(dtype))
+def _upstream(
+    model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype = torch.float32, compiled: bool = False, **better: Any
+) -> Run:
+    network = UpstreamNetwork(model if dtype == torch.float32 else deepcopy(model).to(dtype), **better)
     if not compiled:
         return partial(network, z, x)
     return partial(torch.compile(network.__call__, mode="max-autotune" if z.is_cuda else None), z, x)
@@ -101,10 +120,17 @@ def torch_best(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype, frozen:
 
     restore = partial(bench_restore.torch_best, first=first)
     network = UpstreamNetwork(model, attention, eliminate, restore)
-    run = partial(network.locate, model.backbone.embed_template(z.to(dtype)), x)
-    if frozen:
-        run = partial(torch.compile(network.locate, options={"freezing": True}), *run.args)
-    return graphed(run) if z.is_cuda else run
+    locate = torch.compile(network.locate, options={"freezing": True}) if frozen else network.locate
+    run = partial(locate, model.backbone.embed_template(z.to(dtype)))
+    if not x.is_cuda:
+        return partial(run, x)
+    graph = GraphedFunction(run, x, x.device)
+    graph(x)
+
+    def replay(held: Any = run) -> Maps:  # what the graph reads must live
+        return graph.replay()
+
+    return replay
 
 
 def _engine(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype, candidate_elimination: bool = True) -> Run:
@@ -118,30 +144,24 @@ def _engine(model: OSTrack, z: Tensor, x: Tensor, dtype: torch.dtype, candidate_
     return run
 
 
-def steps(device: torch.device) -> dict[str, tuple[Build, torch.dtype]]:
-    """The waterfall: each step keeps what those before it gained. With the compute dtype of each."""
-    single = torch.float32
+def implementations(model: OSTrack, z: Tensor, x: Tensor) -> Makers:
+    """For images (B,3,Z,Z) and (B,3,X,X): the waterfall, each of whose steps keeps what those before it gained, then
+    upstream in half precision, PyTorch's best, upstream compiled, and the engine without elimination.
+    """
+    single, half = torch.float32, half_dtype(x.device)
+    name, graph = short_name(half), ", CUDA graph" if x.is_cuda else ""
     better: dict[str, Any] = {"attention": ops.attention, "eliminate": ops.eliminate, "restore": ops.restore}
-    made: dict[str, tuple[Build, torch.dtype]] = {
+    makers: dict[str, tuple[Callable[..., Run], torch.dtype]] = {
         "upstream": (_upstream, single),
         "+ fused attention": (partial(_upstream, attention=ops.attention), single),
         "+ fused elimination": (partial(_upstream, **better), single),
         "+ template once": (_template_once, single),
         "+ engine": (partial(_engine, dtype=single), single),
-    }
-    for dtype in engine_dtypes(device)[1:]:
-        made[f"+ {short_name(dtype)}"] = partial(_engine, dtype=dtype), dtype
-    return made
-
-
-def baselines(device: torch.device) -> dict[str, tuple[Build, torch.dtype]]:
-    """Upstream in half precision, PyTorch's best, upstream compiled; and the engine without elimination."""
-    half, single = half_dtype(device), torch.float32
-    name, graph = short_name(half), ", CUDA graph" if device.type == "cuda" else ""
-    return {
-        f"upstream {name}": (partial(_converted, dtype=half), half),
+        **{f"+ {short_name(dtype)}": (partial(_engine, dtype=dtype), dtype) for dtype in engine_dtypes(x.device)[1:]},
+        f"upstream {name}": (partial(_upstream, dtype=half), half),
         f"torch {name}{graph}": (partial(torch_best, dtype=half), half),
-        "torch.compile": (partial(_converted, dtype=single, compiled=True), single),
-        f"torch.compile {name}": (partial(_converted, dtype=half, compiled=True), half),
+        "torch.compile": (partial(_upstream, compiled=True), single),
+        f"torch.compile {name}": (partial(_upstream, dtype=half, compiled=True), half),
         f"engine {name}, all candidates": (partial(_engine, dtype=half, candidate_elimination=False), half),
     }
+    return {label: (partial(make, model, z, x), dtype) for label, (make, dtype) in makers.items()}

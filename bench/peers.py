@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,74 +14,57 @@ from ostrack_fast.export.exporter import export_model
 from ostrack_fast.export.formats import INPUTS, open_session, run_session
 from ostrack_fast.model import OSTrack
 
+from .case import Makers
 from .networks import Maps, Run, torch_best
 
-_PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "OpenVINO": ("onnx", "onnxscript", "openvino")}
 
+def peers(model: OSTrack, z: Tensor, x: Tensor) -> Makers:
+    """For images (B,3,Z,Z) and (B,3,X,X) on the CPU; onnxruntime and OpenVINO embed the template in every frame.
 
-def missing() -> dict[str, str]:
-    """The peers that cannot take part here, and why."""
-    found = {}
-    for peer, packages in {**_PACKAGES, "OpenVINO int8": ("nncf",)}.items():
-        absent = [name for name in packages if importlib.util.find_spec(name) is None]
-        if absent:
-            found[peer] = f"{', '.join(absent)} is not installed: pip install 'ostrack_fast[peers]'"
-    return found
-
-
-def peers(
-    model: OSTrack, z: Tensor, x: Tensor, skipped: dict[str, str] | None = None
-) -> Iterator[tuple[str, Run, torch.dtype]]:
-    """(name, run, compute dtype) of every peer that is installed, for images (B,3,Z,Z) and (B,3,X,X) on the CPU.
-
-    Args:
-        skipped: takes the names of those whose export was refused, and why.
-
-    Each uses as many threads as PyTorch does now. onnxruntime and OpenVINO embed the template in every frame.
+    Each uses as many threads as PyTorch does when it is built. What builds one raises ImportError where a package is
+    missing, and ArithmeticError where the export is refused because its results differ.
     """
-    absent = missing()
-    yield "torch.compile, frozen", torch_best(model, z, x, torch.float32, frozen=True), torch.float32
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "float32.onnx"
-        if "onnxruntime" not in absent:
-            for name, dtype in (("float32", torch.float32), ("int8", torch.int8)):
-                file = path.with_stem(name)
-                try:
-                    export_model(model, file, dtype=name, batch=len(x))
-                except ArithmeticError as error:  # random weights, whose candidates are nearly alike, in int8
-                    if skipped is not None:
-                        skipped[f"onnxruntime {name}"] = str(error)
-                    continue
-                yield (
-                    f"onnxruntime {name}",
-                    partial(run_session, open_session(file, threads=torch.get_num_threads()), z, x),
-                    dtype,
-                )
-        if "OpenVINO" not in absent:
-            if not path.exists():
-                export_model(model, path, batch=len(x))
-            yield from _openvino(path, z, x, "OpenVINO int8" not in absent)
+    folder = TemporaryDirectory()
+
+    @cache
+    def exported(dtype: str) -> Path:
+        path = Path(folder.name) / f"{dtype}.onnx"
+        export_model(model, path, dtype=dtype, batch=len(x))
+        return path
+
+    def onnxruntime(dtype: str) -> Run:
+        return partial(run_session, open_session(exported(dtype), threads=torch.get_num_threads()), z, x)
+
+    def openvino(precision: str, quantizes: bool = False) -> Run:
+        return _openvino(exported("float32"), z, x, precision, quantizes)
+
+    single = torch.float32
+    return {
+        "torch.compile, frozen": (partial(torch_best, model, z, x, single, frozen=True), single),
+        "onnxruntime float32": (partial(onnxruntime, "float32"), single),
+        "onnxruntime int8": (partial(onnxruntime, "int8"), torch.int8),
+        "OpenVINO float32": (partial(openvino, "f32"), single),
+        "OpenVINO bfloat16": (partial(openvino, "bf16"), torch.bfloat16),
+        "OpenVINO int8": (partial(openvino, "f32", quantizes=True), torch.int8),
+    }
 
 
-def _openvino(path: Path, z: Tensor, x: Tensor, quantizes: bool) -> Iterator[tuple[str, Run, torch.dtype]]:
+def _openvino(path: Path, z: Tensor, x: Tensor, precision: str, quantizes: bool) -> Run:
     import openvino
 
     images = dict(zip(INPUTS, (z.numpy(), x.numpy()), strict=True))
     network = openvino.Core().read_model(path)
-    variants = {"float32": (network, "f32", torch.float32), "bfloat16": (network, "bf16", torch.bfloat16)}
     if quantizes:
         import nncf
 
-        quantized = nncf.quantize(network, nncf.Dataset([images]), model_type=nncf.ModelType.TRANSFORMER)
-        variants["int8"] = quantized, "f32", torch.int8
-    for name, (each, precision, dtype) in variants.items():
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-        settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
-        request = openvino.Core().compile_model(each, "CPU", settings).create_infer_request()
+        network = nncf.quantize(network, nncf.Dataset([images]), model_type=nncf.ModelType.TRANSFORMER)
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
+    request: Any = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
 
-        def run(request: Any = request) -> Maps:
-            request.infer(images)
-            score, size, offset = (torch.from_numpy(request.get_output_tensor(i).data) for i in range(3))
-            return score, size, offset
+    def run() -> Maps:
+        request.infer(images)
+        score, size, offset = (torch.from_numpy(request.get_output_tensor(i).data) for i in range(3))
+        return score, size, offset
 
-        yield f"OpenVINO {name}", run, dtype
+    return run

@@ -84,6 +84,7 @@ def _time(case: Case, comparison: Comparison, result: dict[str, Any], roofline: 
         torch.cuda.empty_cache()  # memory may be measured in another process, which needs room
     for name, numbers in result["implementations"].items():
         dtype = comparison.implementations[name].compute_dtype or case.dtype
+        peak = comparison.implementations[name].peak_bytes
         low, middle, high = quantiles(times[name], n=4)
         numbers |= {
             "seconds": middle,
@@ -93,7 +94,7 @@ def _time(case: Case, comparison: Comparison, result: dict[str, Any], roofline: 
             "speedup_over": {other: speedup(times[other], times[name]) for other in BASELINES if other in times},
             "roofline_fraction": roofline.seconds(case.flops, case.bytes, dtype)[0] / middle,
             "compute_dtype": short_name(dtype),
-            "peak_bytes": case.memory(name) if case.memory else None,
+            "peak_bytes": peak() if callable(peak) else peak,
         }
 
 

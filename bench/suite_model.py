@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ostrack_fast.config import get_config
-from ostrack_fast.model.cost import parameter_count, stage_flops
+from ostrack_fast.config import ModelConfig, get_config
+from ostrack_fast.model.cost import parameter_count
 
 from .case import Case, Comparison, Implementation, Options
-from .networks import NAMES, baselines, images, make_model, steps
-from .peers import missing, peers
+from .networks import NAMES, images, implementations, make_model, network_cases
+from .peers import peers
 from .upstream import UpstreamNetwork
 
 __all__ = ["NAMES", "cases"]
@@ -30,44 +30,41 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """A case for every network and batch; the implementations have compute dtypes of their own, the case is float32."""
-    for name in options.names or (NAMES[:1] if options.quick else NAMES[:3]):
-        cfg = get_config(name)
-        for batch in options.chosen_batches:
-            flops = batch * sum(stage_flops(cfg).values())
-            build = partial(_compare, name, batch, options)
-            shape = f"{name}: {cfg.template_size} and {cfg.search_size} px"
-            memory = None if options.quick else partial(peak_bytes, name, batch, device=options.device)
-            moved = 4.0 * parameter_count(cfg)
-            yield Case("model", shape, batch, torch.float32, options.device, flops, moved, build, memory)
+    """A case for every network and batch, which must read all parameters at least."""
+
+    def describe(cfg: ModelConfig) -> tuple[str, float]:
+        return f"{cfg.template_size} and {cfg.search_size} px", 4.0 * parameter_count(cfg)
+
+    return network_cases("model", options, describe, _compare)
 
 
 def _compare(name: str, batch: int, options: Options) -> Comparison:
     model = make_model(name, options.device)
     z, x = images(model.cfg, batch, options.device)
     comparison = Comparison(UpstreamNetwork(deepcopy(model).double())(z, x), {}, mean_error=True)
-    for label, (build, dtype) in (steps(options.device) | baselines(options.device)).items():
-        if not options.wants(label) or (options.quick and "compile" in label):  # compiling takes minutes
-            continue
-        if label != "upstream" and options.dtypes is not None and dtype not in options.dtypes:
-            continue
-        # Without elimination it is another function, there for comparison.
-        tolerance = float("inf") if "all candidates" in label else _TOLERANCE[dtype]
-        comparison.implementations[label] = Implementation(build(model, z, x), tolerance, dtype)
-    if options.peers:
-        comparison.skipped.update(missing())
-        for label, run, dtype in peers(model, z, x, comparison.skipped):
-            comparison.implementations[label] = Implementation(run, _TOLERANCE[dtype], dtype)
+    for label, (build, dtype) in implementations(model, z, x).items():
+        if options.wants(label, dtype) and not (options.quick and "compile" in label):  # compiling takes minutes
+            # Without elimination it is another function, there for comparison.
+            tolerance = float("inf") if "all candidates" in label else _TOLERANCE[dtype]
+            memory = None if options.quick else partial(peak_bytes, name, batch, label, options.device)
+            comparison.implementations[label] = Implementation(build(), tolerance, dtype, memory)
+    for label, (build, dtype) in peers(model, z, x).items() if options.peers else ():
+        if options.wants(label, dtype):
+            try:
+                comparison.implementations[label] = Implementation(build(), _TOLERANCE[dtype], dtype)
+            except ImportError as error:
+                comparison.skipped[label] = f"{error}; the extra 'ostrack_fast[peers]' has it"
+            except ArithmeticError as error:  # random weights, whose candidates are nearly alike, in int8
+                comparison.skipped[label] = str(error)
     return comparison
 
 
 def peak_bytes(name: str, batch: int, implementation: str, device: torch.device) -> int | None:
     """Bytes that weights and work take at their peak, in a process of its own and without the interpreter's.
 
-    None on a system that does not tell, for compiled implementations, whose compiler would be measured, and for peers.
+    None on a system that does not tell, and for compiled implementations, whose compiler would be measured.
     """
-    known = implementation in steps(device) | baselines(device) and "compile" not in implementation
-    if not known or (device.type == "cpu" and not _CLEAR.exists()):
+    if "compile" in implementation or (device.type == "cpu" and not _CLEAR.exists()):
         return None
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_measure_peak, name, batch, implementation, device, torch.get_num_threads()).result()
@@ -75,11 +72,10 @@ def peak_bytes(name: str, batch: int, implementation: str, device: torch.device)
 
 def _measure_peak(name: str, batch: int, implementation: str, device: torch.device, threads: int) -> int:
     torch.set_num_threads(threads)
-    build, _ = (steps(device) | baselines(device))[implementation]
     z, x = images(get_config(name), batch, device)
     torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)  # the libraries' own buffers
     before = 0 if device.type == "cuda" else _resident("VmRSS")
-    run = build(make_model(name, device), z, x)
+    run = implementations(make_model(name, device), z, x)[implementation][0]()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

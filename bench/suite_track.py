@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ostrack_fast.config import get_config
 from ostrack_fast.engine import Engine
 from ostrack_fast.model import OSTrack
-from ostrack_fast.model.cost import stage_flops
 
 from .case import Case, Comparison, Implementation, Options, short_name
-from .networks import NAMES, engine_dtypes, make_model
+from .networks import NAMES, engine_dtypes, make_model, network_cases
 from .upstream import UpstreamNetwork, UpstreamTracker
 
 __all__ = ["NAMES", "cases"]
@@ -29,13 +26,8 @@ Box = tuple[float, float, float, float]
 
 def cases(options: Options) -> Iterator[Case]:
     """A case for every network and number of targets; an implementation for every dtype worth timing."""
-    for name in options.names or (NAMES[:1] if options.quick else NAMES[:3]):
-        for targets in options.chosen_batches:
-            flops = targets * sum(stage_flops(get_config(name)).values())
-            shape = f"{name}: {FRAME[1]} x {FRAME[0]} px frame"
-            build = partial(_compare, name, targets, options)
-            moved = float(FRAME[0] * FRAME[1] * 3)
-            yield Case("track", shape, targets, torch.float32, options.device, flops, moved, build)
+    shape, moved = f"{FRAME[1]} x {FRAME[0]} px frame", 3.0 * FRAME[0] * FRAME[1]
+    return network_cases("track", options, lambda cfg: (shape, moved), _compare)
 
 
 def smooth_frame() -> Tensor:
@@ -68,8 +60,8 @@ def upstream_run(model: OSTrack, frame: Tensor, targets: int) -> Callable[[], Te
 
 
 def _compare(name: str, targets: int, options: Options) -> Comparison:
-    model, frame = make_model(name, options.device), smooth_frame()
-    upstream, boxes = upstream_run(model, frame, targets), some_boxes(targets)
+    model, frame, boxes = make_model(name, options.device), smooth_frame(), some_boxes(targets)
+    upstream = upstream_run(model, frame, targets)
 
     def by_engine(dtype: torch.dtype) -> Callable[[], Tensor]:
         engine = Engine(model, options.device, dtype)
@@ -85,7 +77,6 @@ def _compare(name: str, targets: int, options: Options) -> Comparison:
 
     comparison = Comparison((upstream(),), {"upstream": Implementation(upstream, 0.0, torch.float32)})
     for dtype in engine_dtypes(options.device):
-        label = f"engine {short_name(dtype)}"
-        if (options.dtypes is None or dtype in options.dtypes) and options.wants(label):
+        if options.wants(label := f"engine {short_name(dtype)}", dtype):
             comparison.implementations[label] = Implementation(by_engine(dtype), TOLERANCE[dtype], dtype)
     return comparison

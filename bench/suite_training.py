@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ _LOSS = LossConfig(box_cells="target")
 _OPTIM = OptimConfig(lr=0.0)
 
 Batch = dict[str, Tensor]
-Run = Callable[[], tuple[Tensor, ...]]
+Step = Callable[[], tuple[Tensor, ...]]  # returns the loss and some gradients
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -50,65 +49,51 @@ def cases(options: Options) -> Iterator[Case]:
         for batch in options.batches or ((2,) if cpu else (32,)):
             # The backward pass multiplies twice for each multiplication of the forward pass.
             flops = 3.0 * batch * sum(stage_flops(cfg).values())
-            peaks: dict[str, int] = {}
             shape = f"{name}: {cfg.template_size} and {cfg.search_size} px"
             moved = _BYTES_A_PARAMETER * parameter_count(cfg)
-            build = partial(compare, cfg, batch, options.device, peaks)
-            yield Case("training", shape, batch, torch.float32, options.device, flops, moved, build, peaks.get)
+            build = partial(compare, cfg, batch, options.device)
+            yield Case("training", shape, batch, torch.float32, options.device, flops, moved, build)
 
 
-@dataclass
-class UpstreamStep:
+def upstream_step(model: OSTrack, batch: Batch, half: bool = False) -> Step:
     """The upstream step: dense network, AdamW as PyTorch makes it, under autocast or not."""
+    head = list(model.box_head.parameters())
+    backbone = [p for name, p in model.backbone.named_parameters() if name not in ("cls_token", "pos_embed")]
+    groups = [{"params": head}, {"params": backbone}]
+    optimizer = torch.optim.AdamW(groups, lr=_OPTIM.lr, weight_decay=_OPTIM.weight_decay)
+    network, like = UpstreamNetwork(model), head[0]
+    mean, std = (like.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    flat = like.new_ones(model.cfg.search_grid, model.cfg.search_grid)
 
-    model: OSTrack
-    batch: Batch
-    half: bool = False
-
-    def __post_init__(self) -> None:
-        head = list(self.model.box_head.parameters())
-        backbone = [p for name, p in self.model.backbone.named_parameters() if name not in ("cls_token", "pos_embed")]
-        self._parameters = head + backbone
-        groups = [{"params": head}, {"params": backbone}]
-        self._optimizer = torch.optim.AdamW(groups, lr=_OPTIM.lr, weight_decay=_OPTIM.weight_decay)
-        self._network = UpstreamNetwork(self.model)
-        like = head[0]
-        self._mean, self._std = (like.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        self._flat = like.new_ones(self.model.cfg.search_grid, self.model.cfg.search_grid)
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        images = [self.batch[name].permute(0, 3, 1, 2).to(self._mean.dtype) / 255 for name in ("template", "search")]
-        template, search = ((image - self._mean) / self._std for image in images)
-        with torch.autocast(search.device.type, torch.bfloat16, enabled=self.half):
-            score, size, offset = self._network(template, search)
-            boxes, _ = bench_decode.upstream(score, size, offset, self._flat)
+    def step() -> tuple[Tensor, ...]:
+        images = [batch[name].permute(0, 3, 1, 2).to(like.dtype) / 255 for name in ("template", "search")]
+        template, search = ((image - mean) / std for image in images)
+        with torch.autocast(search.device.type, torch.bfloat16, enabled=half):
+            score, size, offset = network(template, search)
+            boxes, _ = bench_decode.upstream(score, size, offset, flat)
         out = {"score_map": score, "size_map": size, "offset_map": offset, "pred_boxes": boxes[:, None]}
-        loss, _ = ostrack_loss(out, self.batch["search_box"].to(self._mean.dtype), _LOSS)
-        self._optimizer.zero_grad()
+        loss, _ = ostrack_loss(out, batch["search_box"].to(like.dtype), _LOSS)
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, _OPTIM.grad_clip)
+        nn.utils.clip_grad_norm_(head + backbone, _OPTIM.grad_clip)
         value = torch.tensor(loss.item())  # for the log
-        self._optimizer.step()
-        return value, *gradients(self.model)
+        optimizer.step()
+        return value, *gradients(model)
+
+    return step
 
 
-class TrainerStep:
+def trainer_step(model: OSTrack, batch: Batch, precision: str, compiled: bool = False) -> Step:
     """`Trainer.step`, with the blocks compiled or not."""
-
-    def __init__(self, model: OSTrack, batch: Batch, precision: str, compiled: bool = False):
-        cfg = TrainConfig(
-            model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
-            precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
-        )  # fmt: skip
-        self._trainer, self._batch = Trainer(cfg, batch["template"].device), batch
-        self.model = self._trainer.model
-        self.model.load_state_dict(model.state_dict())
-        for block in self.model.backbone.blocks if compiled else ():
-            block.compile()
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        loss = self._trainer.step(self._batch)["loss"]
-        return torch.tensor(loss), *gradients(self.model)
+    cfg = TrainConfig(
+        model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
+        precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
+    )  # fmt: skip
+    trainer = Trainer(cfg, batch["template"].device)
+    trainer.model.load_state_dict(model.state_dict())
+    for block in trainer.model.backbone.blocks if compiled else ():
+        block.compile()
+    return lambda: (torch.tensor(trainer.step(batch)["loss"]), *gradients(trainer.model))
 
 
 def gradients(model: OSTrack) -> tuple[Tensor, ...]:
@@ -132,55 +117,48 @@ def _model(cfg: ModelConfig, device: torch.device) -> OSTrack:
     return model.to(device).train()
 
 
-def compare(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Comparison:
-    """All implementations of a step on `count` pairs; on a GPU `peaks` gets the peak bytes of each."""
-    return _enable_gradients(partial(_build, cfg, count, device, peaks))
-
-
-def _build(cfg: ModelConfig, count: int, device: torch.device, peaks: dict[str, int]) -> Comparison:
+# The suites run without gradients.
+@torch.inference_mode(False)
+@torch.enable_grad()
+def compare(cfg: ModelConfig, count: int, device: torch.device) -> Comparison:
+    """All implementations of a step on `count` pairs."""
     model, batch = _model(cfg, device), random_pairs(cfg, count, device)
-    expected = tuple(UpstreamStep(deepcopy(model).double(), batch)())
+    expected = upstream_step(deepcopy(model).double(), batch)()
     comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
-    single, half = torch.float32, torch.bfloat16
-    makers: dict[str, tuple[Callable[[], Run], torch.dtype]] = {
-        "upstream": (lambda: UpstreamStep(deepcopy(model), batch), single),
-        "upstream bfloat16": (lambda: UpstreamStep(deepcopy(model), batch, half=True), half),
-        "trainer float32": (lambda: TrainerStep(model, batch, "float32"), single),
-        "trainer bfloat16": (lambda: TrainerStep(model, batch, "bfloat16"), half),
+    single, half, compiled = torch.float32, torch.bfloat16, "trainer bfloat16, torch.compile"
+    makers: dict[str, tuple[Callable[[], Step], torch.dtype]] = {
+        "upstream": (lambda: upstream_step(deepcopy(model), batch), single),
+        "upstream bfloat16": (lambda: upstream_step(deepcopy(model), batch, half=True), half),
+        "trainer float32": (lambda: trainer_step(model, batch, "float32"), single),
+        "trainer bfloat16": (lambda: trainer_step(model, batch, "bfloat16"), half),
+        compiled: (lambda: trainer_step(model, batch, "bfloat16", compiled=True), half),
     }
-    compiled = "trainer bfloat16, torch.compile"
-    if device.type == "cuda":
-        makers[compiled] = (lambda: TrainerStep(model, batch, "bfloat16", compiled=True), half)
-    else:
+    if device.type == "cpu":
+        del makers[compiled]
         comparison.skipped[compiled] = "on a CPU its compiling takes minutes"
     for label, (make, dtype) in makers.items():
-        step, loss = _measured(make, device, label, peaks)
+        step, loss, peak = _measured(make, device)
         if not abs(loss - expected[0]) <= _LOSS_TOLERANCE[dtype] * abs(expected[0]):
             raise WrongResult(f"{label}: the loss is {loss:.5g}, expected is {expected[0]:.5g}")
-        comparison.implementations[label] = Implementation(partial(_enable_gradients, step), _TOLERANCE[dtype], dtype)
+        run = torch.inference_mode(False)(torch.enable_grad()(step))
+        comparison.implementations[label] = Implementation(run, _TOLERANCE[dtype], dtype, peak)
     return comparison
 
 
-def _enable_gradients(step: Callable[[], Any]) -> Any:
-    """The suites run without gradients."""
-    with torch.inference_mode(False), torch.enable_grad():
-        return step()
-
-
-def _measured(make: Callable[[], Run], device: torch.device, label: str, peaks: dict[str, int]) -> tuple[Run, float]:
-    """The step and its loss; on a GPU, the most memory it holds, weights and moments included, goes into `peaks`."""
+def _measured(make: Callable[[], Step], device: torch.device) -> tuple[Step, float, int | None]:
+    """The step, its loss, and on a GPU the most memory that it holds, weights and moments included."""
     if device.type != "cuda":
         step = make()
-        return step, step()[0].item()
+        return step, step()[0].item(), None
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     step = make()
     step()  # makes the moments, and compiles
     torch.cuda.reset_peak_memory_stats(device)
     loss = step()[0].item()
-    peaks[label] = torch.cuda.max_memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
-    return step, loss
+    return step, loss, peak
 
 
 def random_pairs(cfg: ModelConfig, count: int, device: torch.device) -> Batch:

@@ -99,25 +99,6 @@ def speedup(slow: list[float], fast: list[float]) -> float:
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
-    """Capture a run as a CUDA graph on the current device: returns its replay, whose result each replay overwrites."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # kernels are compiled and libraries make their workspaces: not while capturing
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        output = run()
-
-    def replay(held: Any = run) -> Any:  # what the graph reads must live
-        graph.replay()
-        return output
-
-    return replay
-
-
 def _timed(run: Callable[[], Any], calls: int) -> float:
     start = perf_counter()
     for _ in range(calls):

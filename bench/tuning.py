@@ -34,12 +34,6 @@ H100_CAPABILITY, H100_MULTIPROCESSORS = 9, 132
 SHIPPED_BATCHES = (1, 8, 64)
 
 
-def load_engine(weights: str, device: str, dtype: str, config: str | None = None) -> Engine:
-    """The engine to tune: `weights` is a preset, the name of weights that ship, or a file, then with its `config`."""
-    model = make_model(weights) if weights in PRESETS else OSTrack.from_pretrained(weights, config)
-    return Engine(model, device, dtype)
-
-
 # The head's last convolution computes in float32 whatever the engine's dtype, outside Triton.
 _NO_GEMM = "conv5"
 
@@ -114,7 +108,7 @@ def compile_share(
     from ostrack_fast.kernels import candidates
 
     torch.set_num_threads(1)
-    engine = load_engine(weights, device, dtype, config)
+    engine = Engine(make_model(weights, config=config), device, dtype)
     work = [
         (name, layer, rows, problem, tile)
         for name, layer, rows, problem in gemms(engine, batches)

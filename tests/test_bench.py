@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.bench import networks, peers, report, roofline, suite_model, timing
+from ostrack_fast.bench import report, roofline, suite_model, timing
 from ostrack_fast.bench.case import Case, Comparison, Implementation, Options, WrongResult
 from ostrack_fast.bench.suite_ops import NAMES, cases
-from ostrack_fast.bench.upstream import UpstreamNetwork
 from ostrack_fast.cli import main
 
 CPU = torch.device("cpu")
@@ -186,20 +185,24 @@ def test_mistakes_are_told_in_a_line(bench, arguments, message):
     assert code == 2 and message in error
 
 
+PEERS = (
+    "torch.compile, frozen", "onnxruntime float32", "onnxruntime int8", "OpenVINO float32", "OpenVINO bfloat16",
+    "OpenVINO int8",
+)  # fmt: skip
+
+
 @pytest.mark.slow
 def test_peers_compute_the_same():
     """onnxruntime and OpenVINO on an export of the model; what is not installed is named."""
-    missing = peers.missing()
-    model = networks.make_model("small")
-    z, x = torch.randn(1, 3, 96, 96), torch.randn(1, 3, 192, 192)
+    (case,) = suite_model.cases(Options(CPU, ("small",), (1,), quick=True, only=PEERS, peers=True))
     with torch.inference_mode():
-        expected = UpstreamNetwork(model)(z, x)
-        found = {name: (run(), dtype) for name, run, dtype in peers.peers(model, z, x)}
-    assert {name.split()[0] for name in found} == {"torch.compile,", "onnxruntime", "OpenVINO"} - missing.keys()
-    for name, (maps, dtype) in found.items():
-        for got, wanted in zip(maps, expected, strict=True):
-            error = (got - wanted).abs().mean() / wanted.abs().mean()
-            assert error < suite_model._TOLERANCE[dtype], name
+        comparison = case.build()
+        assert comparison.implementations.keys() | comparison.skipped.keys() == set(PEERS)
+        assert "torch.compile, frozen" in comparison.implementations
+        for name in comparison.implementations:
+            comparison.check(name)
+    for name, reason in comparison.skipped.items():
+        assert "the extra 'ostrack_fast[peers]'" in reason or name == "onnxruntime int8"
 
 
 def test_every_op_has_its_file_for_pytest_benchmark():

@@ -20,7 +20,7 @@ TINY = ModelConfig(
 def comparison():
     torch.manual_seed(0)
     with torch.inference_mode():  # as the suites run
-        yield suite_training.compare(TINY, 4, CPU, {})
+        yield suite_training.compare(TINY, 4, CPU)
 
 
 def test_all_implementations_take_the_same_step_again_and_again(comparison):
@@ -48,16 +48,15 @@ def test_a_wrong_loss_or_gradient_is_refused(comparison, index):
 
 
 def test_a_loss_that_is_a_little_wrong_is_refused(monkeypatch):
-    step = suite_training.TrainerStep
-    monkeypatch.setattr(step, "__call__", lambda self: (torch.tensor(2.0), *suite_training.gradients(self.model)))
-    monkeypatch.setattr(suite_training.UpstreamStep, "__call__", lambda self: (torch.tensor(2.1),))
+    monkeypatch.setattr(suite_training, "trainer_step", lambda *_: lambda: (torch.tensor(2.0),))
+    monkeypatch.setattr(suite_training, "upstream_step", lambda *_, **how: lambda: (torch.tensor(2.1),))
     with pytest.raises(WrongResult, match=r"trainer float32: the loss is 2, expected is 2\.1"):
-        suite_training.compare(TINY, 4, CPU, {})
+        suite_training.compare(TINY, 4, CPU)
 
 
 def test_cases():
     (case,) = suite_training.cases(Options(CPU))
-    assert (case.op, case.batch) == ("training", 2) and case.memory("upstream") is None
+    assert (case.op, case.batch) == ("training", 2)
     cuda = torch.device("cuda")
     (case,) = suite_training.cases(Options(cuda))
     assert case.batch == 32 and "ostrack_256_ce: 128 and 256 px" in case.shape

@@ -108,14 +108,16 @@ def test_a_rehearsal_keeps_everything(tmp_path):
     assert lines[-1].startswith("0 failed or cut off; everything is in")
 
 
-def step_of(gpu_check, code, seconds=1, **how):
-    return gpu_check.Step("a step", seconds, (sys.executable, "-c", code), 1, **how)
+def run(gpu_check, tmp_path, code, *arguments, call=1, limit=60.0):
+    """Status and what was found of a step that runs this code."""
+    return gpu_check.run(
+        gpu_check.Step("a step", 1, (sys.executable, "-c", code, *arguments), call), tmp_path / "log", limit
+    )
 
 
 def test_a_step_that_fails_is_told_with_its_reason(tmp_path, gpu_check):
     def found(code, limit=60.0):
-        status, text, _ = gpu_check.run(step_of(gpu_check, code), tmp_path / "log", limit, tmp_path / "none")
-        return status, text
+        return run(gpu_check, tmp_path, code, limit=limit)
 
     assert found("print('one'); print('two things')") == ("ok", "two things")
     assert found("raise ValueError('no such thing')") == ("failed", "exit code 1: ValueError: no such thing")
@@ -126,7 +128,7 @@ def test_a_step_that_fails_is_told_with_its_reason(tmp_path, gpu_check):
         "cut off", "not done at its limit; 1 PASSED, 1 FAILED",
     )  # fmt: skip
     none = gpu_check.Step("pytest", 1, (*gpu_check.PYTEST, str(Path(__file__)), "-k", "no_such_test"))
-    assert gpu_check.run(none, tmp_path / "log", 60.0, tmp_path / "none")[0] == "failed"
+    assert gpu_check.run(none, tmp_path / "log", 60.0)[0] == "failed"
 
 
 def test_time_that_one_step_saves_another_may_use_and_no_more(tmp_path, gpu_check):
@@ -147,17 +149,17 @@ def test_time_that_one_step_saves_another_may_use_and_no_more(tmp_path, gpu_chec
 def test_tiles_are_used_only_once_they_are_there(tmp_path, gpu_check):
     """A tune that was cut off before its first GEMM must not make every later step fail."""
     code = "import os; print('tiles', os.environ.get('OSTRACK_FAST_TUNING'))"
-    tiles, log = tmp_path / "tiles.json", tmp_path / "log"
-    assert gpu_check.run(step_of(gpu_check, code, tuned=True), log, 60.0, tiles)[1] == "tiles None"
+    tiles = tmp_path / "tiles.json"
+    assert run(gpu_check, tmp_path, code, "--json", call=2)[1] == "tiles None"
     tiles.write_text("[]")
-    assert gpu_check.run(step_of(gpu_check, code, tuned=True), log, 60.0, tiles)[1] == f"tiles {tiles}"
-    assert gpu_check.run(step_of(gpu_check, code), log, 60.0, tiles)[1] == "tiles None"
+    assert run(gpu_check, tmp_path, code, "--json", call=2)[1] == f"tiles {tiles}"
+    assert run(gpu_check, tmp_path, code, "--json")[1] == run(gpu_check, tmp_path, code, call=2)[1] == "tiles None"
 
 
 def test_a_benchmark_is_summed_up(tmp_path, gpu_check):
     """Every implementation's time, from the file that the command writes: here a real one, of the smallest op."""
     command = (sys.executable, "-m", "ostrack_fast.cli", "bench", "ops", "--op", "decode", "--dtype", "float32")
     step = gpu_check.Step("bench", 1, (*command, "--quick", "--device", "cpu", "--json", str(tmp_path / "x.json")))
-    status, text, _ = gpu_check.run(step, tmp_path / "log", 600.0, tmp_path / "none")
+    status, text = gpu_check.run(step, tmp_path / "log", 600.0)
     assert status == "ok", (tmp_path / "log").read_text()
     assert re.fullmatch(r"12 x 12, batch 1, float32: upstream \d+, torch \d+, native \d+ us", text)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..bench.profiling import Profile
-    from ..model import OSTrack
 
 
 def profile(
@@ -41,6 +40,7 @@ def profile(
     import torch
 
     from ..bench import report
+    from ..bench.networks import make_model
     from ..bench.profiling import profile as measure
     from ..engine import Engine
 
@@ -49,22 +49,13 @@ def profile(
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     profiles = {}
     for name in weights:
-        engine = Engine(_model(name, config), device, dtype)
+        engine = Engine(make_model(name, config=config), device, dtype)
         found = measure(engine, frame, (0.4 * width, 0.4 * height, 0.1 * width, 0.1 * width), frames)
         profiles[name] = found.numbers()
         if json is not None:
             report.write(json, {"profiles": profiles})
         where = f"{engine.device}" if engine.device.type != "cpu" else f"cpu, {torch.get_num_threads()} thread(s)"
         _print(f"{name} on {where}, {str(engine.dtype).removeprefix('torch.')}", found)
-
-
-def _model(weights: str, config: str | None) -> OSTrack:
-    from ..config import PRESETS
-    from ..model import OSTrack
-    from ..model.checkpoint import shipped_weights
-
-    untrained = weights in PRESETS and weights not in shipped_weights()
-    return OSTrack.from_preset(weights) if untrained else OSTrack.from_pretrained(weights, config)
 
 
 def _print(title: str, found: Profile) -> None:

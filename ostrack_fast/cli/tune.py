@@ -45,13 +45,15 @@ def tune(
     from rich.table import Table
 
     from ..bench import tuning
+    from ..bench.networks import make_model
+    from ..engine import Engine
     from ..files import write_atomically
     from ..kernels import tiles
     from ..kernels.candidates import Tuned
 
     if output.exists():
         tiles.load_configs(output)
-    engine = tuning.load_engine(weights, device, dtype, config)
+    engine = Engine(make_model(weights, config=config), device, dtype)
     table = Table(title=f"{weights} on {engine.device}", title_justify="left", box=SIMPLE_HEAD)
     for title in ("GEMM", "rows", "tile", "split", "warps", "stages", "µs", "before"):
         table.add_column(title, justify="left" if title == "GEMM" else "right")

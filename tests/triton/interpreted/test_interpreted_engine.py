@@ -119,13 +119,13 @@ def test_rows_that_are_ready_are_tuned_too(model, monkeypatch):
 @pytest.mark.usefixtures("clean_table")
 def test_processes_share_the_compiling(model, monkeypatch):
     """Every tile is compiled in exactly one share, each layer with inputs of its own width."""
-    monkeypatch.setattr(tuning, "load_engine", lambda *_: Engine(model, "cpu", torch.float16))
+    monkeypatch.setattr(tuning, "make_model", lambda *_, **how: model)
     candidates, tried = tiles.candidate_configs, []
     monkeypatch.setattr(tiles, "candidate_configs", lambda *asked: candidates(*asked)[:3])
     monkeypatch.setattr(candidates_of, "attempt", lambda layer, arguments, *tile: tried.append(tile))
     with ops.use("triton"):
         engine = Engine(model, "cpu", torch.float16)
-        counts = [tuning.compile_share("", "", "", [1, 2], share, 4) for share in range(4)]
+        counts = [tuning.compile_share("", "cpu", "float16", [1, 2], share, 4) for share in range(4)]
         expected = set()
         for name, layer, rows, problem in tuning.gemms(engine, [1, 2]):
             assert tuning.inputs(engine, name, layer, rows)[0].shape[-1] == layer.inputs
