@@ -9,7 +9,6 @@ SUITES = {
     "model": "suite_model:cases",
     "track": "suite_track:cases",
     "training": "suite_training:cases",
-    "switches": "suite_switches:cases",
     "ragged": "suite_ops:ragged",
     "overhead": "suite_ops:overhead",
 }

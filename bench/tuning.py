@@ -22,7 +22,6 @@ from ostrack_fast import OSTrack, ops
 from ostrack_fast.config import PRESETS
 from ostrack_fast.engine import Engine
 from ostrack_fast.files import write_atomically
-from ostrack_fast.switches import enabled
 
 from .networks import make_model
 from .timing import clock, interleave
@@ -36,19 +35,6 @@ SHIPPED_BATCHES = (1, 8, 64)
 
 # The head's last convolution computes in float32 whatever the engine's dtype, outside Triton.
 _NO_GEMM = "conv5"
-
-
-class Ready:
-    """A layer behind a LayerNorm, called with rows that the layer before left ready for it: a GEMM of other sizes."""
-
-    def __init__(self, layer: Any):
-        self.layer, self.weight = layer, layer.weight
-
-    def problem(self, rows: int) -> Any:
-        return self.layer.problem(rows, rows_are_ready=True)
-
-    def __call__(self, rows: Any) -> torch.Tensor:
-        return self.layer.normed(rows)[0]
 
 
 def gemms(engine: Engine, batches: Sequence[int], without: Sequence[str] = ()) -> Iterator[tuple[str, Any, int, Any]]:
@@ -71,12 +57,10 @@ def gemms(engine: Engine, batches: Sequence[int], without: Sequence[str] = ()) -
                     f"{name} runs in {type(layer).__module__}, and only Triton's GEMMs have tiles to tune: "
                     "a CUDA GPU and float16 or bfloat16 are needed, or OSTRACK_FAST_BACKEND=triton"
                 )
-            takes_ready = getattr(layer, "norm_eps", None) is not None and getattr(layer, "hands_over", False)
-            for called in (layer, Ready(layer)) if takes_ready and enabled("norm_rows") else (layer,):
-                problem = called.problem(batch * rows).bucket()
-                if problem not in seen:
-                    seen.add(problem)
-                    yield name, called, batch * rows, problem
+            problem = layer.problem(batch * rows).bucket()
+            if problem not in seen:
+                seen.add(problem)
+                yield name, layer, batch * rows, problem
 
 
 def inputs(engine: Engine, name: str, layer: Any, rows: int) -> tuple[torch.Tensor, ...]:
@@ -85,20 +69,10 @@ def inputs(engine: Engine, name: str, layer: Any, rows: int) -> tuple[torch.Tens
     if name.startswith("conv"):
         grid = engine.cfg.search_grid
         return (torch.randn(rows // grid**2, grid, grid, layer.inputs, device=device).to(dtype),)
-    if isinstance(layer, Ready):
-        return (_ready_rows(torch.randn(1, rows, layer.layer.inputs, device=device), dtype),)
     if layer.norm_eps is not None:  # reads the residual stream
         return (torch.randn(1, rows, layer.inputs, device=device),)
     residual = torch.randn(1, rows, layer.weight.shape[0], device=device)
     return torch.randn(1, rows, layer.inputs, device=device).to(dtype), residual
-
-
-def _ready_rows(x: torch.Tensor, dtype: torch.dtype) -> Any:
-    """What a layer leaves of rows x (1,n,C) of the residual stream, their means near zero."""
-    from ostrack_fast.kernels.norm_rows import GRAIN, NormRows
-
-    grains = torch.nn.functional.pad(x, (0, -x.shape[-1] % GRAIN)).unflatten(-1, (-1, GRAIN))
-    return NormRows(x.to(dtype), torch.cat((0 * x[..., :1], grains.sum(-1), grains.square().sum(-1)), -1))
 
 
 def compile_share(

@@ -198,6 +198,5 @@ PYBIND11_MODULE(_C, module) {
 #define OSTF_DEFINE(name) define(module, "cuda_" #name, ostf_cuda_##name);
   OSTF_CUDA_KERNELS(OSTF_DEFINE)
 #undef OSTF_DEFINE
-  module.def("cuda_dependent_launch", &ostf_cuda_dependent_launch);
 #endif
 }

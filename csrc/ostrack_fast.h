@@ -61,11 +61,6 @@ typedef enum {
   OSTF_ENOMEM = -3,       // host memory for scratch space could not be had
 } ostf_status;
 
-// Whether kernels that this thread launches from now on may begin while the kernel before them in the stream still ends
-// (programmatic dependent launch). They wait for its results by themselves, if they are compiled for compute capability
-// 9.0 or later; others begin as ever. Off at first.
-OSTF_API void ostf_cuda_dependent_launch(int on);
-
 // attention: softmax(Q K' / sqrt(D)) V of queries q (B,M,H,D) over keys and values kv (B,N,2,H,D) -> out (B,M,H*D), all
 // of one dtype. template_mask bool (T) or (B,T), or null: the queries, the first T of the M, whose probabilities score
 // the search tokens, which are the keys from T on. score (B,S) float32: mean over heads and selected rows, 0 where no row

@@ -20,7 +20,7 @@ from ostrack_fast.files import write_text
 
 Result = dict[str, Any]
 BASELINES = ("upstream", "torch")
-_NO_OPS = ("model", "track", "training", "switches", "overhead")
+_NO_OPS = ("model", "track", "training", "overhead")
 
 
 def load(folder: Path) -> list[tuple[str, Result]]:

@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ..switches import enabled
 from . import dependent_launch
 from .dependent_launch import wait_for_inputs
 
@@ -209,8 +208,7 @@ def _forward_blocks(qkv: torch.Tensor) -> dict[str, int]:
         return {"BLOCK_M": rows, "BLOCK_N": keys, "num_warps": 8, "num_stages": 2}
     # 128 rows halve the reads of K and V, worth it once such blocks still fill any GPU (512 programs or more).
     rows = 128 if batch * heads * triton.cdiv(tokens, 128) >= 512 else 64
-    warps = 8 if enabled("key_groups") else rows // 16
-    return {"BLOCK_M": rows, "BLOCK_N": 64, "num_warps": warps, "num_stages": 2}
+    return {"BLOCK_M": rows, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 
 
 def _backward_blocks(qkv: torch.Tensor) -> tuple[int, int]:

@@ -19,6 +19,9 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # Less is noise, and the tile used so far stays.
 _WORTH = 0.97
 _LIBRARY = "library"
+# Around the library's GEMM nothing begins early (see `dependent_launch`), which a call measured alone does not show: on
+# an H200 early launches saved a frame 46 us, or 0.6 us a launch, and the library's GEMM is up to three of them.
+_LIBRARY_SECONDS = 2e-6
 
 Runs = dict[str, Callable[[], Any]]
 
@@ -102,7 +105,7 @@ def tune_one(
     best = min(configs, key=lambda key: middle[key])
     if middle[best] > _WORTH * middle[str(used)]:
         best = str(used)
-    library = middle.get(_LIBRARY, float("inf")) < _WORTH * middle[best]
+    library = middle.get(_LIBRARY, float("inf")) + _LIBRARY_SECONDS < middle[best]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
     source = f"measured on {where}, Triton {triton.__version__}"
     tiles.set_config(problem, configs[best], capability_of(device), source, library)

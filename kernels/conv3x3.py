@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import dependent_launch
 from .dependent_launch import fetch_weights, wait_for_inputs
-from .gemm import Workspace, reduce_and_store, slice_rows
+from .gemm import Workspace, reduce_and_store
 from .tiles import Problem, config_for
 
 
@@ -18,7 +18,7 @@ from .tiles import Problem, config_for
 def _conv3x3(
     x, weight, bias, out, partial, arrivals, M, F: tl.constexpr, K: tl.constexpr, N: tl.constexpr, GROUPS: tl.constexpr,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-    SLICE: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Map side F, and in each group K inputs and N outputs."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -55,7 +55,7 @@ def _conv3x3(
         acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
     reduce_and_store(
         acc, tile, split, first_row, columns, bias + group * N, None, out + group * N, partial, arrivals, M, N, M, 0, 0,
-        0, GROUPS * N, None, None, None, ACTIVATION, SPLIT, SLICE, BLOCK_M, BLOCK_N,
+        0, GROUPS * N, ACTIVATION, SPLIT, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -118,6 +118,6 @@ class Conv3x3:
             _conv3x3[(tiles, config.split)](
                 x, self.weight, self.bias, out, partial, arrivals, rows, F=grid, K=problem.k, N=problem.n,
                 GROUPS=self.groups, ACTIVATION=self.activation, enable_fp_fusion=True,
-                SLICE=slice_rows(config, x.device), **config.options(), **dependent_launch.options(x.device),
+                **config.options(), **dependent_launch.options(x.device),
             )  # fmt: skip
         return out

@@ -15,8 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ..switches import enabled
-
 
 @functools.cache
 def _is_able(device: torch.device) -> bool:
@@ -25,8 +23,7 @@ def _is_able(device: torch.device) -> bool:
 
 def options(device: torch.device) -> dict[str, bool]:
     """What a launch on this device is given: the kernel's PDL, and the launcher's attribute where it is on."""
-    on = _is_able(device) and enabled("dependent_launch")
-    return {"PDL": True, "launch_pdl": True} if on else {"PDL": False}
+    return {"PDL": True, "launch_pdl": True} if _is_able(device) else {"PDL": False}
 
 
 @triton.jit

@@ -8,20 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..switches import enabled
-from .norm_rows import store_rows
-from .tiles import Config, capability_of
-
-
-def slice_rows(config: Config, device: torch.device) -> int:
-    """Rows of a tile that the last program to arrive adds at a time: all their partials are read at once."""
-    if config.split == 1 or not enabled("wide_slices"):
-        return 16
-    # As many as are on their way in 96 registers of a thread, which leaves as many again for the epilogue. On compute
-    # capability 10 the compiler gives a thread of a convolution less than that, and would spill.
-    registers = 48 if capability_of(device) == 10 else 96
-    most = registers * 32 * config.num_warps // (config.block_n * config.split)
-    return max(16, min(config.block_m, 1 << (most.bit_length() - 1)))
+SLICE = tl.constexpr(16)  # rows of a tile that the last program to arrive adds at a time
 
 
 class Workspace:
@@ -59,8 +46,7 @@ class Workspace:
 @triton.jit
 def _epilogue(
     value, rows, columns, bias, residual, out, M, N: tl.constexpr, rows_per_batch, residual_batch_stride,
-    residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, sums, first_column,
-    ACTIVATION: tl.constexpr,
+    residual_row_stride, out_batch_stride, out_row_stride, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     value += tl.load(bias + columns, mask=columns < N, other=0.0)[None, :]
     if ACTIVATION == "relu":
@@ -74,26 +60,20 @@ def _epilogue(
         value += tl.load(residual + start[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     start = batch * out_batch_stride + row * out_row_stride
     tl.store(out + start[:, None] + columns[None, :], value.to(out.dtype.element_ty), mask=mask)
-    if norm_rows is not None:
-        store_rows(value, shifts, rows, start, first_column, columns, mask, norm_rows, sums, M, N)
 
 
 @triton.jit
 def reduce_and_store(
     acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N: tl.constexpr, rows_per_batch,
-    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, sums,
-    ACTIVATION: tl.constexpr, SPLIT: tl.constexpr, SLICE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, ACTIVATION: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out = activation(acc + bias) + residual, where acc is the partial of number `split` if SPLIT > 1.
-
-    With `norm_rows` and `sums` also what the next layer's LayerNorm needs of out, see `norm_rows`.
-    """
-    first_column = tile // tl.cdiv(M, BLOCK_M) * BLOCK_N  # where there are no groups
+    """out = activation(acc + bias) + residual, where acc is the partial of number `split` if SPLIT > 1."""
     if SPLIT == 1:
         rows = first_row + tl.arange(0, BLOCK_M)
         _epilogue(
             acc, rows, columns, bias, residual, out, M, N, rows_per_batch, residual_batch_stride, residual_row_stride,
-            out_batch_stride, out_row_stride, shifts, norm_rows, sums, first_column, ACTIVATION,
+            out_batch_stride, out_row_stride, ACTIVATION,
         )  # fmt: skip
     else:
         cells = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -111,8 +91,7 @@ def reduce_and_store(
                     total += tl.load(slice_partials + other * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
                 _epilogue(
                     total, first_row + within, columns, bias, residual, out, M, N, rows_per_batch,
-                    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows,
-                    sums, first_column, ACTIVATION,
+                    residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, ACTIVATION,
                 )  # fmt: skip
             # Leave the counter as it was found: the next launch, or the next replay of a graph, needs no memset.
             tl.atomic_xchg(arrivals + tile, 0, sem="relaxed")

@@ -15,18 +15,16 @@ import triton.language as tl
 
 from . import dependent_launch
 from .dependent_launch import fetch_weights, wait_for_inputs
-from .gemm import Workspace, reduce_and_store, slice_rows
+from .gemm import Workspace, reduce_and_store
 from .library_gemm import library_linear
-from .norm_rows import GRAIN, NormRows, empty_norm_rows, load_shift, load_sums, statistics
 from .tiles import Problem, config_for, library_is_faster
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_batch"])
 def _linear(
-    x, weight, bias, weight_sum, residual, out, partial, arrivals, sums, means, shifts, norm_rows, new_sums, M,
-    rows_per_batch, residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, eps,
-    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, SLICE: tl.constexpr, GRAINS: tl.constexpr,
+    x, weight, bias, weight_sum, residual, out, partial, arrivals, M, rows_per_batch, residual_batch_stride,
+    residual_row_stride, out_batch_stride, out_row_stride, eps, N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -39,18 +37,14 @@ def _linear(
     weight_rows = tl.minimum(columns, N - 1) * K
     x += first_row.to(tl.int64) * K
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K // SPLIT
-    IN_LOOP: tl.constexpr = NORM and sums is None
     fetch_weights(weight, weight_rows, split * STEPS * BLOCK_K, K, 2 * BLOCK_K, PDL)
     wait_for_inputs(PDL)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     shift = tl.zeros([BLOCK_M], tl.float32)
-    if IN_LOOP:
+    if NORM:
         # Sums of four neighbours, which one thread holds: adding whole rows in every step would keep threads waiting.
         total = tl.zeros([BLOCK_M, BLOCK_K // 4], tl.float32)
         squares = tl.zeros([BLOCK_M, BLOCK_K // 4], tl.float32)
-    elif NORM:
-        # On their way during the loop.
-        total, squares = load_sums(sums, first_row + tl.arange(0, BLOCK_M), M, K, GRAINS)
     for step in range(STEPS):
         k = (split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
         if K % BLOCK_K == 0:
@@ -59,7 +53,7 @@ def _linear(
         else:
             a = tl.load(x + x_rows[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
             b = tl.load(weight + weight_rows[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
-        if IN_LOOP:
+        if NORM:
             a = a.to(tl.float32)
             if step == 0:
                 shift = tl.sum(a, axis=1) / min(K, BLOCK_K)
@@ -68,25 +62,25 @@ def _linear(
                 a = tl.where((k < K)[None, :], a, 0.0)
             total += tl.sum(tl.reshape(a, [BLOCK_M, BLOCK_K // 4, 4]), axis=2)
             squares += tl.sum(tl.reshape(a * a, [BLOCK_M, BLOCK_K // 4, 4]), axis=2)
-        acc = tl.dot(a.to(b.dtype), tl.trans(b), acc, input_precision="ieee")
+        if b.dtype == tl.float32:
+            # Sums of a step's products, then sums of steps: one long chain of additions would round twice as wrong.
+            acc += tl.dot(a, tl.trans(b), input_precision="ieee")
+        else:
+            acc = tl.dot(a.to(b.dtype), tl.trans(b), acc)
     if NORM:
         # Mean and variance of x - shift.
-        mean, variance = statistics(total, squares, K)
+        mean = tl.sum(total, axis=1) / K
+        variance = tl.maximum(tl.sum(squares, axis=1) / K - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
         scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
         weight_sums = tl.load(weight_sum + columns, mask=columns < N, other=0.0)
         if SPLIT > 1:
             # The partials are added: one of them subtracts the mean.
             weight_sums = tl.where(split == 0, weight_sums, 0.0)
         acc = (acc - mean[:, None] * weight_sums[None, :]) * scale[:, None]
-        if means is not None:
-            rows = first_row + tl.arange(0, BLOCK_M)
-            if sums is not None:
-                shift = load_shift(sums, rows, M, K)
-            tl.store(means + rows, shift + mean, mask=(rows < M) & (tile < row_tiles) & (split == 0))
     reduce_and_store(
         acc, tile, split, first_row, columns, bias, residual, out, partial, arrivals, M, N, rows_per_batch,
-        residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, shifts, norm_rows, new_sums,
-        ACTIVATION, SPLIT, SLICE, BLOCK_M, BLOCK_N,
+        residual_batch_stride, residual_row_stride, out_batch_stride, out_row_stride, ACTIVATION, SPLIT, BLOCK_M,
+        BLOCK_N,
     )  # fmt: skip
 
 
@@ -129,16 +123,12 @@ class Linear:
         # Sums of the rounded weights, because those multiply the mean in the main loop.
         self.weight_sum = None if norm_eps is None else self.weight.sum(1, dtype=torch.float64).float()
         self.workspace = Workspace() if workspace is None else workspace
-        # Whether `normed` takes, and `added` leaves, rows that are ready for a LayerNorm. Compute capability 8.0 would
-        # spill registers for it.
-        on, half = self.weight.device, self.weight.dtype != torch.float32
-        self.hands_over = half and (on.type != "cuda" or torch.cuda.get_device_capability(on) >= (9, 0))
 
-    def problem(self, rows: int, rows_are_ready: bool = False) -> Problem:
-        """The GEMM for that many rows, as `tiles` names it; one of `NormRows` is a plain GEMM."""
+    def problem(self, rows: int) -> Problem:
+        """The GEMM for that many rows, as `tiles` names it."""
         features, channels = self.weight.shape
         half = self.weight.dtype != torch.float32
-        return Problem(rows, features, channels, half=half, norm=self.norm_eps is not None and not rows_are_ready)
+        return Problem(rows, features, channels, half=half, norm=self.norm_eps is not None)
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
@@ -165,45 +155,7 @@ class Linear:
         """As a call, by the library's GEMM and kernels around it."""
         return library_linear(x, self.weight, self._rounded_bias, self.norm_eps, self.activation, residual, out)
 
-    def normed(self, x: torch.Tensor | NormRows) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer of float32 tokens (B,n,I), or of what `added` left of them: (B,n,O), and their means (B,n).
-
-        Raises:
-            ValueError: the layer has no LayerNorm.
-        """
-        if self.norm_eps is None:
-            raise ValueError("the layer has no LayerNorm")
-        like = x.rows if isinstance(x, NormRows) else x
-        means = like.new_empty(like.shape[:-1], dtype=torch.float32)
-        if isinstance(x, NormRows):
-            return self._launch(x.rows, sums=x.sums.contiguous(), means=means), means
-        return self._launch(x, means=means), means
-
-    def added(
-        self, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor | None, shifts: torch.Tensor
-    ) -> tuple[torch.Tensor, NormRows]:
-        """As a call with a dense `residual` (B,n,O), and what the next layer's `normed` needs of the result.
-
-        Args:
-            shifts: (B,n) float32, near the means of the result's rows: those that `normed` gave of the rows before.
-        """
-        out = torch.empty_like(residual) if out is None else out
-        if not (residual.is_contiguous() and out.is_contiguous()):
-            raise ValueError(f"dense rows needed: strides are {residual.stride()} and {out.stride()}")
-        leave = empty_norm_rows(out.shape[:-1], out.shape[-1], self.weight.dtype, out.device)
-        return self._launch(x, residual, out, shifts=shifts.contiguous(), leave=leave), leave
-
-    def _launch(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
-        *,
-        sums: torch.Tensor | None = None,
-        means: torch.Tensor | None = None,
-        shifts: torch.Tensor | None = None,
-        leave: NormRows | None = None,
-    ) -> torch.Tensor:
+    def _launch(self, x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor | None) -> torch.Tensor:
         features, channels = self.weight.shape
         if out is None:
             dtype = self.weight.dtype if residual is None else torch.float32
@@ -215,7 +167,7 @@ class Linear:
         target = out if out.dim() > 1 else out[None]
         if residual is not None and residual.dim() < 2:
             residual = residual[None]
-        problem = self.problem(rows, sums is not None)
+        problem = self.problem(rows)
         config = config_for(problem, x.device)
         tiles = config.tiles(problem)
         partial = arrivals = None
@@ -224,11 +176,9 @@ class Linear:
             partial, arrivals = self.workspace.reserve(x.device, partials, tiles)
         with torch.cuda.device_of(x):
             _linear[(tiles, config.split)](
-                x, self.weight, self.bias, self.weight_sum, residual, target, partial, arrivals, sums, means, shifts,
-                *((None, None) if leave is None else leave), rows, target.shape[-2],
+                x, self.weight, self.bias, self.weight_sum, residual, target, partial, arrivals, rows, target.shape[-2],
                 *((0, 0) if residual is None else _row_strides(residual)), *_row_strides(target), self.norm_eps or 0.0,
                 N=features, K=channels, NORM=self.norm_eps is not None, ACTIVATION=self.activation,
-                GRAINS=triton.next_power_of_2(triton.cdiv(channels, GRAIN)), enable_fp_fusion=True,
-                SLICE=slice_rows(config, x.device), **config.options(), **dependent_launch.options(x.device),
+                enable_fp_fusion=True, **config.options(), **dependent_launch.options(x.device),
             )  # fmt: skip
         return out

@@ -36,12 +36,6 @@ VARIABLES = (
         "a file of measured tiles for the Triton GEMMs, as `ostrack-fast tune` writes it",
     ),
     Variable(
-        "OSTRACK_FAST_SWITCHES",
-        "their defaults in `ostrack_fast/switches.py`",
-        "at run time, when a CUDA graph is captured",
-        "speed-ups for GPUs to turn on or off, such as `norm_rows=on`",
-    ),
-    Variable(
         "OSTRACK_FAST_DEBUG",
         "off",
         "by the command line",

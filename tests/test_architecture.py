@@ -64,7 +64,6 @@ LAYERS = [
         "interrupts",
         "progress",
         "settings",
-        "switches",
         "video",
         "kernels",
         "_C",

@@ -1,7 +1,6 @@
 """The suites of the whole network and the whole frame, their memory, and the README's waterfall."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast import switches
-from ostrack_fast.bench import suite_model, suite_switches, suite_track
+from ostrack_fast.bench import suite_model, suite_track
 from ostrack_fast.bench.case import Options, WrongResult
 from ostrack_fast.bench.suite_model import peak_bytes
-from ostrack_fast.config import get_config
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 NEEDS_SOURCES = pytest.mark.skipif(not RESULTS.exists(), reason="there are no bench/ and docs/ beside these tests")
@@ -23,7 +20,7 @@ QUICK = Options(CPU, ("small",), (1,), quick=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", [suite_model, suite_track, suite_switches])
+@pytest.mark.parametrize("suite", [suite_model, suite_track])
 def test_implementations_agree(suite):
     (case,) = suite.cases(QUICK)
     torch.manual_seed(0)
@@ -36,57 +33,6 @@ def test_implementations_agree(suite):
         comparison.expected[0].mul_(2)
         with pytest.raises(WrongResult, match="upstream"):
             comparison.check("upstream")
-
-
-def test_every_switch_is_measured_turned_and_with_all_others():
-    for device in (CPU, torch.device("cuda")):
-        found = suite_switches.variants(device)
-        turned = {each.switches for each in found.values()}
-        for name, default in switches.DEFAULTS.items():
-            assert f"{name}={'off' if default else 'on'}" in turned
-            assert f"{name}=on" in found["all on"].switches.split(",")
-        assert {"auto", "reference"} <= {each.backend for each in found.values()}
-
-
-@NEEDS_SOURCES
-def test_every_switch_has_a_prediction():
-    lines = (RESULTS / "TUNING.md").read_text(encoding="utf-8").splitlines()
-    for name in switches.DEFAULTS:
-        (line,) = (line for line in lines if line.startswith(f"| switch `{name}`"))
-        assert re.search(r"\d.* us", line.split("|")[2]), line
-
-
-@pytest.mark.parametrize(("name", "kept"), [("ostrack_256_ce", [192, 128, 64]), ("ostrack_384_ce", [432, 304, 176])])
-def test_kept_counts_that_fill_tiles(name, kept):
-    cfg = suite_switches.filling_tiles(get_config(name))
-    assert [count for count in dict.fromkeys(cfg.search_tokens())][1:] == kept
-    assert all((cfg.template_grid**2 + count) % 64 == 0 for count in kept)
-
-
-@pytest.mark.slow
-def test_a_variant_that_fails_is_reported_beside_the_others(monkeypatch, capfd):
-    chosen = Options(CPU, ("small",), (1,), quick=True, only=("default", "key_groups=on"))
-    build = suite_switches.build
-
-    def fail_for_one(model, variant, *how):
-        if variant.switches:
-            raise RuntimeError("planted")
-        return build(model, variant, *how)
-
-    monkeypatch.setattr(suite_switches, "build", fail_for_one)
-    (case,) = suite_switches.cases(chosen)
-    with torch.inference_mode():
-        comparison = case.build()
-    assert set(comparison.implementations) == {"upstream", "default"}
-    assert comparison.skipped == {"key_groups=on": "RuntimeError: planted"}
-    assert "planted" in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_compiling_in_parallel(capfd):
-    """Processes of their own build the variants; what one says when it fails is passed on."""
-    suite_switches.compile_in_parallel("small", 1, CPU, ["default", "no such variant"], 2)
-    assert capfd.readouterr().err.splitlines()[-1].startswith("no such variant: not compiled beforehand:")
 
 
 @pytest.mark.slow

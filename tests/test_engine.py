@@ -13,7 +13,6 @@ from ostrack_fast.config import ModelConfig
 from ostrack_fast.devices import resolve_dtype
 from ostrack_fast.model import template_mask
 from ostrack_fast.ops.layers import why_no_int8
-from ostrack_fast.switches import enabled
 
 from .ambient import default_dtype
 from .golden import seeded
@@ -405,16 +404,6 @@ def test_only_the_pixels_of_the_crops_are_uploaded(engine, box, rows, columns):
     (top, bottom), (left, right) = (rows, columns) if rows[1] else ((135, 175), (45, 85))
     union = slice(min(top, 135), max(bottom, 175)), slice(min(left, 45), max(right, 85))
     assert engine._pixels_read(200, 128) == union
-
-
-def test_switches(monkeypatch):
-    assert not enabled("norm_rows")
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "norm_rows=on")
-    assert enabled("norm_rows")
-    for wrong in ("norm_row=on", "norm_rows", "norm_rows=1"):
-        monkeypatch.setenv("OSTRACK_FAST_SWITCHES", wrong)
-        with pytest.raises(ValueError, match="NAME=on or NAME=off"):
-            enabled("norm_rows")
 
 
 @pytest.mark.gpu

@@ -53,7 +53,7 @@ def test_the_plan_fits_the_time_and_speed_comes_early():
         "waterfall", "tests",
     ]  # fmt: skip
     assert [name for name, _, _ in second] == [
-        "library", "tune ostrack_256_ce", "switches", "tune ostrack_384_ce", "graph time, tuned", "nodes, tuned",
+        "library", "tune ostrack_256_ce", "tune ostrack_384_ce", "graph time, tuned", "nodes, tuned",
         "frames, tuned", "memcheck native", "memcheck triton", "training",
     ]  # fmt: skip
 

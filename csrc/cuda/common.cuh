@@ -34,9 +34,8 @@ __device__ __forceinline__ S& block_shared() {
   return object;
 }
 
-// What ostf_cuda_dependent_launch says, for the launches of this thread.
-inline thread_local bool launches_early = false;
-
+// Programmatic dependent launch: a kernel may be put on the multiprocessors while the one before it in the stream still
+// ends. It waits for its results itself (ptx::wait_for_inputs), if it is compiled for compute capability 9.0 or later.
 template <class... Params, class... Args>
 int launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream, Args&&... args) {
   cudaLaunchAttribute early = {};
@@ -47,13 +46,11 @@ int launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  if (launches_early) {
-    cudaFuncAttributes attributes;
-    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-    if (error != cudaSuccess) return error;
-    config.attrs = &early;
-    config.numAttrs = attributes.ptxVersion >= 90;  // code for older GPUs does not wait
-  }
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  config.attrs = &early;
+  config.numAttrs = attributes.ptxVersion >= 90;  // code for older GPUs does not wait
   return cudaLaunchKernelEx(&config, kernel, static_cast<Args&&>(args)...);
 }
 

@@ -28,9 +28,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(
-            help="ops, one by one; model; track, whole frames; training; switches; ragged, odd sizes; overhead."
-        ),
+        typer.Argument(help="ops, one by one; model; track, whole frames; training; ragged, odd sizes; overhead."),
     ] = "ops",
     op: Annotated[
         str | None,

@@ -30,7 +30,6 @@ from ..ops.layers import (
     linear,
     restore_conv3x3,
 )
-from ..switches import enabled
 from .ostrack import OSTrack
 from .vit import Block, box_embedding
 
@@ -127,9 +126,6 @@ class FrozenOSTrack:
             left = keep
         self.eliminates = any(block.keep is not None for block in self._blocks)
         self._bind_ops()
-        # Whether layers leave rows ready for the next LayerNorm: Triton's can, in half precision.
-        handing = (getattr(layer, "hands_over", False) for block in self._blocks for layer in (block.qkv, block.fc2))
-        self._hands_over = enabled("norm_rows") and all(handing)
         norm = backbone.norm
         self._freeze_head(model.box_head, (_float(norm.weight, device), _float(norm.bias, device), norm.eps), left)
 
@@ -181,14 +177,13 @@ class FrozenOSTrack:
         self._tail_weights = _float(torch.cat(parts), self.device), _float(bias, self.device)
 
     def tail(self, window: Tensor) -> FrameTail | None:
-        """What follows `features` in a frame as one kernel; None where there is none, or it is switched off."""
-        return frame_tail(*self._tail_weights, window) if enabled("frame_tail") else None
+        """What follows `features` in a frame as one kernel; None where there is none."""
+        return frame_tail(*self._tail_weights, window)
 
     def crop_patches(self) -> CropPatches | None:
-        """The search crop in patches; None where no kernel cuts it so, or it is switched off."""
+        """The search crop in patches; None where no kernel cuts it so."""
         cfg = self.cfg
-        how = cfg.search_factor, cfg.search_size, cfg.patch_size, self.dtype, self.device
-        return crop_patches(*how) if enabled("crop_patches") else None
+        return crop_patches(cfg.search_factor, cfg.search_size, cfg.patch_size, self.dtype, self.device)
 
     def embed_template(self, template: Tensor, box: Tensor | None = None) -> Template:
         """Template images (B,3,Z,Z) -> their part of the network's input, computed once.
@@ -274,75 +269,53 @@ class FrozenOSTrack:
         """The backbone: search tokens (B,K,C) that are left, and their cells (B,K)."""
         tokens, rows = template.tokens, self.cfg.template_grid**2
         self._embedded(search, self._search_position, tokens[:, rows:])
-        ids, ready = self._ids.expand(len(tokens), -1), None
+        ids = self._ids.expand(len(tokens), -1)
         for index, block in enumerate(self._blocks):
             if block.qkv is None:
                 tokens, ids, rows = self._attention_skipping_queries(block, tokens, ids, rows, mask)
             else:
                 computed = template.qkv if index == 0 and self._skips_unused_queries else None
-                tokens, ids, rows, ready = self._attention(block, tokens, ready, ids, rows, mask, computed)
+                tokens, ids, rows = self._attention(block, tokens, ids, rows, mask, computed)
             with stage("norm, fc1, gelu"):
-                hidden, means = self._normed(block.fc1, tokens, ready)
+                hidden = block.fc1(tokens)
             with stage("fc2, residual"):
-                last = index == len(self._blocks) - 1
-                tokens, ready = self._added(block.fc2, hidden, tokens, tokens, None if last else means)
+                tokens = block.fc2(hidden, tokens, tokens)
         self.candidates = ids
         return tokens[:, rows:], ids
-
-    def _normed(self, layer: Any, tokens: Tensor, ready: Any) -> tuple[Tensor, Tensor | None]:
-        """layer(LayerNorm(tokens)), and the means of the rows if layers hand over what the next LayerNorm needs.
-
-        `ready` is what `_added` left of these tokens, or None.
-        """
-        if not self._hands_over:
-            return layer(tokens), None
-        return layer.normed(tokens if ready is None else ready)
-
-    def _added(
-        self, layer: Any, x: Tensor, tokens: Tensor, out: Tensor | None, means: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        """layer(x) + tokens, and these rows ready for a LayerNorm if `means` of the tokens are given."""
-        return (layer(x, tokens, out), None) if means is None else layer.added(x, tokens, out, means)
 
     def _attention(
         self,
         block: _FrozenBlock,
         tokens: Tensor,
-        ready: Any,
         ids: Tensor,
         rows: int,
         mask: Tensor | None,
         template_qkv: Tensor | None,
-    ) -> tuple[Tensor, Tensor, int, Any]:
+    ) -> tuple[Tensor, Tensor, int]:
         """Attention, projection and elimination.
 
         Args:
-            ready: the tokens ready for a LayerNorm, if layers hand them over.
             rows: number of template tokens, which come first.
             template_qkv: the template's qkv, if it is computed already.
 
-        Returns the tokens and cells that are left, the number of template tokens in them, and `ready` for them.
+        Returns the tokens and cells that are left, and the number of template tokens in them.
         """
         with stage("norm, qkv"):
-            if template_qkv is None:
-                qkv, means = self._normed(block.qkv, tokens, ready)
-            else:
-                qkv, means = self._qkv(block, tokens, template_qkv), None
+            layer = cast(Layer, block.qkv)
+            qkv = layer(tokens) if template_qkv is None else self._qkv(block, tokens, template_qkv)
         with stage("attention and score"):
             attended, score, _ = self._attention_op(self._heads(qkv, 3), mask if block.keep is not None else None)
         if block is self._blocks[-1] and block.keep is None:
             # Nothing reads the template's tokens after the last attention.
-            attended, tokens = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous()
-            means, rows = None if means is None else means[:, rows:].contiguous(), 0
+            attended, tokens, rows = attended[:, rows:].contiguous(), tokens[:, rows:].contiguous(), 0
         with stage("projection, residual"):
             # The first block's input stays: the template's tokens in it serve the next frame.
             out = None if block is self._blocks[0] else tokens
-            # Rows that elimination moves are no longer ready.
-            tokens, ready = self._added(block.proj, attended, tokens, out, means if block.keep is None else None)
+            tokens = block.proj(attended, tokens, out)
         if block.keep is not None:
             with stage("elimination"):
                 tokens, ids, _ = self._eliminate_op(tokens, cast(Tensor, score), ids, block.keep)
-        return tokens, ids, rows, ready
+        return tokens, ids, rows
 
     def _attention_skipping_queries(
         self, block: _FrozenBlock, tokens: Tensor, ids: Tensor, rows: int, mask: Tensor | None

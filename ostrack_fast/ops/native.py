@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from ..switches import enabled
 from .threads import thread_count
 
 try:
@@ -127,7 +126,6 @@ def call(kernel: str, device: torch.device, *arguments: Tensor | float | None) -
     function = getattr(_C, f"{device.type}_{kernel}")
     if device.type == "cuda":
         with torch.cuda.device(device):
-            _C.cuda_dependent_launch(enabled("dependent_launch"))
             function(*converted, torch.cuda.current_stream().cuda_stream)
     else:
         function(*converted, thread_count())

@@ -76,10 +76,9 @@ def absent_hopper(monkeypatch: pytest.MonkeyPatch, launched: list[str]) -> Itera
     _forget_devices()
 
 
-def of_a_frame(monkeypatch: pytest.MonkeyPatch, name: str, switches: str = "") -> list[str]:
+def of_a_frame(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
     """The kernels of one target's frame in float16, in order, as its CUDA graph holds them."""
     launched: list[str] = []
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", switches)
     with absent_hopper(monkeypatch, launched), torch.no_grad():
         tracker = Engine(OSTrack(get_config(name)), "cuda:0", torch.float16)
         frame = torch.empty(1080, 1920, 3, dtype=torch.uint8, device="cuda:0")

@@ -1,6 +1,5 @@
 """A whole frame in Triton's kernels, interpreted: network, tracker and the tuning of its tiles."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -89,31 +88,6 @@ def test_tuning(model, tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     assert all(tiles.config_for(one.problem, cpu) == one.config for one in tuned)
     assert all(tiles.library_is_faster(one.problem, cpu) == one.library for one in tuned)
-
-
-@pytest.mark.usefixtures("clean_table")
-def test_rows_that_are_ready_are_tuned_too(model, monkeypatch):
-    """With the switch on: GEMMs of their own, whose inputs are such as a layer leaves."""
-    with ops.use("triton"):
-        engine = Engine(model, "cpu", torch.float16)
-        plain = [problem for *_, problem in tuning.gemms(engine, [1])]
-        monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "norm_rows=on")
-        found = list(tuning.gemms(engine, [1]))
-    ready = [one for one in found if isinstance(one[1], tuning.Ready)]
-    assert {"qkv", "fc1"} <= {one[0] for one in ready}
-    problems = [one[3] for one in found]
-    assert len(set(problems)) == len(problems)
-    assert set(problems) == {*plain, *(dataclasses.replace(each, norm=False) for each in plain)}
-    name, called, rows, problem = ready[0]
-    assert not problem.norm and problem == called.problem(rows).bucket()
-    torch.manual_seed(0)
-    (given,) = tuning.inputs(engine, name, called, rows)
-    torch.manual_seed(0)
-    (x,) = tuning.inputs(engine, name, called.layer, rows)
-    torch.testing.assert_close(called(given), called.layer(x), rtol=2e-2, atol=2e-2)
-    monkeypatch.setattr(candidates_of, "worth_timing", lambda *_: [])
-    tuned = candidates_of.tune_one(name, called, (given,), problem, lambda runs: {key: [1.0] for key in runs})
-    assert not tuned.library and tuned.problem == problem
 
 
 @pytest.mark.usefixtures("clean_table")

@@ -6,7 +6,7 @@ import torch
 from race_guard import guard
 from triton.runtime.errors import InterpreterError
 
-from ostrack_fast import Engine, build_ostrack, ops, switches
+from ostrack_fast import Engine, build_ostrack, ops
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.engine import hann_window
 from ostrack_fast.kernels import FrameTail, frame_tail
@@ -98,14 +98,13 @@ def test_the_guard_sees_planted_faults():
 
 
 def test_frames(monkeypatch):
-    """The engine's boxes, of two targets, with every switch on, as without."""
+    """The engine's boxes, of two targets, as those of the reference."""
     torch.manual_seed(0)
     model = build_ostrack(TINY).requires_grad_(False)
     frames = [np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8) for seed in range(2)]
     rows, launched = [], []
     call = FrameTail.__call__
     monkeypatch.setattr(FrameTail, "__call__", lambda self, *given: launched.append(1) or call(self, *given))
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", ",".join(f"{name}=on" for name in switches.DEFAULTS))
     for backend in ("reference", "triton"):
         with ops.use(backend):
             engine = Engine(model, "cpu", "float32")
@@ -116,12 +115,8 @@ def test_frames(monkeypatch):
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-3)
 
 
-def test_another_backend_or_none_asked_for(monkeypatch):
+def test_another_backend_asked_for():
     weight, bias, window = inputs(1, 6, 8, torch.float16)[0]
     assert isinstance(layers.frame_tail(weight, bias, window), FrameTail)
     with ops.use("reference"):
         assert layers.frame_tail(weight, bias, window) is None
-    network = Engine(build_ostrack(TINY).requires_grad_(False), "cpu", "float32").network
-    for state in ("off", "on"):
-        monkeypatch.setenv("OSTRACK_FAST_SWITCHES", f"frame_tail={state}")
-        assert (network.tail(hann_window(4)) is not None) == (state == "on")

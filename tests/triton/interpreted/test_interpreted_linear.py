@@ -3,10 +3,9 @@
 import pytest
 import torch
 from race_guard import guard
-from triton.runtime.errors import InterpreterError
 
-from ostrack_fast.kernels import conv3x3, linear, tiles
-from ostrack_fast.kernels.gemm import Workspace, slice_rows
+from ostrack_fast.kernels import linear, tiles
+from ostrack_fast.kernels.gemm import Workspace
 from ostrack_fast.ops import reference
 
 CPU = torch.device("cpu")
@@ -196,43 +195,3 @@ def test_strides_it_cannot_write_to():
     layer = linear.Linear(random(8, 32), random(8, seed=1))
     with pytest.raises(ValueError, match="dense rows"):
         layer(random(4, 32), out=torch.empty(8, 4).T)
-
-
-@pytest.mark.parametrize("split", [2, 3])
-def test_wide_slices_add_the_same(split, monkeypatch):
-    """Other rows at a time, the same order: the same bits, of a convolution too."""
-    use(monkeypatch, split=split)
-    monkeypatch.setattr(conv3x3, "config_for", linear.config_for)
-    layer = linear.Linear(random(130, 192, seed=1), random(130, seed=2), dtype=torch.float16)
-    convolution = conv3x3.Conv3x3(random(40, 64, 3, 3, seed=1), random(40, seed=2), dtype=torch.float16)
-    x, residual, maps = random(1, 150, 192).half(), random(1, 150, 130, seed=3), random(1, 5, 5, 64).half()
-    found = []
-    for state in ("off", "on"):
-        monkeypatch.setenv("OSTRACK_FAST_SWITCHES", f"wide_slices={state}")
-        with guard(split):
-            found.append((layer(x, residual), convolution(maps)))
-    assert all(map(torch.equal, *found))
-
-
-def test_the_guard_sees_slices_larger_than_a_tile(monkeypatch):
-    use(monkeypatch, split=2)
-    monkeypatch.setattr(linear, "slice_rows", lambda config, device: 2 * config.block_m)
-    with pytest.raises(InterpreterError, match=r"race|outside"), guard():
-        linear.Linear(random(64, 128), random(64), dtype=torch.float16)(random(1, 64, 128).half())
-
-
-def test_slices_fit_tiles_and_registers(monkeypatch):
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=on")
-    rows = set()
-    for problem in (tiles.Problem(320, 768, 3072, half=True), tiles.Problem(256, 768, 768, half=True, taps=9)):
-        for config in tiles.candidate_configs(problem, 9):
-            found = slice_rows(config, CPU)
-            in_flight = found * config.block_n * config.split / (32 * config.num_warps)
-            assert config.block_m % found == 0 and (in_flight <= 96 or found == 16)
-            rows.add(found if config.split > 1 else 0)
-    assert rows == {0, 16, 32, 64, 128}
-    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4), CPU) == 64, "the last layer of a block, as shipped"
-    monkeypatch.setattr(tiles, "_device_facts", lambda device: (10, 148))
-    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4), CPU) == 32
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=off")
-    assert slice_rows(tiles.Config(64, 128, 64, 3, 8, 4), CPU) == 16

@@ -1,4 +1,4 @@
-"""The kernels as the GPU speed-ups that are off by default launch them, compiled with no GPU; see `test_compiled`."""
+"""A frame's kernels, and what begins early, compiled with no GPU; see `test_compiled`."""
 
 import os
 import re
@@ -16,55 +16,13 @@ from compile_only import compile_launches
 from test_compiled import HALF, TARGETS, assert_matrix_units, compile_clean, forward
 
 from ostrack_fast import kernels
-from ostrack_fast.kernels import dependent_launch, tiles
+from ostrack_fast.kernels import dependent_launch
 from ostrack_fast.kernels.library_gemm import normalize
-from ostrack_fast.kernels.norm_rows import empty_norm_rows
 from ostrack_fast.kernels.update_box import update_box
 
 ALL = [pytest.param(each, marks=[pytest.mark.slow] if each != 90 else []) for each in TARGETS]
 # Hopper always; later ones, which differ little, with the slow tests.
 ABLE = [pytest.param(each, marks=[pytest.mark.slow] if each > 90 else []) for each in TARGETS if each >= 90]
-
-
-def handing_over(tokens, width, dtype):
-    """The GEMMs of a block whose epilogues leave rows for the next LayerNorm: fc2, then fc1."""
-    fc1, fc2 = (
-        kernels.Linear(torch.empty(rows, columns), torch.empty(rows), eps, activation, dtype)
-        for rows, columns, eps, activation in ((4 * width, width, 1e-6, "gelu"), (width, 4 * width, None, "none"))
-    )
-    stream, means = torch.empty(1, tokens, width), torch.empty(1, tokens)
-    hidden, ready = torch.empty(1, tokens, 4 * width, dtype=dtype), empty_norm_rows((1, tokens), width, dtype, "cpu")
-    return (fc2, lambda: fc2.added(hidden, stream, stream, means)), (fc1, lambda: fc1.normed(ready))
-
-
-@pytest.mark.parametrize("capability", ABLE)
-def test_rows_handed_over_to_the_next_norm(capability):
-    for width, tokens in ((768, 244), (384, 107)):
-        for _, call in handing_over(tokens, width, HALF[capability]):
-            compiled = compile_clean(capability, call)
-            assert len(compiled) == 1
-            assert_matrix_units(compiled, capability)
-
-
-@pytest.mark.slow
-def test_hopper_tiles_with_wide_slices_without_spills(monkeypatch):
-    layer, call = handing_over(320, 768, torch.float16)[0]
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=on")
-    for config in (each for each in tiles.candidate_configs(layer.problem(320), 9) if each.split in (2, 3, 4)):
-        monkeypatch.setattr(tiles, "_measured", {})
-        tiles.set_config(layer.problem(320), config, 0)
-        compile_clean(90, call)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1], ids=["fc2", "fc1"])
-def test_hopper_tiles_hand_over_without_spills(which, monkeypatch):
-    layer, call = handing_over(320, 768, torch.float16)[which]
-    problem = layer.problem(320, rows_are_ready=True)
-    for config in (each for each in tiles.candidate_configs(problem, 9) if each.split in (1, 3)):
-        monkeypatch.setattr(tiles, "_measured", {})
-        tiles.set_config(problem, config, 0)
-        compile_clean(90, call)
 
 
 def frame_kernels(dtype):
@@ -79,8 +37,9 @@ def frame_kernels(dtype):
     norm(tokens)
     kernels.attention(qkv, mask)
     kernels.eliminate(tokens, score, ids, 180)
-    for _, call in handing_over(244, 768, dtype):
-        call()
+    kernels.Linear(torch.empty(768, 3072), torch.empty(768), dtype=dtype)(
+        torch.empty(1, 244, 3072, dtype=dtype), tokens[:, :244]
+    )
     kernels.restore(tokens[:, :180], ids[:, :180], 16, weight, weight, channels_last=True, dtype=dtype)
     conv(torch.empty(1, 16, 16, 384, dtype=dtype))
     kernels.decode(*maps, torch.empty(16, 16))
@@ -114,36 +73,8 @@ def test_both_ends_of_a_frame(capability):
         assert "ld.global.v4" in compiled.ptx
 
 
-def split_gemms(dtype):
-    """The GEMMs that ship with split sums: fc2, and the head's convolutions."""
-    for rows, width in ((320, 768), (107, 384)):
-        fc2 = kernels.Linear(torch.empty(width, 4 * width), torch.empty(width), dtype=dtype)
-        stream = torch.empty(1, rows, width)
-        fc2(torch.empty(1, rows, 4 * width, dtype=dtype), stream, stream)
-    for inputs, outputs, groups in ((768, 768, 1), (768, 384, 3), (384, 192, 3)):
-        weight = torch.empty(outputs, inputs // groups, 3, 3)
-        kernels.Conv3x3(weight, torch.empty(outputs), groups, dtype=dtype)(torch.empty(1, 16, 16, inputs, dtype=dtype))
-
-
 @pytest.mark.parametrize("capability", ALL)
-def test_wide_slices(capability, monkeypatch):
-    """All partials of a tile are asked for before the first addition, and wait in registers."""
-    monkeypatch.setattr(tiles, "_device_facts", lambda device: (capability // 10, 132))
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=on")
-    compiled = compile_clean(capability, lambda: split_gemms(HALF[capability]))
-    assert_matrix_units(compiled, capability)
-    reads = [kernel.ptx.count("ld.global.cg") for kernel in compiled]
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "wide_slices=off")
-    before = [
-        kernel.ptx.count("ld.global.cg")
-        for kernel in compile_launches(capability, lambda: split_gemms(HALF[capability]))
-    ]
-    assert all(wide >= narrow for wide, narrow in zip(reads, before, strict=True)) and sum(reads) > sum(before)
-
-
-@pytest.mark.parametrize("capability", ALL)
-def test_attention_by_eight_warps(capability, monkeypatch):
-    monkeypatch.setenv("OSTRACK_FAST_SWITCHES", "key_groups=on")
+def test_attention_by_eight_warps(capability):
     (compiled,) = compile_clean(capability, forward(1, 64, HALF[capability]))
     assert compiled.warps == 8
     assert_matrix_units([compiled], capability)
@@ -179,7 +110,7 @@ def test_nothing_is_touched_before_the_wait(capability, monkeypatch):
         assert fetched == (kernel.name in ("_linear", "_conv3x3")), kernel.name
 
 
-def test_without_the_switch_there_is_no_wait():
+def test_on_older_gpus_there_is_no_wait():
     for kernel in compile_launches(90, lambda: frame_kernels(torch.float16)):
         assert "griddepcontrol" not in kernel.ptx and "prefetch" not in kernel.ptx, kernel.name
 
