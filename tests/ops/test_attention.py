@@ -354,6 +354,9 @@ def gradients(qkv, mask, device, scored):
     ],
 )
 def test_error_of_the_gradient(device, batch, tokens, width, mask, scored):
+    reason = ops.OPS["attention"].unsupported_reason(ops.forced_backend(), inputs(1, 2, 1, width).to(device))
+    if reason is not None:
+        pytest.skip(f"{ops.forced_backend()}: {reason}")
     exact, plain, ours = gradients(inputs(batch, tokens, 3, width), mask, device, scored)
     unit = torch.finfo(torch.float32).eps * exact.abs().max()
     error, allowed = ((value - exact).abs().max() for value in (ours, plain))
