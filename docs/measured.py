@@ -80,7 +80,9 @@ def waterfalls(found: list[tuple[str, Result]]) -> list[str]:
     for network, columns in networks.items():
         heads = [title for where in columns for title in (f"{where}: ms", "x upstream")]
         rows = []
-        for name in dict.fromkeys(name for runs in columns.values() for name in runs):
+        fullest_first = sorted(columns.values(), key=len, reverse=True)
+        names = dict.fromkeys(name for runs in fullest_first for name in runs)
+        for name in sorted(names, key=lambda name: not _is_step(name)):
             runs = [each.get(name) for each in columns.values()]
             pairs = ((_ms(one), f"{one['speedup_over']['upstream']:.2f}") if one else ("", "") for one in runs)
             cells = [cell for pair in pairs for cell in pair]
@@ -102,15 +104,15 @@ def _ms(one: Result) -> str:
 
 
 def draw(found: list[tuple[str, Result]], picture: Path) -> None:
-    """The waterfalls side by side, three in a row."""
+    """The waterfalls side by side, three in a row; grey is what there is to compare with."""
     columns = min(3, len(found))
     figure = Figure(figsize=(4.2 * columns, 3.0 * -(-len(found) // columns)), layout="constrained")
     for number, (where, result) in enumerate(found, 1):
-        steps = {name: one for name, one in result["implementations"].items() if _is_step(name)}
+        steps = result["implementations"]
         axes = figure.add_subplot(-(-len(found) // columns), columns, number)
         axes.set_title(f"{result['shape'].split(':')[0]}\n{where}", fontsize=8)
         times = [1e3 * one["seconds"] for one in steps.values()]
-        bars = axes.barh(list(steps), times, color=["#9a9a9a"] + ["#2f6db5"] * (len(steps) - 1))
+        bars = axes.barh(list(steps), times, color=["#2f6db5" if name.startswith("+") else "#9a9a9a" for name in steps])
         labels = [f" {_ms(one)} ms, {one['speedup_over']['upstream']:.1f}x" for one in steps.values()]
         axes.bar_label(bars, labels, fontsize=7)
         axes.invert_yaxis()
