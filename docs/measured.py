@@ -42,13 +42,15 @@ def markdown(words: int, head: list[str], rows: list[list[str]]) -> str:
 
 
 def op_tables(found: list[tuple[str, Result]]) -> str:
-    """A table for each op: a row for each case and implementation of ours, three columns for each machine."""
+    """A table for each op on CPUs, and one for each GPU: a row for each case and implementation of ours, three columns for
+    each number of threads.
+    """
     ops: dict[str, dict[tuple, dict[str, Result]]] = defaultdict(lambda: defaultdict(dict))
     for where, result in found:
         if result["op"] not in _NO_OPS:
             for name, one in result["implementations"].items():
                 key = result["shape"], str(result["batch"]), result["dtype"], name
-                ops[result["op"]][key][where] = one
+                ops[result["op"] + ("" if result["device"] == "cpu" else f", {where}")][key][where] = one
     parts = []
     for op, rows in sorted(ops.items()):
         columns = list(dict.fromkeys(where for cells in rows.values() for where in cells))
