@@ -42,8 +42,9 @@ def markdown(words: int, head: list[str], rows: list[list[str]]) -> str:
 
 
 def op_tables(found: list[tuple[str, Result]]) -> str:
-    """A table for each op on CPUs, and one for each GPU: a row for each case and implementation of ours, three columns for
-    each number of threads.
+    """A table for each op, and for each GPU one of its own.
+
+    A row is a case and an implementation of ours; a machine's number of threads has three columns.
     """
     ops: dict[str, dict[tuple, dict[str, Result]]] = defaultdict(lambda: defaultdict(dict))
     for where, result in found:
