@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 GIB = 1024**3
+_AT_A_TIME = 64
 
 
 class BadImage(ValueError):
@@ -131,10 +133,17 @@ class ImageStore:
         self.paths, self._read = list(paths), read
         self._images: list[Image | None] = []
         used = 0
-        for path in self.paths:
-            image = read(path) if used < memory_limit else None
-            used += 0 if image is None else image.nbytes
-            self._images.append(image)
+        # Several threads: OpenCV decodes without holding the interpreter's lock. A number of images at a time, so that
+        # few beyond the limit are decoded.
+        with ThreadPoolExecutor() as pool:
+            while len(self._images) < len(self.paths) and used < memory_limit:
+                first = len(self._images)
+                for image in pool.map(read, self.paths[first : first + _AT_A_TIME]):
+                    self._images.append(image)
+                    used += image.nbytes
+                    if used >= memory_limit:
+                        break
+        self._images += [None] * (len(self.paths) - len(self._images))
 
     def __len__(self) -> int:
         return len(self.paths)

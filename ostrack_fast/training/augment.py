@@ -143,7 +143,7 @@ class Augment:
             # Gray images stay gray.
             gains = gain * (tint if saturation else np.ones(3))
             colours = np.array([saturation, gamma, *gains], dtype=np.float32)
-            out.append(Augmented(image[:, ::-1] if flipped else image, flipped, colours))
+            out.append(Augmented(cv2.flip(image, 1) if flipped else image, flipped, colours))
         return out[0], out[1]
 
     def _degradation(self, draw: NDArray, rng: Generator) -> tuple[int | None, float | None, float | None]:

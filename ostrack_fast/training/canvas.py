@@ -59,26 +59,22 @@ def render(cutout: Cutout, matrix: NDArray, shape: tuple[int, int]) -> Layer | N
     Args:
         matrix: 2x3, pixels of the cut-out to pixels of the canvas, pixel i covering [i, i + 1].
     """
-    height, width = cutout.alphas[0].shape
+    height, width = cutout.images[0].shape[:2]
     low = transform(matrix, corners((0, 0, width, height)))
     x1, y1 = np.maximum(np.floor(low.min(0)).astype(int), 0)
     x2, y2 = np.minimum(np.ceil(low.max(0)).astype(int), (shape[1], shape[0]))
     if x2 <= x1 or y2 <= y1:
         return None
     scale = sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
-    level = min(max(floor(log2(1 / max(scale, 1e-6)) + 0.3), 0), len(cutout.alphas) - 1)
-    color, alpha = cutout.colors[level], cutout.alphas[level]
+    level = min(max(floor(log2(1 / max(scale, 1e-6)) + 0.3), 0), len(cutout.images) - 1)
+    image = cutout.images[level]
     local = matrix.copy()
-    local[:, 0] *= width / alpha.shape[1]
-    local[:, 1] *= height / alpha.shape[0]
+    local[:, 0] *= width / image.shape[1]
+    local[:, 1] *= height / image.shape[0]
     local[:, 2] -= (x1, y1)
-    size = (int(x2 - x1), int(y2 - y1))
-    return Layer(
-        slice(y1, y2),
-        slice(x1, x2),
-        warp(color, local, size, cv2.BORDER_REPLICATE),
-        warp(alpha, local, size) * np.float32(1 / 255),
-    )
+    moved = warp(image, local, (int(x2 - x1), int(y2 - y1)))
+    alpha = cv2.extractChannel(moved, 3) * np.float32(1 / 255)
+    return Layer(slice(y1, y2), slice(x1, x2), cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB), alpha)
 
 
 def blend(canvas: Image, layer: Layer) -> None:

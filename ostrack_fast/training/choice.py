@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ class Choice:
         values = np.array(ratios, dtype=np.float64)
         if not (values >= 0).all() or not 0 < values.sum() < np.inf:
             raise ValueError(f"ratios must not be negative, and one must be positive: got {values.tolist()}")
-        self._edges = np.cumsum(values / values.sum())
+        self._edges: list[float] = np.cumsum(values / values.sum()).tolist()
 
     def __call__(self, rng: Generator) -> int:
-        return min(int(np.searchsorted(self._edges, rng.random(), side="right")), len(self._edges) - 1)
+        return min(bisect_right(self._edges, rng.random()), len(self._edges) - 1)

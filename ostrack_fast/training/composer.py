@@ -252,7 +252,7 @@ class Composer:
             camera[:, 2] += rng.normal(0, 0.03, 2) * frame
             matrix = compose(camera, matrix)
         matrix = compose(window.matrix(), matrix)
-        scale = sqrt(abs(np.linalg.det(matrix[:, :2])))
+        scale = sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
         if scale < 0.4:
             # Bilinear sampling at less than half size would alias more than a camera does.
             half = (photo.shape[1] // 2, photo.shape[0] // 2)
@@ -320,7 +320,7 @@ class Composer:
         distance = max(rng.uniform(0.9, 2.6) * extent, 0.55 * (size + max(box[2:])))
         angle = rng.uniform(0, 2 * pi)
         where = box[:2] + 0.5 * box[2:] + distance * np.array([np.cos(angle), np.sin(angle)])
-        linear = linear_map(turn, rng.normal(0, 0.08)) * (rng.choice((-1, 1)), 1)
+        linear = linear_map(turn, rng.normal(0, 0.08)) * ((-1, 1)[rng.integers(2)], 1)
         layer = render(other, compose(to_canvas, pose_at(other, linear, size, where)), canvas.shape[:2])
         if layer is not None:
             bright, gamma = np.exp(rng.normal(0, (0.15, 0.1)))

@@ -27,10 +27,12 @@ Shape = tuple[NDArray[np.uint8], NDArray[np.float64]]
 
 
 class Cutout(NamedTuple):
-    """An object with soft alpha at halving resolutions, and the hull, in pixels of the first, of alpha > 0.5."""
+    """An object with soft alpha at halving resolutions, and the hull, in pixels of the first, of alpha > 0.5.
 
-    colors: tuple[Image, ...]
-    alphas: tuple[NDArray[np.uint8], ...]
+    The images are (h, w, 4) uint8 RGBA: one warp then moves both, and OpenCV warps four channels faster than three.
+    """
+
+    images: tuple[Image, ...]
     outline: NDArray[np.float64]
 
 
@@ -51,8 +53,8 @@ def make_cutout(color: Image, alpha: NDArray[np.uint8]) -> Cutout | None:
     if max(w, h) > _MAX_CUTOUT:
         size = (max(2, round(w * _MAX_CUTOUT / max(w, h))), max(2, round(h * _MAX_CUTOUT / max(w, h))))
         color, alpha = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (color, alpha))
-    # A transparent margin lets the warp fade the border out; its colour is spread from inside, so that no fringe of
-    # whatever hides behind alpha 0 shows.
+    # A transparent margin keeps the black beyond the image out of the warp's interpolation; its colour is spread from
+    # inside, so that no fringe of whatever hides behind alpha 0 shows.
     color = cv2.copyMakeBorder(color, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
     alpha = cv2.copyMakeBorder(alpha, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=0)
     weight = (alpha > 127).astype(np.float32)
@@ -63,12 +65,18 @@ def make_cutout(color: Image, alpha: NDArray[np.uint8]) -> Cutout | None:
     outline = mask_outline(alpha > 127)
     if outline is None:
         return None
-    colors, alphas = [color], [alpha]
-    while min(colors[-1].shape[:2]) >= 16:
-        size = (colors[-1].shape[1] // 2, colors[-1].shape[0] // 2)
-        colors.append(cv2.resize(colors[-1], size, interpolation=cv2.INTER_AREA))
-        alphas.append(cv2.resize(alphas[-1], size, interpolation=cv2.INTER_AREA))
-    return Cutout(tuple(colors), tuple(alphas), outline)
+    images = [with_alpha(color, alpha)]
+    while min(images[-1].shape[:2]) >= 16:
+        size = (images[-1].shape[1] // 2, images[-1].shape[0] // 2)
+        images.append(cv2.resize(images[-1], size, interpolation=cv2.INTER_AREA))
+    return Cutout(tuple(images), outline)
+
+
+def with_alpha(color: Image, alpha: NDArray[np.uint8]) -> Image:
+    """(h, w, 3) RGB and (h, w) alpha as one (h, w, 4) image."""
+    image = cv2.cvtColor(color, cv2.COLOR_RGB2RGBA)
+    image[..., 3] = alpha
+    return image
 
 
 def folder_cutouts(folder: str | Path) -> list[CutoutGroup]:
@@ -249,4 +257,6 @@ def photo_cutout(photo: Image, shapes: list[Shape], rng: Generator) -> Cutout | 
         return None
     mask, outline = shapes[int(rng.integers(len(shapes)))]
     x, y = corner
-    return Cutout((photo[y : y + h, x : x + w],), (cv2.resize(mask, (w, h)),), outline * (w, h) / _SHAPE_SIDE)
+    alpha = cv2.resize(mask, (w, h))
+    alpha[[0, -1]] = alpha[:, [0, -1]] = 0
+    return Cutout((with_alpha(photo[y : y + h, x : x + w], alpha),), outline * (w, h) / _SHAPE_SIDE)

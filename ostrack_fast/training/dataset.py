@@ -139,7 +139,7 @@ class PairDataset(Dataset):
             item[name] = torch.from_numpy(np.ascontiguousarray(image))
             item[f"{name}_box"] = torch.from_numpy(flip_box(box) if one.flipped else box)
             item[f"{name}_colours"] = torch.from_numpy(one.colours)
-        item["present"] = torch.tensor(pair.present, dtype=torch.bool, device="cpu")
+        item["present"] = torch.from_numpy(np.array(pair.present, dtype=bool))
         return item
 
     def _crops(self, index: int) -> CropConfig:

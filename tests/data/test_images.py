@@ -8,7 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from ostrack_fast.data.images import IMAGE_SUFFIXES, ImageStore, decode_image, find_images, list_images, read_image
+from ostrack_fast.data.images import (
+    IMAGE_SUFFIXES,
+    BadImage,
+    ImageStore,
+    decode_image,
+    find_images,
+    list_images,
+    read_image,
+)
 
 IMAGE = np.zeros((40, 60, 3), dtype=np.uint8)
 IMAGE[:20, :, 0], IMAGE[20:, :, 2] = 200, 90  # RGB
@@ -166,3 +174,17 @@ def test_images_beyond_the_memory_limit_are_decoded_on_demand(tmp_path):
     np.testing.assert_array_equal(store[1], IMAGE)
     with pytest.raises(FileNotFoundError, match=r"2\.png"):
         store[2]
+
+
+def test_many_images_keep_their_order_and_a_bad_one_beyond_the_limit_is_found_on_demand(tmp_path):
+    levels = np.arange(150, dtype=np.uint8)
+    for level in levels:
+        cv2.imwrite(str(tmp_path / f"{level}.png"), np.full((4, 5, 3), level, np.uint8))
+    (tmp_path / "150.png").write_bytes(b"damaged")
+    paths = list_images(tmp_path)
+    store = ImageStore(paths, memory_limit=150 * 4 * 5 * 3)
+    assert [store[i][0, 0, 0] for i in range(150)] == levels.tolist()
+    with pytest.raises(BadImage, match=r"150\.png"):
+        store[150]
+    with pytest.raises(BadImage, match=r"150\.png"):
+        ImageStore(paths, memory_limit=1 << 20)

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
 from ostrack_fast.training.augment import AugmentConfig
@@ -10,7 +11,9 @@ from ostrack_fast.training.composer import Composer, ComposerConfig
 from ostrack_fast.training.cutouts import (
     folder_cutouts,
     make_cutout,
+    photo_cutout,
     plain_background_cutouts,
+    random_shapes,
     video_cutouts,
     whole_cutouts,
 )
@@ -58,6 +61,29 @@ def test_rendered_cutout_fills_its_transformed_outline():
             bounds(mask_outline(canvas > 0.5)), bounds(transform(matrix, cutout.outline)), atol=1.6
         )
     assert render(cutout, np.array([[1.0, 0, 900], [0, 1, 0]]), (300, 300)) is None
+
+
+# At a quarter of the size half a pixel is left of the transparent margin, and the edge is a little darker.
+@pytest.mark.parametrize(("scale", "darkest"), [(1.0, 195), (0.5, 195), (0.25, 165)])
+def test_nothing_of_a_cutout_shows_beyond_its_image(scale, darkest):
+    """A layer is the box around a turned cut-out: its corners are empty, and no black shines in at the edge."""
+    cutout = make_cutout(np.full((130, 170, 3), 200, np.uint8), np.full((130, 170), 255, np.uint8))
+    linear = linear_map(np.pi / 4, scale=scale)
+    layer = render(cutout, np.column_stack((linear, (200, 200))), (400, 400))
+    y, x = np.mgrid[layer.rows, layer.columns] + 0.5
+    inside = (np.stack((x, y), -1) - 200) @ np.linalg.inv(linear).T
+    height, width = cutout.images[0].shape[:2]
+    beyond = ((inside < -1 / scale) | (inside > np.array([width, height]) + 1 / scale)).any(-1)
+    assert beyond.sum() > 100 and layer.alpha[beyond].max() == 0
+    assert layer.color[layer.alpha > 0.4].min() >= darkest
+
+
+def test_shapes_cut_from_a_photo_end_before_their_image():
+    shapes, photo = random_shapes(np.random.default_rng(0)), texture(np.random.default_rng(1), 200, 260)
+    found = [photo_cutout(photo, shapes, np.random.default_rng(seed)) for seed in range(40)]
+    alphas = [cutout.images[0][..., 3] for cutout in found if cutout is not None]
+    assert len(alphas) > 20 and all(alpha.max() > 200 for alpha in alphas)
+    assert all(not alpha[[0, -1]].any() and not alpha[:, [0, -1]].any() for alpha in alphas)
 
 
 def test_composed_boxes_lie_on_the_pasted_target(composer_parts):
