@@ -44,7 +44,7 @@ def tune(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ..bench import tuning
+    from .. import tuning
     from ..bench.networks import make_model
     from ..engine import Engine
     from ..files import write_atomically

@@ -7,8 +7,7 @@ import pytest
 import torch
 from race_guard import guard
 
-from ostrack_fast import Engine, build_ostrack, ops
-from ostrack_fast.bench import tuning
+from ostrack_fast import Engine, build_ostrack, ops, tuning
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.kernels import candidates as candidates_of
 from ostrack_fast.kernels import tiles

@@ -1,6 +1,6 @@
 """The Triton GEMMs of a network, for `ostrack-fast tune` and for the table of tiles that ships.
 
-    TRITON_INTERPRET=1 python -m ostrack_fast.bench.tuning [FILE ...]
+    TRITON_INTERPRET=1 python -m ostrack_fast.tuning [FILE ...]
 
 writes kernels/tiles.json: what is measured there and in files that `tune` wrote stays, the rest is what the model of
 `kernels.tiles` says of an H100. Run it after a change of that model or of a preset.
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ostrack_fast import OSTrack, ops
-from ostrack_fast.config import PRESETS
-from ostrack_fast.engine import Engine
-from ostrack_fast.files import write_atomically
-
-from .networks import make_model
-from .timing import clock, interleave
+from . import ops
+from .bench.networks import make_model
+from .bench.timing import clock, interleave
+from .config import PRESETS
+from .engine import Engine
+from .files import write_atomically
+from .model import OSTrack
 
 if TYPE_CHECKING:
-    from ostrack_fast.kernels.candidates import Tuned
+    from .kernels.candidates import Tuned
 
 H100_CAPABILITY, H100_MULTIPROCESSORS = 9, 132
 SHIPPED_BATCHES = (1, 8, 64)
@@ -79,7 +79,7 @@ def compile_share(
     weights: str, device: str, dtype: str, batches: Sequence[int], share: int, shares: int, config: str | None = None
 ) -> int:
     """Compile every `shares`-th tile of a network, beginning with number `share`, into Triton's cache; how many."""
-    from ostrack_fast.kernels import candidates
+    from .kernels import candidates
 
     torch.set_num_threads(1)
     engine = Engine(make_model(weights, config=config), device, dtype)
@@ -113,7 +113,7 @@ def tune(engine: Engine, batches: Sequence[int], seconds: float, done: Callable[
         ValueError: the engine's GEMMs do not run in Triton.
         WrongTile: a candidate computes something else.
     """
-    from ostrack_fast.kernels.candidates import tune_one
+    from .kernels.candidates import tune_one
 
     time = partial(interleave, timer=clock(engine.device), seconds=seconds)
     tuned = []
@@ -125,7 +125,7 @@ def tune(engine: Engine, batches: Sequence[int], seconds: float, done: Callable[
 
 
 def main() -> None:
-    from ostrack_fast.kernels import tiles
+    from .kernels import tiles
 
     problems = []
     for preset in PRESETS:
