@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +14,12 @@ from torch import Tensor
 from ostrack_fast import ops
 from ostrack_fast.config import ModelConfig
 
+from .timing import clock
+
 # Largest error allowed, as a share of the largest value: this tells a wrong result from a rounded one. The tests hold
 # how exact a kernel is. int8 rounds both factors of each matmul to 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2, torch.int8: 5e-2}
 IMPLEMENTATIONS = ("upstream", "torch", "matmul alone", "native", "native int8", "triton")
-
-# On a CPU the batches nobody chose stop here: more would take minutes and tell nothing new.
-_MAX_CPU_FLOPS = 4e9
-_MAX_CPU_BYTES = 64e6
 
 
 class WrongResult(RuntimeError):
@@ -48,7 +47,8 @@ class Options:
 
     @property
     def chosen_batches(self) -> Sequence[int]:
-        return self.batches or ((1,) if self.quick else (1, 8, 64))
+        """On a CPU larger ones would take minutes and tell little."""
+        return self.batches or ((1,) if self.quick or self.device.type == "cpu" else (1, 8, 64))
 
     def wants(self, implementation: str, dtype: torch.dtype | None = None) -> bool:
         """Whether an implementation, by its name and compute dtype, takes part; upstream does in any dtype."""
@@ -137,12 +137,6 @@ class Case:
     bytes: float
     build: Callable[[], Comparison]
 
-    @property
-    def too_long(self) -> bool:
-        """Whether to leave it out unless its batch was asked for."""
-        large = self.flops > _MAX_CPU_FLOPS or self.bytes > _MAX_CPU_BYTES
-        return self.device.type == "cpu" and self.batch > 1 and large and self.op != "training"
-
     def __str__(self) -> str:
         return f"{self.op}, {self.shape}, batch {self.batch}, {short_name(self.dtype)}"
 
@@ -174,29 +168,20 @@ def short_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# "upstream", and "torch", PyTorch's best: functions without arguments.
-Baselines = Mapping[str, Any]
-
-
-def in_float64(values: Sequence[Any]) -> list[Any]:
-    """The arguments with all floats, also in tuples, and all dtypes made float64."""
-    made: list[Any] = []
-    for value in values:
-        if isinstance(value, torch.dtype):
-            value = torch.float64
-        elif isinstance(value, tuple):
-            value = tuple(in_float64(value))
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            value = value.double()
-        made.append(value)
-    return made
+def in_float64(value: Any) -> Any:
+    """An argument, or a tuple of arguments, with all floats and all dtypes made float64."""
+    if isinstance(value, tuple):
+        return tuple(map(in_float64, value))
+    if isinstance(value, torch.dtype):
+        return torch.float64
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def compare(
     name: str,
     arguments: tuple,
     dtype: torch.dtype,
-    baselines: Baselines,
+    baselines: Mapping[str, Any],
     inputs: tuple = (),
     select: Callable[[Any], Any] = lambda result: result,
     slack: float = 0.0,
@@ -207,6 +192,7 @@ def compare(
 
     Args:
         arguments: of the op, or of the layer's constructor.
+        baselines: "upstream", and "torch", PyTorch's best.
         inputs: what the layer is called with.
         select: makes of a result what is compared, where implementations give more or otherwise than the others.
         slack: tolerance of PyTorch's best, where it computes less exactly than its dtype explains.
@@ -252,6 +238,26 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def run_under_pytest(check_then_time: Callable[[], None]) -> None:
-    """The test of every `bench_X.py`, which pytest calls for each case and implementation: see conftest.py."""
-    check_then_time()
+def run_under_pytest(benchmark: Any, case: Case, implementation: str) -> None:
+    """The test of every `bench_X.py`, for each case and implementation: its result is checked, then it is timed."""
+    import pytest
+
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        comparison = case.build()
+        if implementation not in comparison.implementations:
+            pytest.skip(comparison.skipped.get(implementation, "does not take part in this case"))
+        comparison.check(implementation)
+        run, timer = comparison.implementations[implementation].run, clock(case.device)
+        on_gpu = case.device.type == "cuda"
+
+        def timed() -> None:
+            run()
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        amount, _ = timer.prepare(run)
+        # On a GPU the time of the wall is that of launching; this is the device's, its cache flushed.
+        benchmark.extra_info["clock_seconds"] = median(timer.sample(run, amount) for _ in range(15))
+        benchmark.group = str(case)
+        benchmark.pedantic(timed, rounds=15, iterations=1 if on_gpu else amount, warmup_rounds=2)

@@ -187,8 +187,7 @@ def table(plan: list[Step], found: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'step':{width}}  {'status':8} seconds  found"]
     for step in plan:
         one = found.get(step.name, {"status": "to do", "seconds": 0.0, "found": ""})
-        text = one["found"] if len(one["found"]) <= 900 else one["found"][:897] + "..."
-        lines.append(f"{step.name:{width}}  {one['status']:8} {one['seconds']:7.1f}  {text}")
+        lines.append(f"{step.name:{width}}  {one['status']:8} {one['seconds']:7.1f}  {one['found'][:900]}")
     return "\n".join(lines)
 
 
@@ -210,17 +209,11 @@ def run_plan(plan: list[Step], out: Path, found: dict[str, dict[str, Any]], slac
         keep(out, found)
 
 
-def chosen_steps(options: argparse.Namespace, out: Path) -> list[Step]:
-    """The steps of a call, or those named.
-
-    Raises:
-        SystemExit: a name is none of them.
-    """
-    every = steps(options.device, out)
-    if not options.only:
-        calls = (1, 2) if options.list and not options.call else (options.call or 1,)
-        return [step for step in every if step.call in calls]
-    names = [name.strip() for name in options.only.split(";")]
+def chosen_steps(every: list[Step], call: int, only: str | None) -> list[Step]:
+    """The steps of a call, or those named. Raises SystemExit for a name that is none of them."""
+    if only is None:
+        return [step for step in every if step.call == call]
+    names = [name.strip() for name in only.split(";")]
     unknown = set(names) - {step.name for step in every}
     if unknown:
         raise SystemExit(f"no step {', '.join(sorted(unknown))}: choose from {', '.join(step.name for step in every)}")
@@ -230,9 +223,8 @@ def chosen_steps(options: argparse.Namespace, out: Path) -> list[Step]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--call", type=int, choices=(1, 2), help="the first or the second, 1 by default")
+    parser.add_argument("--call", type=int, choices=(1, 2), default=1, help="the first or the second")
     parser.add_argument("--only", help="steps by name, with semicolons between them, whichever call they belong to")
-    parser.add_argument("--list", action="store_true", help="print the steps of both calls and run none")
     parser.add_argument("--in-place", action="store_true", help="make this checkout importable as it is, and no more")
     options = parser.parse_args()
     if options.in_place:
@@ -241,11 +233,7 @@ def main() -> int:
     # CUDA's tools are here if they are not on PATH.
     os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/cuda/bin"))
     out = Path(os.environ.get("OUT") or WORK).resolve()
-    plan = chosen_steps(options, out)
-    if options.list:
-        for step in plan:
-            print(f"{step.name:24} {step.seconds:4} s  {shlex.join(step.command)}")
-        return 0
+    plan = chosen_steps(steps(options.device, out), options.call, options.only)
     out.mkdir(parents=True, exist_ok=True)
     # The next step finds what this one compiled.
     for name, variable in (("triton", "TRITON_CACHE_DIR"), ("inductor", "TORCHINDUCTOR_CACHE_DIR")):

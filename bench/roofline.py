@@ -7,11 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from ostrack_fast import ops
-from ostrack_fast.ops import layers
 
 from .timing import Clock
 
@@ -40,40 +38,27 @@ class Roofline:
         return self.bytes_per_second[half]
 
     def compute_rate(self, dtype: torch.dtype) -> float:
-        """Floating-point operations a second of the fastest large matmul or convolution, PyTorch's or ours.
+        """Floating-point operations a second of the fastest large matmul, PyTorch's or ours.
 
         PyTorch's libraries differ by as much as half on one processor, so that one of them alone would be no roofline.
         """
         if dtype not in self.flops_per_second:
             sides = _CUDA_SIDES if self._device.type == "cuda" else _QUICK_SIDES if self._quick else _CPU_SIDES
-            rates = [2 * side**3 / self._fastest(self._matmuls(side, dtype)) for side in sides]
-            channels = min(sides) // 2
-            rates.append(2 * 48 * 48 * 9 * channels**2 / self._fastest(self._convolutions(channels, dtype)))
+            rates = (2 * side**3 / self._fastest(self._matmuls(side, dtype)) for side in sides)
             self.flops_per_second[dtype] = max(rates)
         return self.flops_per_second[dtype]
 
     def _matmuls(self, side: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
         x, weight = (torch.randn(side, side, device=self._device) for _ in range(2))
-        if not dtype.is_floating_point:
-            return self._ours("linear", x, weight, dtype)
-        a, b = x.to(dtype), weight.to(dtype)
-        return [*self._ours("linear", x, weight, dtype), lambda: a @ b, lambda: functional.linear(a, b)]
-
-    def _convolutions(self, channels: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
-        x = torch.randn(1, 48, 48, channels, device=self._device)
-        weight = torch.randn(channels, channels, 3, 3, device=self._device)
-        ours = self._ours("conv3x3", x, weight, dtype)
-        if not dtype.is_floating_point:
-            return ours
-        planes, filters = x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype, memory_format=torch.channels_last)
-        return [*ours, lambda: functional.conv2d(planes, filters, padding=1)]
-
-    def _ours(self, op: str, x: Tensor, weight: Tensor, dtype: torch.dtype) -> list[Callable[[], Any]]:
-        if ops.LAYERS[op].unsupported_reason("native", weight=weight, dtype=dtype) is not None:
-            return []
-        with ops.use("native"):
-            layer = getattr(layers, op)(weight, torch.zeros(len(weight), device=self._device), dtype=dtype)
-        return [partial(layer, x.to(dtype if dtype.is_floating_point else torch.bfloat16))]
+        found: list[Callable[[], Any]] = []
+        if ops.LAYERS["linear"].unsupported_reason("native", weight=weight, dtype=dtype) is None:
+            with ops.use("native"):
+                layer = ops.layers.linear(weight, torch.zeros(side, device=self._device), dtype=dtype)
+            found.append(partial(layer, x.to(dtype if dtype.is_floating_point else torch.bfloat16)))
+        if dtype.is_floating_point:
+            a, b = x.to(dtype), weight.to(dtype)
+            found += [lambda: a @ b, lambda: functional.linear(a, b)]
+        return found
 
     def _fastest(self, runs: list[Callable[[], Any]]) -> float:
         def best(run: Callable[[], Any]) -> float:

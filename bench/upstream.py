@@ -36,7 +36,8 @@ class UpstreamNetwork:
         eliminate: Callable[..., Any] | None = None,
         restore: Callable[..., Any] | None = None,
     ):
-        self.model, self._attention, self._eliminate, self._restore = model, attention, eliminate, restore
+        self.model, self._restore = model, restore
+        self._attention, self._eliminate = attention or bench_attention.dense_attention, eliminate
         self._keep = dict(enumerate(model.cfg.search_tokens()[1:]))
         self._mask = template_mask(model.cfg, device=model.backbone.norm.weight.device)
 
@@ -48,18 +49,16 @@ class UpstreamNetwork:
         """The same from the template's embedded tokens z (B,T,C)."""
         cfg, backbone = self.model.cfg, self.model.backbone
         x = backbone.embed_search(search.to(backbone.norm.weight.dtype))
-        ids = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
-        if self._eliminate is None:
-            ids = torch.linspace(0, x.shape[1] - 1, x.shape[1], device=x.device).expand(len(x), -1)
-        tokens, maps, removed = torch.cat((z, x), dim=1), [], []
+        # Upstream keeps them as floats.
+        kind = torch.float32 if self._eliminate is None else torch.int64
+        ids = torch.arange(x.shape[1], dtype=kind, device=x.device).expand(len(x), -1)
+        tokens, removed = torch.cat((z, x), dim=1), []
+        maps: list[Tensor] = []
         for index, block in enumerate(cast("list[Block]", backbone.blocks)):
             mask = self._mask if index in cfg.ce_layers else None
             qkv = block.attn.packed(block.norm1(tokens))
-            if self._attention is None:
-                out, score, probability = bench_attention.dense_attention(qkv, mask)
-                maps.append(probability)
-            else:
-                out, score = self._attention(qkv, mask)
+            out, score, *kept = self._attention(qkv, mask)
+            maps += kept
             tokens = tokens + block.attn.proj(out)
             if index in cfg.ce_layers:
                 step: Callable[..., Any] = self._eliminate or bench_eliminate.upstream

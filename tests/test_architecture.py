@@ -44,7 +44,7 @@ def imported(module):
 # Each layer may import itself and those after it.
 LAYERS = [
     {"cli", "adapters"},
-    {"paper", "serve", "tuning"},
+    {"paper", "serve", "profiling", "tuning"},
     {"training", "evaluation", "visualization", "bench"},
     {"tracker", "drop_in", "read_network", "swap"},
     {"export", "redetection", "box_prior"},

@@ -1,5 +1,6 @@
 """The script for machines with a GPU, as far as a CPU goes: its plan, its limits, what it keeps, its table."""
 
+import importlib.util
 import json
 import os
 import re
@@ -24,14 +25,6 @@ def check(*arguments, **environment):
     )
 
 
-def listed(*arguments):
-    """(name, limit in seconds, command) of every step."""
-    done = check("--list", *arguments)
-    assert done.returncode == 0, done.stderr
-    lines = [re.fullmatch(r"(.+?) +(\d+) s  (.+)", line).groups() for line in done.stdout.splitlines()]
-    return [(name, int(seconds), command) for name, seconds, command in lines]
-
-
 @pytest.fixture
 def gpu_check(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
@@ -40,47 +33,46 @@ def gpu_check(monkeypatch):
     return gpu_check
 
 
-def test_the_plan_fits_the_time_and_speed_comes_early():
-    plan = listed()
-    assert sum(seconds for _, seconds, _ in plan) <= 660
-    names = [name for name, _, _ in plan]
-    assert sum(seconds for _, seconds, _ in plan[: names.index("graph time")]) <= 300
-    first, second = listed("--call", 1), listed("--call", 2)
-    assert sum(seconds for _, seconds, _ in first) <= 420 and sum(seconds for _, seconds, _ in second) <= 240
-    assert first + second == plan
-    assert [name for name, _, _ in first] == [
+@pytest.fixture
+def steps(gpu_check):
+    return gpu_check.steps("cuda", SCRIPT.parent)
+
+
+def test_the_plan_fits_the_time_and_speed_comes_early(gpu_check, steps):
+    first, second = (gpu_check.chosen_steps(steps, call, None) for call in (1, 2))
+    assert sum(step.seconds for step in first) <= 420 and sum(step.seconds for step in second) <= 240
+    names = [step.name for step in first]
+    assert sum(step.seconds for step in first[: names.index("graph time")]) <= 300
+    assert names == [
         "build", "error", "graph time", "nodes", "upstream", "frames", "GEMMs", "attention", "batches",
         "waterfall", "tests",
     ]  # fmt: skip
-    assert [name for name, _, _ in second] == [
+    assert [step.name for step in second] == [
         "library", "tune ostrack_256_ce", "tune ostrack_384_ce", "graph time, tuned", "nodes, tuned",
         "frames, tuned", "memcheck native", "memcheck triton", "training",
     ]  # fmt: skip
 
 
-def test_what_takes_longer_runs_only_by_name():
-    planned = [name for name, _, _ in listed()]
+def test_what_takes_longer_runs_only_by_name(gpu_check, steps):
     for name in (
         "soak", "accuracy", "racecheck native", "initcheck triton", "memcheck native, all ops", "bench ops linear",
         "bench ops restore_conv3x3", "bench model ostrack_384_ce", "bench track small", "bench training ostrack_256_ce",
     ):  # fmt: skip
-        assert name not in planned
-        ((found, seconds, _),) = listed("--only", name)
-        assert found == name and seconds > 60
+        (step,) = gpu_check.chosen_steps(steps, 1, name)
+        assert step.name == name and step.call == 0 and step.seconds > 60
     failed = check("--only", "soap")
     assert failed.returncode and "no step soap: choose from build" in failed.stderr
 
 
-def test_what_the_steps_name_is_there():
-    for device in ("cuda", "cpu"):
-        for name, _, command in listed("--device", device):
-            for word in command.replace("'", " ").split():
-                if word.endswith(".py") and "=" not in word:
-                    assert (SCRIPT.parents[1] / word).is_file(), name
-                if word.startswith("ostrack_fast.bench."):
-                    assert (SCRIPT.parent / f"{word.rpartition('.')[2]}.py").is_file(), name
-    tests = next(command for name, _, command in listed() if name == "tests")
-    test = tests.split("--deselect ")[1].split()[0]
+def test_what_the_steps_name_is_there(gpu_check, steps):
+    for step in steps + gpu_check.steps("cpu", SCRIPT.parent):
+        for word in " ".join(step.command).replace("'", " ").split():
+            if word.endswith(".py") and "=" not in word:
+                assert (SCRIPT.parents[1] / word).is_file(), step.name
+            if re.fullmatch(r"ostrack_fast(\.\w+)+", word):
+                assert importlib.util.find_spec(word), step.name
+    tests = next(step.command for step in steps if step.name == "tests")
+    test = tests[tests.index("--deselect") + 1]
     file, _, function = test.partition("::")
     assert f"def {function}(" in (SCRIPT.parents[1] / file).read_text()
 

@@ -8,9 +8,9 @@ import torch
 from torch.autograd import DeviceType
 
 from ostrack_fast import Engine, build_ostrack
-from ostrack_fast.bench.profiling import nodes, profile
 from ostrack_fast.config import get_config
 from ostrack_fast.model.cost import stage_flops
+from ostrack_fast.profiling import nodes, profile
 
 STAGES = {
     "crop", "patch embedding", "norm, qkv", "attention and score", "projection, residual", "elimination",

@@ -37,7 +37,9 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(help="Only this implementation, such as native; give it again for another.")
     ] = None,
-    batch: Annotated[str | None, typer.Option(help="Only these batch sizes, such as 1,8,64.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="These batch sizes, such as 1,8,64, the default on a GPU; on a CPU 1.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Only these: float32, float16, bfloat16.")] = None,
     threads: Annotated[str | None, typer.Option(help="Threads on the CPU, such as 1,2, one after the other.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -82,15 +84,13 @@ def bench(
         only,
         peers,
     )
-    planned = list(getattr(module, function)(options))
-    cases = [case for case in planned if batch or not case.too_long]
-    left_out = [str(case) for case in planned if not batch and case.too_long]
+    cases = list(getattr(module, function)(options))
     if seconds is None:
         seconds = 0.05 if quick else 0.5
     plan = [(count, case) for count in counts("--threads", threads) or [torch.get_num_threads()] for case in cases]
     how = {"seconds": seconds, "quick": quick, "check_only": check, "only": only}
-    results, failed = _measure(suite, plan, how, json, left_out)
-    _print(results, left_out)
+    results, failed = _measure(suite, plan, how, json)
+    _print(results)
     if not any(result["implementations"] for result in results):
         raise ValueError("nothing was measured: none of the implementations asked for can run here")
     for case, error in failed.items():
@@ -100,7 +100,7 @@ def bench(
 
 
 def _measure(
-    suite: str, plan: list[tuple[int, Case]], how: dict[str, Any], json: Path | None, left_out: list[str]
+    suite: str, plan: list[tuple[int, Case]], how: dict[str, Any], json: Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Results, and the errors of cases that failed. The file is written after every case, so that nothing is lost."""
     from rich.progress import Progress
@@ -119,17 +119,15 @@ def _measure(
                 failed[f"{case}, {count} threads"] = f"{type(error).__name__}: {error}".splitlines()[0]
             progress.advance(bar)
             if json is not None:
-                report.write(json, {"left_out": left_out, "failed": failed, "results": results})
+                report.write(json, {"failed": failed, "results": results})
     return results, failed
 
 
-def _print(results: list[dict[str, Any]], left_out: list[str]) -> None:
+def _print(results: list[dict[str, Any]]) -> None:
     # Where nobody watches, wide enough that no line breaks.
     out = Console() if Console(stderr=True).is_terminal else Console(width=140)
     for table in _tables(results):
         out.print(table)
-    if left_out:
-        print(f"{len(left_out)} cases of large batches left out as too long for a CPU; --batch 8,64 runs them")
     for reason in sorted({f"{name}: {why}" for result in results for name, why in result["skipped"].items()}):
         print(f"could not take part: {reason}")
 

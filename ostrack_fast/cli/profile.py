@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from ._weights import Config
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..bench.profiling import Profile
+    from ..profiling import Profile
 
 
 def profile(
@@ -41,8 +42,8 @@ def profile(
 
     from ..bench import report
     from ..bench.networks import make_model
-    from ..bench.profiling import profile as measure
     from ..engine import Engine
+    from ..profiling import profile as measure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -51,7 +52,7 @@ def profile(
     for name in weights:
         engine = Engine(make_model(name, config=config), device, dtype)
         found = measure(engine, frame, (0.4 * width, 0.4 * height, 0.1 * width, 0.1 * width), frames)
-        profiles[name] = found.numbers()
+        profiles[name] = asdict(found)
         if json is not None:
             report.write(json, {"profiles": profiles})
         where = f"{engine.device}" if engine.device.type != "cpu" else f"cpu, {torch.get_num_threads()} thread(s)"

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ostrack_fast.bench.case import in_float64
 from ostrack_fast.ops import native
 from tests.op_calls import calls_go_to, cuda_ops, examples
-
-
-def in_float64(arguments: tuple) -> list:
-    wide = [torch.float64 if isinstance(each, torch.dtype) else each for each in arguments]
-    return [each.double() if isinstance(each, torch.Tensor) and each.is_floating_point() else each for each in wide]
 
 
 def tensors(result) -> tuple:

@@ -6,25 +6,26 @@ On a CPU stage by stage, from the ranges that the engine names in a trace; on a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from ostrack_fast.engine import Engine
-from ostrack_fast.model.cost import stage_flops
-
-from .roofline import Roofline
-from .timing import clock
+from .bench.roofline import Roofline
+from .bench.timing import clock
+from .engine import Engine
+from .model.cost import stage_flops
 
 Box = tuple[float, float, float, float]
 
 
-class Stage(NamedTuple):
+@dataclass(frozen=True)
+class Stage:
     """Mean seconds of a frame in one stage, how often a frame enters it, and its multiply-adds times two."""
 
     name: str
@@ -33,7 +34,8 @@ class Stage(NamedTuple):
     flops: float
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True)
+class Node:
     """A kernel, copy or fill on the device: median seconds, and the median idle seconds before it."""
 
     name: str
@@ -41,7 +43,8 @@ class Node(NamedTuple):
     gap: float
 
 
-class Profile(NamedTuple):
+@dataclass(frozen=True)
+class Profile:
     """A frame: seconds as a user sees them, its stages (empty on a GPU), its nodes in order (empty on a CPU), and the
     roofline: weights read or matmuls computed, whichever takes longer.
     """
@@ -51,11 +54,6 @@ class Profile(NamedTuple):
     nodes: list[Node]
     roofline: float
     bound: str
-
-    def numbers(self) -> dict[str, Any]:
-        """For a file: seconds, with stages and nodes as dictionaries."""
-        parts = {"stages": [one._asdict() for one in self.stages], "nodes": [one._asdict() for one in self.nodes]}
-        return self._asdict() | parts
 
 
 def profile(engine: Engine, frame: np.ndarray, box: Box, frames: int = 50) -> Profile:
