@@ -25,7 +25,7 @@
 extern "C" {
 #endif
 
-// The one place where these numbers stand: Python and the tests read them from here.
+// These numbers are defined here alone: Python and the tests read them from this file.
 typedef enum {
   OSTF_F32 = 0,
   OSTF_F16 = 1,
@@ -38,7 +38,7 @@ typedef enum {
   OSTF_F64 = 8,
 } ostf_dtype;
 
-// A tensor: where its first element lies, and how far apart elements are along each dimension, in elements.
+// A tensor: the address of its first element, its shape, and its strides in elements.
 typedef struct {
   void* data;
   int32_t dtype;  // ostf_dtype

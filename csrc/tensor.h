@@ -56,7 +56,7 @@ inline bool is_dense(const ostf_tensor& t, int first = 0) {
   return true;
 }
 
-// Whether `t` is there, with this dtype and shape, and dense from dimension `first` on.
+// Whether `t` is not null, has this dtype and shape, and is dense from dimension `first` on.
 inline bool is(const ostf_tensor* t, int dtype, std::initializer_list<int64_t> shape, int first = 0) {
   if (!has_rank(t, static_cast<int>(shape.size())) || t->dtype != dtype) return false;
   int i = 0;

@@ -12,7 +12,7 @@ struct Avx2 {
   static constexpr int kMaxVectors = 3;
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = false;
-  static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // of 16 registers at most 12 accumulate
+  static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // at most 12 of the 16 registers accumulate
 
   using Vec = __m256;
   using KGroup = float;

@@ -7,7 +7,7 @@ struct Avx512 {
   static constexpr int kMaxVectors = 4;
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = true;
-  static constexpr int rows(int vectors) { return vectors >= 4 ? 4 : 8; }  // of 32 registers at most 24 accumulate
+  static constexpr int rows(int vectors) { return vectors >= 4 ? 4 : 8; }  // at most 24 of the 32 registers accumulate
 
   using Vec = __m512;
   using KGroup = float;

@@ -31,7 +31,7 @@ struct Avx512Bf16 : Avx512 {
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  // Multiply-adds compete with the matmuls for execution ports, as hardly anything else does: hence the table.
+  // A table replaces multiply-adds, because those compete with the matmuls for execution ports.
   static OSTF_INLINE Vec exp2(Vec t) {
     t = max(set(kLowestExponent), t);  // NaN stays NaN
     const Vec shift = set(0x1.8p19f);  // the last bit of a sum with it is 1/16
@@ -54,7 +54,7 @@ struct Avx512Bf16 : Avx512 {
     int d = 0;
     for (; d + 32 <= D; d += 32) _mm512_storeu_si512(to + d / 2, _mm512_loadu_si512(half + d));
     const __mmask32 lanes = (1u << (D - d)) - 1;
-    // With the missing half of an odd D.
+    // Where D is odd, its last pair is completed by a zero.
     if (lanes) _mm512_mask_storeu_epi16(to + d / 2, lanes | lanes << 1, _mm512_maskz_loadu_epi16(lanes, half + d));
   }
 

@@ -19,7 +19,7 @@ namespace {
 using ostf::LinearKernel;
 using ostf::PackedLayout;
 
-constexpr int kKeys = 64;  // in a block
+constexpr int kKeys = 64;  // keys in a block
 
 struct Call {
   const float *qkv, *out, *lse, *grad_out, *grad_score;  // grad_score may be null
@@ -39,7 +39,7 @@ struct Scratch {
   float *template_q, *grad_logits;               // packed
   float *p, *grad_p;                             // (keys of a block, queries)
   float *keys, *rows, *grad_q;                   // (D, keys of a block), (keys of a block, D), (D, queries)
-  float *middle, *delta;                         // of each query
+  float *middle, *delta;                         // one number for each query
   size_t total = 0;
 
   Scratch(const Call& call, float* memory) {
@@ -138,8 +138,8 @@ class Head {
   }
 
  private:
-  // Of each query, what its logits are compared with, and the sum over keys of probability times its gradient, which is
-  // that of the output times its gradient.
+  // For each query: what is subtracted from its logits, and delta, the sum over keys of probability times the
+  // probability's gradient. Delta equals the sum over channels of output times the output's gradient.
   void find_constants() {
     const float root = std::sqrt(static_cast<float>(call_.D));
     for (int i = 0; i < call_.queries; ++i) {
@@ -211,7 +211,7 @@ class Head {
   const uint8_t* mask_ = nullptr;
   float* to_q_;
   ptrdiff_t row_, out_row_;  // floats from one token to the next in qkv and in out
-  float share_ = 0;          // of a selected row and a head in the score
+  float share_ = 0;          // weight of one selected row and head in the score
 };
 
 }  // namespace

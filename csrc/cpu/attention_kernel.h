@@ -59,15 +59,15 @@ struct Layout {
   }
 };
 
-// Where the first query, key and result of a head lie.
+// The addresses of a head's first query, key and result.
 struct Head {
   int b, h;
   ptrdiff_t width;   // bytes of a query
-  ptrdiff_t values;  // from a key to its value
+  ptrdiff_t values;  // bytes from a key to its value
   const char* q;
   const char* kv;
   char* out;
-  bool last;  // no head after it
+  bool last;  // no head follows
 };
 
 // Prefetches a few tokens at each call: the destination of this head's results, and the next head's q, k and v. Their

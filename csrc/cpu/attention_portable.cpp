@@ -16,9 +16,9 @@ typedef uint32_t UInt4 __attribute__((vector_size(16)));
 struct Portable {
   static constexpr int kWidth = 4;
 #if defined(__aarch64__)
-  static constexpr int kMaxVectors = 4;  // of 32 registers 16 accumulate
+  static constexpr int kMaxVectors = 4;  // 16 of the 32 registers accumulate
 #else
-  static constexpr int kMaxVectors = 2;  // of 16 registers 8 accumulate
+  static constexpr int kMaxVectors = 2;  // 8 of the 16 registers accumulate
 #endif
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = false;

@@ -30,7 +30,7 @@ struct Frame {
   int width;
 };
 
-// Two weights that share a 32-bit word, as the multiply-add instruction wants them.
+// Two weights in one 32-bit word, the operand layout of the multiply-add instruction.
 struct Weights {
   int16_t first;
   int16_t second;
@@ -41,7 +41,7 @@ struct Weights {
 struct Window {
   int left, top, side;
   int column_begin, column_end, row_begin, row_end;
-  bool inside;                  // no border columns: rows are read in place
+  bool inside;                  // no border columns: rows are read without a copy
   std::vector<int32_t> column;  // byte offset of each output column's first tap in a prepared row
   std::vector<Weights> column_weights;
   std::vector<int32_t> row;  // first of the two source rows, not yet clipped
@@ -156,7 +156,7 @@ void look_up(const uint8_t* pixels, const E* values, int count, E* out) {
   for (; x < count; ++x) out[x] = values[pixels[x]];
 }
 
-// Resizes source rows as they are asked for and remembers the last two: neighbouring output rows share them.
+// Resizes source rows on demand and keeps the last two, which neighbouring output rows share.
 class RowCache {
  public:
   RowCache(const Frame& frame, int Z, int stride)
@@ -275,7 +275,7 @@ int ostf_cpu_crop(const ostf_tensor* frame, const ostf_tensor* box, const ostf_t
     ostf::data<double>(scale)[b] = static_cast<double>(Z) / windows[b].side;
   }
 
-  // 256 values a channel are all there are: a table makes every dtype cost the same and rounds exactly.
+  // A channel has only 256 values, so a table serves every dtype at the same cost and rounds exactly.
   uint32_t wide[kPixel * 256];
   uint16_t narrow[kPixel * 256];
   for (int i = 0; i < kPixel * 256; ++i) {

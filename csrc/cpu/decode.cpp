@@ -14,7 +14,7 @@ void decode(const E* score, const E* size, const E* offset, const float* window,
     float top = load(scores[0]) * (window ? window[0] : 1.0f);
     for (int64_t i = 1; i < cells; ++i) {
       const float response = load(scores[i]) * (window ? window[i] : 1.0f);
-      // Strictly: the first of equals wins. NaN, which compares with nothing, gives way to any number.
+      // Strictly greater: the first of equal values wins, and any number replaces NaN.
       if (response > top || (top != top && response == response)) {
         top = response;
         cell = i;
@@ -32,7 +32,7 @@ void decode(const E* score, const E* size, const E* offset, const float* window,
 
 }  // namespace
 
-// The threads go unused: a few hundred cells are done before a second thread wakes.
+// It runs on one thread, which is done with a few hundred cells before a second one would wake.
 int ostf_cpu_decode(const ostf_tensor* score, const ostf_tensor* size, const ostf_tensor* offset,
                     const ostf_tensor* window, const ostf_tensor* box, const ostf_tensor* best, int /*threads*/) {
   if (!ostf::has_rank(score, 4)) return OSTF_EINVAL;

@@ -26,8 +26,8 @@ uint32_t falling_key(float score) {
   return ~rising;
 }
 
-// Sorts `first` by key, ties in the order they stand in; the result may end in either buffer and is returned. Least
-// significant byte first: each pass is stable, so the whole is, and the cost does not depend on the scores.
+// Sorts `first` by key, keeps the order of ties, and returns the buffer that holds the result, which may be either. A
+// radix sort from the least significant byte: each pass is stable, and the cost does not depend on the scores.
 Ranked* radix_sort(Ranked* first, Ranked* second, int count) {
   int32_t histogram[4][256] = {};
   for (int i = 0; i < count; ++i) {

@@ -18,7 +18,7 @@ inline CpuFeatures detect_cpu_features() {
   CpuFeatures found;
 #if defined(__x86_64__)
   uint32_t a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return found;  // no XSAVE: the system keeps no wide registers
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return found;  // without XSAVE no AVX registers are saved
   const bool fma_f16c = (c >> 12 & 1) && (c >> 29 & 1);
   uint32_t saved, high;
   __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));  // the registers the system saves on a switch

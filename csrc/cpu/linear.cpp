@@ -39,7 +39,7 @@ int find_kernel(int dtype, int64_t O, int64_t I, int64_t taps, int groups, const
   return *kernel ? OSTF_OK : OSTF_EDTYPE;
 }
 
-// The kernel for a weight (O,taps,I/groups), of which only the shape is looked at.
+// The kernel for a weight (O,taps,I/groups); only its shape is read.
 int find_kernel(const ostf_tensor* weight, int dtype, int groups, const LinearKernel** kernel) {
   if (weight == nullptr || weight->ndim != 3) return OSTF_EINVAL;
   const int64_t* shape = weight->shape;
@@ -66,7 +66,7 @@ struct PackedRows {
   char* rows;
   float* scale;       // (count, scales)
   ptrdiff_t pitch;    // bytes from one row to the next
-  ptrdiff_t scales;   // of one row
+  ptrdiff_t scales;   // bytes of one row's scales
 
   PackedRows(const LinearKernel& kernel, const PackedLayout& layout, ptrdiff_t count) {
     // An odd number of cache lines, so that the rows of a tile do not fall into the same sets of the cache.
@@ -142,7 +142,7 @@ int ostf_cpu_linear(const ostf_tensor* packed, const ostf_tensor* x, const ostf_
     gemm.pitch = to.pitch;
     gemm.scale = to.scale;
   }
-  // Items that follow each other everywhere are one long line, which is cut into fuller tiles.
+  // Batch items that are contiguous everywhere become one long line, which is cut into fuller tiles.
   const auto dense = [&](ptrdiff_t item, ptrdiff_t row) { return item == R * row; };
   if (dense(gemm.item, gemm.pitch) && dense(out_item, O) && (!residual || dense(residual_item, O))) {
     gemm.lines = 1;

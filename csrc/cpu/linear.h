@@ -12,8 +12,8 @@
 
 namespace ostf {
 
-constexpr int kGroupBytes = 4;  // of weights; activations differ where they are widened beforehand
-constexpr int kQuantBlock = 64;  // inputs that share a scale in int8: one scale for a whole row would leave the rest few steps
+constexpr int kGroupBytes = 4;  // size of a K-group of weights; activations differ where they are widened beforehand
+constexpr int kQuantBlock = 64;  // inputs per int8 scale; one scale for a whole row would be too coarse
 
 // The largest micro-tile of any kernel: 9 x 48 with AVX-512, whose 27 sums and 4 operands fit the 32 registers.
 constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
@@ -32,7 +32,7 @@ struct Epilogue {
   void* out;              // float32 or bfloat16
   bool out_bf16;
   int row_stride;  // elements from one row of residual and out to the next
-  int columns;     // of the panel that exist
+  int columns;     // columns of the panel that exist; the others are padding
 };
 
 // One tile of the result: up to the kernel's `rows` rows by the columns of one panel of weights.
@@ -59,7 +59,7 @@ struct Tile {
 // stores and permutations then run on ports that the multiply-adds leave idle.
 struct PendingTile {
   Epilogue epilogue = {};       // advanced row by row
-  const float* sums = nullptr;  // of the next vector
+  const float* sums = nullptr;  // accumulators of the next vector
   int left = 0;                 // vectors that still need their epilogue
   int vector = 0, vectors = 0;  // the next one of its row, and how many a row has
   int turn = 0;                 // which of the buffers holds the sums
@@ -71,10 +71,10 @@ struct LinearKernel {
   Encoding encoding;
   int width;    // columns in a vector register
   int vectors;  // registers in a row of the largest tile: width * vectors columns are a panel of weights
-  int rows;     // of the largest tile
+  int rows;     // rows of the largest tile
   int zero;     // the byte whose repetition encodes zeros
-  int row_group_bytes;  // of a K-group of activations
-  int row_dtype;        // of rows that need no encoding (OSTF_F32 or OSTF_BF16), or -1
+  int row_group_bytes;  // bytes of a K-group of activations
+  int row_dtype;        // dtype whose rows need no encoding (OSTF_F32 or OSTF_BF16), or -1
 
   // The prologue: encodes `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The
   // quantized kernels write a scale for every block.
@@ -98,12 +98,12 @@ extern const LinearKernel linear_avx512_vnni;
 // and the offset of the integer sum.
 struct PackedLayout {
   int taps, conv_groups;
-  int inputs, outputs;  // of one convolution group
+  int inputs, outputs;  // channels of one convolution group
   int groups;           // K-groups of one tap
   int blocks;           // quantization blocks of one tap; 0 unless quantized
   int width;            // columns in a vector
-  int vectors, panels;  // of one convolution group
-  int columns;          // of all convolution groups, padded
+  int vectors, panels;  // counts for one convolution group
+  int columns;          // padded columns of all convolution groups
   size_t bias, scale, offset, total;  // in bytes
 
   PackedLayout(const LinearKernel& kernel, int O, int I, int taps, int conv_groups);

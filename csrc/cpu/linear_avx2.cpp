@@ -35,8 +35,8 @@ struct Float {
   static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
 };
 
-// bf16 factors without an instruction for them: weights stay in pairs of bf16, which halves their memory, and are widened
-// as they are loaded; activations are rounded to bf16 and widened once, as they are packed.
+// bf16 for processors without bf16 instructions: weights stay in pairs of bf16, which halves their memory, and are
+// widened when they are loaded; activations are rounded to bf16 and widened once, when they are packed.
 struct WidenedBf16 : Float {
   static constexpr ostf::Encoding kEncoding = ostf::kBf16;
   static constexpr int kGroupInputs = 2;

@@ -27,7 +27,7 @@ class Task {
     const int vector = layout_.first_vector(panel), vectors = layout_.first_vector(panel + 1) - vector;
     const int column = (vector - conv_group * layout_.vectors) * layout_.width;  // in the convolution group
     const ptrdiff_t bytes = layout_.panel(panel + 1) - layout_.panel(panel);
-    const ptrdiff_t share = bytes / (last_tile - first_tile) / 64 * 64;  // to prefetch with each tile
+    const ptrdiff_t share = bytes / (last_tile - first_tile) / 64 * 64;  // bytes to prefetch with each tile
     Tile tile = panel_tile(panel, vector);
     tile.epilogue.columns = std::min(vectors * layout_.width, layout_.outputs - column);
     tile.prefetch = next;

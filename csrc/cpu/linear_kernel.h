@@ -219,7 +219,7 @@ template <class S, int R, int V>
 OSTF_NOINLINE const char* main_loop(const Tile& tile, int tap, const char* prefetch, float* total,
                                     PendingTile& pending) {
   constexpr int kUnroll = 4;
-  constexpr int kRowBytes = 4 * S::kSteps;  // of a K-group of a row
+  constexpr int kRowBytes = 4 * S::kSteps;  // bytes of a K-group of one row
   constexpr int kFetched = 16;  // by then what the pending tile's epilogue reads has come to the cache
   const ptrdiff_t pitch = tile.pitch;
   const ptrdiff_t shift = tile.taps > 1 ? static_cast<ptrdiff_t>(tap / 3) * tile.line + tap % 3 : 0;

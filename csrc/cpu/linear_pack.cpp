@@ -10,7 +10,7 @@
 namespace ostf {
 namespace {
 
-// The step of a quantization block: its largest weight becomes 127. In pairs, two products of an unsigned activation, up
+// A block's quantization step: its largest weight becomes 127. In pairs, two products of an unsigned activation, up
 // to 255, add up in a signed 16-bit sum: two neighbours of one sign may together become 128 at most.
 float quantization_step(const float* values, int count, bool in_pairs) {
   float largest = 0, largest_pair = 0;

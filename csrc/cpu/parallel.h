@@ -1,6 +1,6 @@
 // parallel_for: split a range over threads of our own.
 //
-// Nobody waits for a thread that has not taken work. A barrier, as an OpenMP team has at the end of every region, waits
+// No thread waits for one that has not taken work. A barrier, as an OpenMP team has at the end of every region, waits
 // for all: where another process keeps a core busy, one frame of a small network on two threads took 460 ms behind
 // libgomp's barriers, 74 ms on one thread, and takes 70 ms this way (Zen 3, 2 cores). Threads watch for the next range for
 // a moment before they sleep, since the next layer follows within microseconds and waking a thread takes tens of them.
@@ -25,8 +25,8 @@
 namespace ostf {
 namespace detail {
 
-// One parallel_for in flight. A thread claims a share of what is left, so ranges shrink towards the end and all threads
-// finish at about the same time, however slow or busy a core is.
+// One parallel_for in flight. A thread claims part of the remaining range, so parts shrink towards the end and threads
+// finish at about the same time, even where a core is slow or busy.
 struct Job {
   void (*call)(void* body, int64_t begin, int64_t end);
   void* body;
@@ -108,7 +108,7 @@ class Pool {
     try {
       for (; threads_ < count; ++threads_) std::thread([this] { loop(); }).detach();
     } catch (const std::system_error&) {
-      return;  // no more threads to be had: those there are, and the caller, do the work
+      return;  // the system gives no more threads: the existing ones and the caller do the work
     }
   }
 

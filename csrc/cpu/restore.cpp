@@ -1,4 +1,4 @@
-// Put tokens back on their grid on the CPU: transposed into channel planes, or row by row with the LayerNorm on the way.
+// Put tokens back on their grid on the CPU: transposed into channel planes, or row by row with their LayerNorm applied.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

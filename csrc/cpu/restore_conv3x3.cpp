@@ -1,4 +1,4 @@
-// The end of a 3 x 3 convolution over restored tokens: each cell of the map adds what its neighbours give it.
+// The end of a 3 x 3 convolution over restored tokens: each cell of the map sums the tap outputs of its neighbours.
 #include <algorithm>
 #include <vector>
 
@@ -15,7 +15,7 @@ constexpr int kChannels = 64;  // summed at once, in registers or the nearest ca
 void store(float value, float* to) { *to = value; }
 void store(float value, uint16_t* to) { *to = ostf::float_to_bf16(value); }
 
-// What the up to nine tokens around cell (y, x) give it, each through the tap that looks at the cell from there.
+// Finds the tap outputs that cell (y, x) sums, one for each of the up to nine tokens around it; returns their number.
 int neighbours(const float* taps, const int32_t* token_at, int F, int O, int y, int x, const float** found) {
   int count = 0;
   for (int tap = 0; tap < kTaps; ++tap) {

@@ -4,7 +4,7 @@
 
 #include "tensor.h"
 
-// The threads go unused: there are four numbers for each target.
+// One thread does it all: a target has only four numbers.
 int ostf_cpu_update_box(const ostf_tensor* found_boxes, const ostf_tensor* boxes, const ostf_tensor* moved_boxes,
                         int64_t height, int64_t width, double factor, double margin, int /*threads*/) {
   if (height < 1 || width < 1 || !(factor > 0.0) || !(margin >= 0.0) || !ostf::has_rank(boxes, 2)) return OSTF_EINVAL;

@@ -7,7 +7,7 @@ namespace {
 
 int launch_attention(void (*kernel)(AttentionArgs), size_t shared, int rows, int groups, const AttentionArgs& args,
                      int B, void* stream) {
-  if (shared > 48 * 1024) {  // more has to be asked for
+  if (shared > 48 * 1024) {  // the default limit, above which a kernel must opt in
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;

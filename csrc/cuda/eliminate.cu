@@ -19,7 +19,7 @@ struct Args {
   int64_t* out_ids;
   int64_t* removed;
   int T, S, K;
-  int width;  // of a row, in accesses
+  int width;  // accesses of a row
 };
 
 __device__ __forceinline__ int rank_of(const float* score, int S, int i) {
