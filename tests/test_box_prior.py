@@ -4,18 +4,13 @@ from math import exp, log
 
 import numpy as np
 import pytest
-import torch
 
-from ostrack_fast import MultiTracker, Tracker, build_ostrack
+from ostrack_fast import Tracker
 from ostrack_fast.box_prior import BoxPrior, Shape
-from ostrack_fast.config import ModelConfig
 from ostrack_fast.redetection import Redetection
 
-TINY = ModelConfig(
-    template_size=32, search_size=64, embed_dim=32, depth=2, num_heads=1, head_channels=8,
-    ce_layers=(1,), ce_keep_ratio=(0.7,),
-)  # fmt: skip
-BOX = (100.0, 80.0, 40.0, 20.0)
+from .tiny_tracker import BOX, assert_many_as_each_alone, frames, tiny_model
+
 BLANK = np.zeros((200, 300, 3), np.uint8)
 
 
@@ -31,17 +26,9 @@ class Engine:
         return [[x, y, w * exp(error / 2), h * exp(-error / 2), 0.9] for error in self.errors]
 
 
-def frames(count, size=(200, 300)):
-    return [np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8) for seed in range(count)]
-
-
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = build_ostrack(TINY)
-    for block in model.backbone.blocks:
-        torch.nn.init.normal_(block.attn.qkv.weight, std=0.3)
-    return model
+    return tiny_model()
 
 
 @pytest.mark.parametrize(("calibration", "prior"), [(1.0, 0.0), (0.5, 0.25), (0.0, 1.0), (0.0, 0.0)])
@@ -105,19 +92,7 @@ def test_the_search_is_the_same_and_off_is_bit_identical(model, redetect):
 
 
 def test_many_targets_as_each_alone(model):
-    boxes = [BOX, (50.0, 60.0, 20.0, 60.0), (150.0, 30.0, 30.0, 30.0)]
-    first, *rest = frames(4)
-    many = MultiTracker(model, "cpu", "float32", box_prior=True)
-    for box in boxes:
-        many.add(first, box)
-    many.drop(0)
-    alone = [Tracker(model, "cpu", "float32", box_prior=True) for _ in boxes[1:]]
-    for tracker, box in zip(alone, boxes[1:], strict=True):
-        tracker.initialize(first, box)
-    for index, frame in enumerate(rest):
-        found = many.track_each({1: frame, 2: frame}) if index % 2 else many.track(frame)
-        for target, tracker in zip((1, 2), alone, strict=True):
-            assert found[target].box == pytest.approx(tracker.track(frame).box, abs=1e-3)
+    assert_many_as_each_alone(model, box_prior=True)
 
 
 def test_a_failed_calibration_leaves_the_target_there_was(model, monkeypatch):

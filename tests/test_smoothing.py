@@ -2,20 +2,14 @@
 
 from math import ceil, exp, sqrt
 
-import numpy as np
 import pytest
 import torch
 
-from ostrack_fast import MultiTracker, Tracker, build_ostrack, ops
-from ostrack_fast.config import ModelConfig
+from ostrack_fast import Tracker, ops
 from ostrack_fast.engine import CLIP_MARGIN, hann_window
 from ostrack_fast.smoothing import Smoothing, smoothed_decode
 
-TINY = ModelConfig(
-    template_size=32, search_size=64, embed_dim=32, depth=2, num_heads=1, head_channels=8,
-    ce_layers=(1,), ce_keep_ratio=(0.7,),
-)  # fmt: skip
-BOX = (100.0, 80.0, 40.0, 20.0)
+from .tiny_tracker import BOX, TINY, assert_many_as_each_alone, frames, tiny_model
 
 
 def random_maps(batch, grid, seed=0):
@@ -83,15 +77,7 @@ def test_nan_is_no_box():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = build_ostrack(TINY)
-    for block in model.backbone.blocks:
-        torch.nn.init.normal_(block.attn.qkv.weight, std=0.3)
-    return model
-
-
-def frames(count):
-    return [np.random.default_rng(seed).integers(0, 256, (200, 300, 3), dtype=np.uint8) for seed in range(count)]
+    return tiny_model()
 
 
 def test_a_frame_with_and_without(model):
@@ -118,17 +104,7 @@ def test_a_frame_with_and_without(model):
 
 
 def test_many_targets_as_each_alone(model):
-    first, *rest = frames(4)
-    boxes = [BOX, (150.0, 30.0, 30.0, 60.0)]
-    many = MultiTracker(model, "cpu", "float32", smoothing=Smoothing(keep=0.5))
-    alone = [Tracker(model, "cpu", "float32", smoothing=Smoothing(keep=0.5)) for _ in boxes]
-    for tracker, box in zip(alone, boxes, strict=True):
-        many.add(first, box)
-        tracker.initialize(first, box)
-    for index, frame in enumerate(rest):
-        found = many.track_each({0: frame, 1: frame}) if index % 2 else many.track(frame)
-        for target, tracker in enumerate(alone):
-            assert found[target].box == pytest.approx(tracker.track(frame).box, abs=1e-3)
+    assert_many_as_each_alone(model, smoothing=Smoothing(keep=0.5))
 
 
 def test_settings_out_of_range_are_told():
