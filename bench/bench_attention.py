@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ostrack_fast.config import ModelConfig
 
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 
 def dense_attention(qkv: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -63,6 +63,3 @@ def cases(at: Setting) -> Iterator[Case]:
             moved = at.batch * (4.0 * total * cfg.embed_dim * at.dtype.itemsize + 4 * search * scored)
             shape = f"{template}+{search} tokens, {heads} heads of {width}{'' if scored else ', no score'}"
             yield at.case("attention", shape, flops, moved, build, total, scored)
-
-
-test_attention = run_under_pytest

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ostrack_fast import ops
 
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 _TOWERS = 3
 
@@ -53,6 +53,3 @@ def _compare(at: Setting, inputs: int, outputs: int, groups: int) -> Comparison:
     weight, bias = (each.to(at.dtype) for each in arguments[:2])
     baselines = {"upstream": partial(upstream, images, weight, bias)}
     return compare("conv3x3", arguments, at.dtype, baselines, (x,), towers)
-
-
-test_conv3x3 = run_under_pytest

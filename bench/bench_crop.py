@@ -12,7 +12,7 @@ from torch import Tensor
 from ostrack_fast.boxes import crop_window
 from ostrack_fast.ops.reference import IMAGE_MEAN, IMAGE_STD
 
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 # Frame size and target.
 _TARGETS = (((480, 854), (400.0, 220.0, 80.0, 50.0)), ((1080, 1920), (5.0, 5.0, 300.0, 200.0)))
@@ -83,6 +83,3 @@ def cases(at: Setting) -> Iterator[Case]:
         moved = 3.0 * sum(inside) + 3.0 * at.batch * size**2 * at.dtype.itemsize
         shape = f"{windows[0][2]} of {width} x {height} to {size} pixels"
         yield at.case("crop", shape, 0.0, moved, build, (height, width), boxes, windows)
-
-
-test_crop = run_under_pytest

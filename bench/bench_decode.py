@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 
 def upstream(score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,6 +44,3 @@ def cases(at: Setting) -> Iterator[Case]:
 
     moved = grid * grid * (5.0 * at.batch * at.dtype.itemsize + 4)
     yield at.case("decode", f"{grid} x {grid}", 0.0, moved, build)
-
-
-test_decode = run_under_pytest

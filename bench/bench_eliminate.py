@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 
 def upstream(tokens: Tensor, score: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,6 +53,3 @@ def all_cases(at: Setting) -> list[Case]:
 
 def cases(at: Setting) -> list[Case]:
     return all_cases(at)[:1]
-
-
-test_eliminate = run_under_pytest

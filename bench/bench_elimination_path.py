@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from . import bench_decode, bench_eliminate, bench_restore
-from .case import TOLERANCE, Case, Comparison, Implementation, Setting, run_under_pytest
+from .case import TOLERANCE, Case, Comparison, Implementation, Setting
 
 
 def cases(at: Setting) -> Iterator[Case]:
@@ -27,6 +27,3 @@ def cases(at: Setting) -> Iterator[Case]:
 
     shape = f"{len(eliminations)} times from {at.cfg.search_grid} x {at.cfg.search_grid}, C {at.cfg.embed_dim}"
     yield at.case("elimination_path", shape, 0.0, sum(part.bytes for part in parts), build)
-
-
-test_elimination_path = run_under_pytest

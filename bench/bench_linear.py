@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ostrack_fast import ops
 
-from .case import Case, Comparison, Implementation, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Implementation, Setting, compare
 
 _NORM_EPS = 1e-6
 
@@ -61,6 +61,3 @@ def _compare(at: Setting, tokens: int, inputs: int, outputs: int, normed: bool, 
     alone = Implementation(partial(functional.linear, half, weight, bias), float("inf"))
     comparison.implementations["matmul alone"] = alone
     return comparison
-
-
-test_linear = run_under_pytest

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 
 def upstream(tokens: Tensor, ids: Tensor, removed: Tensor, grid: int) -> Tensor:
@@ -53,6 +53,3 @@ def cases(at: Setting) -> Iterator[Case]:
 
     moved = at.batch * ((kept + grid * grid) * channels * at.dtype.itemsize + 8.0 * kept)
     yield at.case("restore", f"{kept} to {grid} x {grid}, C {channels}", 0.0, moved, build)
-
-
-test_restore = run_under_pytest

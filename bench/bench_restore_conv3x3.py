@@ -10,7 +10,7 @@ from torch.nn import functional
 from ostrack_fast import ops
 
 from . import bench_conv3x3, bench_restore
-from .case import Case, Comparison, Setting, compare, run_under_pytest
+from .case import Case, Comparison, Setting, compare
 
 
 def cases(at: Setting) -> Iterator[Case]:
@@ -42,6 +42,3 @@ def _compare(at: Setting, *sizes: int) -> Comparison:
 
     baselines = {"upstream": upstream, "torch": torch_best}
     return compare("restore_conv3x3", arguments, at.dtype, baselines, (tokens, ids), bench_conv3x3.towers)
-
-
-test_restore_conv3x3 = run_under_pytest

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +13,9 @@ from torch import Tensor
 from ostrack_fast import ops
 from ostrack_fast.config import ModelConfig
 
-from .timing import clock
-
 # Largest error allowed, as a share of the largest value: this tells a wrong result from a rounded one. The tests hold
 # how exact a kernel is. int8 rounds both factors of each matmul to 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2, torch.int8: 5e-2}
-IMPLEMENTATIONS = ("upstream", "torch", "matmul alone", "native", "native int8", "triton")
 
 
 class WrongResult(RuntimeError):
@@ -236,28 +232,3 @@ def compare(
 
 def as_tuple(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
-
-
-def run_under_pytest(benchmark: Any, case: Case, implementation: str) -> None:
-    """The test of every `bench_X.py`, for each case and implementation: its result is checked, then it is timed."""
-    import pytest
-
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        comparison = case.build()
-        if implementation not in comparison.implementations:
-            pytest.skip(comparison.skipped.get(implementation, "does not take part in this case"))
-        comparison.check(implementation)
-        run, timer = comparison.implementations[implementation].run, clock(case.device)
-        on_gpu = case.device.type == "cuda"
-
-        def timed() -> None:
-            run()
-            if on_gpu:
-                torch.cuda.synchronize()
-
-        amount, _ = timer.prepare(run)
-        # On a GPU the time of the wall is that of launching; this is the device's, its cache flushed.
-        benchmark.extra_info["clock_seconds"] = median(timer.sample(run, amount) for _ in range(15))
-        benchmark.group = str(case)
-        benchmark.pedantic(timed, rounds=15, iterations=1 if on_gpu else amount, warmup_rounds=2)

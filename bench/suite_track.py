@@ -13,15 +13,13 @@ from ostrack_fast.model import OSTrack
 
 from .case import Case, Comparison, Implementation, Options, short_name
 from .networks import NAMES, engine_dtypes, make_model, network_cases
-from .upstream import UpstreamNetwork, UpstreamTracker
+from .upstream import Box, upstream_tracking
 
 __all__ = ["NAMES", "cases"]
 
 FRAME = 1080, 1920
 # Largest error of a box, as a share of its largest coordinate: a score map of random pixels has many near maxima.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.2, torch.bfloat16: 0.2, torch.int8: 0.3}
-
-Box = tuple[float, float, float, float]
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -37,46 +35,27 @@ def smooth_frame() -> Tensor:
     return (fine.permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8).contiguous()
 
 
-def some_boxes(targets: int) -> list[Box]:
-    """Where the targets are, xywh in pixels of `smooth_frame`."""
-    return [(300.0 + 37 * index, 250.0 + 11 * index, 180.0, 140.0 + index) for index in range(targets)]
+def engine_tracking(model: OSTrack, frame: Tensor, boxes: list[Box], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """The engine's boxes (targets,4) in the next frame."""
+    engine = Engine(model, model.backbone.norm.weight.device, dtype)
+    for box in boxes:
+        engine.add(frame.numpy(), box)
 
+    def run() -> Tensor:
+        engine.place(boxes)
+        return torch.tensor(engine.step(frame.numpy()), dtype=torch.float64)[:, :4]
 
-def upstream_run(model: OSTrack, frame: Tensor, targets: int) -> Callable[[], Tensor]:
-    """The upstream formulation's boxes (targets,4) in the next frame, one target after the other."""
-    boxes = some_boxes(targets)
-    trackers = [UpstreamTracker(UpstreamNetwork(model)) for _ in boxes]
-    for tracker, box in zip(trackers, boxes, strict=True):
-        tracker.initialize(frame, box)
-
-    def upstream() -> Tensor:
-        rows = []
-        for tracker, box in zip(trackers, boxes, strict=True):
-            tracker.box = box
-            rows.append(tracker.track(frame))
-        return torch.tensor(rows, dtype=torch.float64)
-
-    return upstream
+    run()  # captures the frame's graph
+    return run
 
 
 def _compare(name: str, targets: int, options: Options) -> Comparison:
-    model, frame, boxes = make_model(name, options.device), smooth_frame(), some_boxes(targets)
-    upstream = upstream_run(model, frame, targets)
-
-    def by_engine(dtype: torch.dtype) -> Callable[[], Tensor]:
-        engine = Engine(model, options.device, dtype)
-        for box in boxes:
-            engine.add(frame.numpy(), box)
-
-        def run() -> Tensor:
-            engine.place(boxes)
-            return torch.tensor(engine.step(frame.numpy()), dtype=torch.float64)[:, :4]
-
-        run()  # captures the frame's graph
-        return run
-
+    model, frame = make_model(name, options.device), smooth_frame()
+    boxes = [(300.0 + 37 * index, 250.0 + 11 * index, 180.0, 140.0 + index) for index in range(targets)]
+    upstream = upstream_tracking(model, frame, boxes)
     comparison = Comparison((upstream(),), {"upstream": Implementation(upstream, 0.0, torch.float32)})
     for dtype in engine_dtypes(options.device):
         if options.wants(label := f"engine {short_name(dtype)}", dtype):
-            comparison.implementations[label] = Implementation(by_engine(dtype), TOLERANCE[dtype], dtype)
+            run = engine_tracking(model, frame, boxes, dtype)
+            comparison.implementations[label] = Implementation(run, TOLERANCE[dtype], dtype)
     return comparison

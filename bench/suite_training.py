@@ -150,15 +150,13 @@ def _measured(make: Callable[[], Step], device: torch.device) -> tuple[Step, flo
     if device.type != "cuda":
         step = make()
         return step, step()[0].item(), None
-    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     step = make()
     step()  # makes the moments, and compiles
     torch.cuda.reset_peak_memory_stats(device)
     loss = step()[0].item()
-    peak = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
-    return step, loss, peak
+    return step, loss, torch.cuda.max_memory_allocated(device) - before
 
 
 def random_pairs(cfg: ModelConfig, count: int, device: torch.device) -> Batch:

@@ -20,6 +20,8 @@ from ostrack_fast.model.vit import Block
 
 from . import bench_attention, bench_crop, bench_decode, bench_eliminate, bench_restore
 
+Box = tuple[float, float, float, float]  # xywh in pixels
+
 
 class UpstreamNetwork:
     """Template and search images (B,3,Z,Z), (B,3,X,X) -> score, size and offset maps.
@@ -74,32 +76,31 @@ class UpstreamNetwork:
         return self.model.box_head.get_score_map(feature_map)
 
 
-class UpstreamTracker:
-    """The upstream `initialize` and `track` on a network: float boxes, as the corrected upstream code keeps them."""
+def upstream_tracking(model: OSTrack, frame: Tensor, boxes: Sequence[Box]) -> Callable[[], Tensor]:
+    """The upstream `initialize`; returns its `track`: the boxes (targets,4) in the next frame, one after the other.
 
-    def __init__(self, network: UpstreamNetwork):
-        self.network, self.cfg = network, network.model.cfg
-        self._like = network.model.backbone.norm.weight
-        self._window = hann_window(self.cfg.search_grid).to(self._like.device)
+    Boxes are floats, as the corrected upstream code keeps them.
+    """
+    cfg, network, like = model.cfg, UpstreamNetwork(model), model.backbone.norm.weight
+    window = hann_window(cfg.search_grid).to(like.device)
+    templates = [
+        bench_crop.upstream(frame, [list(box)], cfg.template_factor, cfg.template_size, like)[0] for box in boxes
+    ]
 
-    def initialize(self, frame: Tensor, box: tuple[float, float, float, float]) -> None:
-        cfg = self.cfg
-        self._template, _ = bench_crop.upstream(frame, [list(box)], cfg.template_factor, cfg.template_size, self._like)
-        self.box = box
+    def track() -> Tensor:
+        moved = []
+        for template, box in zip(templates, boxes, strict=True):
+            search, scale = bench_crop.upstream(frame, [list(box)], cfg.search_factor, cfg.search_size, like)
+            score_map, size_map, offset_map = (each.float() for each in network(template, search))
+            found, _ = bench_decode.upstream(score_map, size_map, offset_map, window)
+            place = crop_to_image(found[0].tolist(), box, scale.item(), cfg.search_size)
+            moved.append(clip_xywh(place, frame.shape[0], frame.shape[1], CLIP_MARGIN))
+        return torch.tensor(moved, dtype=torch.float64)
 
-    def track(self, frame: Tensor) -> tuple[float, float, float, float]:
-        cfg = self.cfg
-        search, scale = bench_crop.upstream(frame, [list(self.box)], cfg.search_factor, cfg.search_size, self._like)
-        score_map, size_map, offset_map = (each.float() for each in self.network(self._template, search))
-        found, _ = bench_decode.upstream(score_map, size_map, offset_map, self._window)
-        moved = crop_to_image(found[0].tolist(), self.box, scale.item(), cfg.search_size)
-        self.box = clip_xywh(moved, frame.shape[0], frame.shape[1], CLIP_MARGIN)
-        return self.box
+    return track
 
 
-def crop_to_image(
-    predicted: Sequence[float], around: Sequence[float], scale: float, size: int
-) -> tuple[float, float, float, float]:
+def crop_to_image(predicted: Sequence[float], around: Sequence[float], scale: float, size: int) -> Box:
     """A predicted cxcywh box in units of the crop -> xywh in pixels of the image (published `map_box_back`)."""
     side = size / scale
     cx, cy, w, h = (value * side for value in predicted)
