@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, native_linear
+from . import library_attention, native, native_linear
 from .registry import Backend, BoundOp, Op, Sizes, forced_backend, triton_kernel, triton_kernels, use
 from .tensors import Seeded, accumulate_dtype, check_one_device, describe
 
@@ -421,5 +421,9 @@ def attention(qkv: Tensor, template_mask: Tensor | None = None) -> tuple[Tensor,
     Raises:
         ValueError: also for a mask that chooses no row, on the CPU; on a GPU such a score is 0.
     """
+    if library_attention.preferred(qkv) and forced_backend() is None:
+        _check(qkv, template_mask)
+        out, rows = library_attention.attention(qkv, 0 if template_mask is None else template_mask.shape[-1])
+        return out, None if rows is None or template_mask is None else candidate_score(rows, template_mask)
     out, score, _ = attention_op(qkv, template_mask)
     return out, None if template_mask is None else score
