@@ -1,7 +1,7 @@
 """Everything that only a GPU can show, in two calls that each end in time: is it right, how fast, what tuning brings.
 
     bench/gpu_check.sh                  # the first call, at most 7 minutes: build, errors, speeds, all GPU tests
-    bench/gpu_check.sh --call 2         # the second, at most 4: tiles tuned, the same speeds, memcheck, training
+    bench/gpu_check.sh --call 2         # the second, at most 4: tiles tuned, the same speeds, training
     bench/gpu_check.sh --only soak      # steps by name; some, which take longer, run only so
     bench/gpu_check.sh --device cpu     # a rehearsal: the same steps at small sizes, as far as a CPU can run them
 

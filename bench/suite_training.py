@@ -51,7 +51,7 @@ def cases(options: Options) -> Iterator[Case]:
             flops = 3.0 * batch * sum(stage_flops(cfg).values())
             shape = f"{name}: {cfg.template_size} and {cfg.search_size} px"
             moved = _BYTES_A_PARAMETER * parameter_count(cfg)
-            build = partial(compare, cfg, batch, options.device)
+            build = partial(compare, cfg, batch, options)
             yield Case("training", shape, batch, torch.float32, options.device, flops, moved, build)
 
 
@@ -120,8 +120,9 @@ def _model(cfg: ModelConfig, device: torch.device) -> OSTrack:
 # The suites run without gradients.
 @torch.inference_mode(False)
 @torch.enable_grad()
-def compare(cfg: ModelConfig, count: int, device: torch.device) -> Comparison:
-    """All implementations of a step on `count` pairs."""
+def compare(cfg: ModelConfig, count: int, options: Options) -> Comparison:
+    """The wanted implementations of a step on `count` pairs."""
+    device = options.device
     model, batch = _model(cfg, device), random_pairs(cfg, count, device)
     expected = upstream_step(deepcopy(model).double(), batch)()
     comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
@@ -137,6 +138,8 @@ def compare(cfg: ModelConfig, count: int, device: torch.device) -> Comparison:
         del makers[compiled]
         comparison.skipped[compiled] = "on a CPU its compiling takes minutes"
     for label, (make, dtype) in makers.items():
+        if not options.wants(label):
+            continue
         step, loss, peak = _measured(make, device)
         if not abs(loss - expected[0]) <= _LOSS_TOLERANCE[dtype] * abs(expected[0]):
             raise WrongResult(f"{label}: the loss is {loss:.5g}, expected is {expected[0]:.5g}")

@@ -20,7 +20,7 @@ TINY = ModelConfig(
 def comparison():
     torch.manual_seed(0)
     with torch.inference_mode():  # as the suites run
-        yield suite_training.compare(TINY, 4, CPU)
+        yield suite_training.compare(TINY, 4, Options(CPU))
 
 
 def test_all_implementations_take_the_same_step_again_and_again(comparison):
@@ -51,7 +51,7 @@ def test_a_loss_that_is_a_little_wrong_is_refused(monkeypatch):
     monkeypatch.setattr(suite_training, "trainer_step", lambda *_: lambda: (torch.tensor(2.0),))
     monkeypatch.setattr(suite_training, "upstream_step", lambda *_, **how: lambda: (torch.tensor(2.1),))
     with pytest.raises(WrongResult, match=r"trainer float32: the loss is 2, expected is 2\.1"):
-        suite_training.compare(TINY, 4, CPU)
+        suite_training.compare(TINY, 4, Options(CPU))
 
 
 def test_cases():
@@ -65,3 +65,10 @@ def test_cases():
     named = list(suite_training.cases(Options(cuda, names=["small"], batches=[8, 16])))
     assert [one.batch for one in named] == [8, 16]
     assert get_config("small").search_size == 192 and "192" in named[0].shape
+
+
+def test_what_is_not_wanted_is_not_built(monkeypatch):
+    """torch.compile takes minutes."""
+    monkeypatch.setattr(suite_training, "trainer_step", lambda *_, **how: pytest.fail("built"))
+    comparison = suite_training.compare(TINY, 4, Options(CPU, only=["upstream"]))
+    assert list(comparison.implementations) == ["upstream"]
