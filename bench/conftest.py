@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from ostrack_fast.timing import clock
+
 from .case import Case, Options
 from .suite_ops import cases
-from .timing import clock
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMPLEMENTATIONS = ("upstream", "torch", "matmul alone", "native", "native int8", "triton")

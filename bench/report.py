@@ -14,10 +14,10 @@ import torch
 
 from ostrack_fast import machine
 from ostrack_fast.files import write_text
+from ostrack_fast.timing import clock, interleave, speedup
 
 from .case import Case, Comparison, short_name
 from .roofline import Roofline
-from .timing import clock, interleave, speedup
 
 BASELINES = ("upstream", "torch")
 

@@ -10,8 +10,7 @@ import torch
 from torch.nn import functional
 
 from ostrack_fast import ops
-
-from .timing import Clock
+from ostrack_fast.timing import Clock
 
 # Sides of square matmuls, the fastest of which counts.
 _CPU_SIDES, _CUDA_SIDES, _QUICK_SIDES = (512, 1024, 2048), (4096, 8192), (256,)

@@ -17,9 +17,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from .bench.roofline import Roofline
-from .bench.timing import clock
 from .engine import Engine
 from .model.cost import stage_flops
+from .timing import clock
 
 Box = tuple[float, float, float, float]
 

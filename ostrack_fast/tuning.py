@@ -20,11 +20,11 @@ import torch
 
 from . import ops
 from .bench.networks import make_model
-from .bench.timing import clock, interleave
 from .config import PRESETS
 from .engine import Engine
 from .files import write_atomically
 from .model import OSTrack
+from .timing import clock, interleave
 
 if TYPE_CHECKING:
     from .kernels.candidates import Tuned

@@ -64,6 +64,7 @@ LAYERS = [
         "interrupts",
         "progress",
         "settings",
+        "timing",
         "video",
         "kernels",
         "_C",

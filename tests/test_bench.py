@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostrack_fast.bench import report, roofline, suite_model, timing
+from ostrack_fast import timing
+from ostrack_fast.bench import report, roofline, suite_model
 from ostrack_fast.bench.case import Case, Comparison, Implementation, Options, WrongResult
 from ostrack_fast.bench.suite_ops import NAMES, cases
 from ostrack_fast.cli import main
