@@ -57,8 +57,11 @@ def cuda_ops():
     return [op for op in compiled_ops() if op.name != "attention_backward"]
 
 
-def save_calls(folder):
-    """Write the CPU kernels' calls with all ops' edge examples to a folder, for saved_calls.py to read."""
+def save_calls(folder, cuda=False, most=1 << 62):
+    """Write the CPU kernels' calls with all ops' edge examples to a folder, for saved_calls.py to read.
+
+    With `cuda` those of the CUDA kernels; examples whose first tensor has more than `most` elements are left out.
+    """
     arrays, saved = {}, []
 
     def keep(kernel, *arguments):
@@ -73,10 +76,11 @@ def save_calls(folder):
             converted.append(value)
         saved.append((kernel, converted))
 
-    with calls_go_to(keep):
-        for op in compiled_ops():
+    with calls_go_to(keep, cuda):
+        for op in cuda_ops() if cuda else compiled_ops():
             for dtype in native.FLOATS:
                 for arguments in examples(op, "edge", dtype):
-                    op.backends["native"].run(*arguments)
+                    if arguments[0].numel() <= most:
+                        op.backends["native"].run(*arguments)
     np.savez(folder / "arrays.npz", **arrays)
     (folder / "calls.json").write_text(json.dumps(saved))

@@ -18,6 +18,8 @@ import pytest
 import worker
 from emulator import CSRC, HERE, KERNELS, Emulator, build
 
+from tests.op_calls import save_calls
+
 pytestmark = pytest.mark.sanitize
 
 RACE, OVERRUN = 66, 67  # exit codes asked of the sanitizers
@@ -94,6 +96,18 @@ def test_kernels_are_clean(libraries, flavour):
         code, answers, report = run_cases(flavour, libraries[flavour], cases)
         assert code == 0, report
         assert answers == bits, schedule
+
+
+@pytest.mark.parametrize(
+    ("flavour", "most"), [("address", 20_000), pytest.param("thread", 600, marks=pytest.mark.slow)]
+)
+def test_examples_are_clean(libraries, flavour, most, tmp_path):
+    """Those of each op's own file, also of an op that is new; ThreadSanitizer is slow, and gets the small ones."""
+    save_calls(tmp_path, cuda=True, most=most)
+    name = f"examples:{tmp_path}"
+    code, answers, report = run_cases(flavour, libraries[flavour], [{"name": name}])
+    assert code == 0, report
+    assert answers == expected(libraries["plain"], [name])
 
 
 def test_turing_is_clean(turing_thread):

@@ -12,8 +12,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import saved_calls
 from c_abi import view
 from emulator import EmulationError, Emulator, bf16_bits
 
@@ -84,6 +86,15 @@ def shorter(kernels: Emulator, op: str) -> list[np.ndarray]:
     return []
 
 
+def examples(kernels: Emulator, folder: str) -> list[np.ndarray]:
+    """All calls that tests/op_calls.py saved there: the examples of every op's own file."""
+    arrays = []
+    for kernel, arguments in saved_calls.load(Path(folder)):
+        kernels.call(f"ostf_cuda_{kernel}", *arguments, None)
+        arrays += [each for each in arguments if isinstance(each, np.ndarray)]
+    return arrays
+
+
 def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
     """One kernel of faults.cu; raises where the result is wrong."""
     data = np.zeros(64, np.float32)
@@ -98,6 +109,7 @@ def fault(kernels: Emulator, name: str, broken: int) -> list[np.ndarray]:
     return [data]
 
 
+# What the orders of threads are tried with: sizes at which every barrier is needed.
 CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
     "attention float16": lambda k: attention(k, "float16", 140, 32, 2),
     "attention two groups": lambda k: attention(k, "float16", 200, 64, 1, groups=2),
@@ -117,6 +129,8 @@ CASES: dict[str, Callable[[Emulator], list[np.ndarray]]] = {
 
 def run(kernels: Emulator, name: str) -> list[np.ndarray]:
     kind, _, rest = name.partition(":")
+    if kind == "examples":
+        return examples(kernels, rest)
     if kind == "shorter":
         return shorter(kernels, rest)
     if kind in ("broken", "sound"):
