@@ -65,14 +65,13 @@ def gemms(engine: Engine, batches: Sequence[int], without: Sequence[str] = ()) -
 
 def inputs(engine: Engine, name: str, layer: Any, rows: int) -> tuple[torch.Tensor, ...]:
     """Random arguments for a layer of `gemms`, in the dtypes that a frame gives it."""
-    device, dtype = engine.device, engine.network.dtype
+    dtype, random = engine.network.dtype, partial(torch.randn, dtype=torch.float32, device=engine.device)
     if name.startswith("conv"):
         grid = engine.cfg.search_grid
-        return (torch.randn(rows // grid**2, grid, grid, layer.inputs, device=device).to(dtype),)
+        return (random(rows // grid**2, grid, grid, layer.inputs).to(dtype),)
     if layer.norm_eps is not None:  # reads the residual stream
-        return (torch.randn(1, rows, layer.inputs, device=device),)
-    residual = torch.randn(1, rows, layer.weight.shape[0], device=device)
-    return torch.randn(1, rows, layer.inputs, device=device).to(dtype), residual
+        return (random(1, rows, layer.inputs),)
+    return random(1, rows, layer.inputs).to(dtype), random(1, rows, layer.weight.shape[0])
 
 
 def compile_share(

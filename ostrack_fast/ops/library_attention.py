@@ -20,7 +20,7 @@ PyTorch's, but adds in a fixed order and reads and writes the packed qkv as it l
 
 def preferred(qkv: Tensor) -> bool:
     """Whether `ops.attention` is to take PyTorch's kernels for this qkv; compiled code calls the op as it is."""
-    chosen = qkv.is_cuda and qkv.dtype in DTYPES
+    chosen = isinstance(qkv, Tensor) and qkv.is_cuda and qkv.dtype in DTYPES  # what is no tensor the op refuses
     return chosen and qkv.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
