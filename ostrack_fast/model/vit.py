@@ -6,14 +6,13 @@ Parameter names are those of the published `VisionTransformerCE` (and so of timm
 from __future__ import annotations
 
 from math import ceil
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..config import ModelConfig
-from .recompute import gelu_linear, norm_linear
 
 
 class Features(NamedTuple):
@@ -47,15 +46,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(cfg.embed_dim, 3 * cfg.embed_dim)
         self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
 
-    def packed(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
-        """Query, key and value side by side, (B,N,3,H,D); of norm(x) where a norm is given."""
-        rows = self.qkv(x) if norm is None else norm_linear(norm, self.qkv, x)
-        return rows.unflatten(2, (3, self.num_heads, -1))
+    def packed(self, x: Tensor) -> Tensor:
+        """Query, key and value side by side, (B,N,3,H,D)."""
+        return self.qkv(x).unflatten(2, (3, self.num_heads, -1))
 
-    def forward(
-        self, x: Tensor, template_mask: Tensor | None, norm: nn.LayerNorm | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        out, score = ops.attention(self.packed(x, norm), template_mask)
+    def forward(self, x: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        out, score = ops.attention(self.packed(x), template_mask)
         return self.proj(out), score
 
 
@@ -66,11 +62,8 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(cfg.embed_dim, hidden)
         self.fc2 = nn.Linear(hidden, cfg.embed_dim)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
-        """The MLP of x, or of norm(x)."""
-        if norm is None:
-            return self.fc2(nn.functional.gelu(self.fc1(x)))
-        return gelu_linear(self.fc2, norm_linear(norm, self.fc1, x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
 class DropPath(nn.Module):
@@ -110,19 +103,12 @@ class Block(nn.Module):
         self, x: Tensor, ids: Tensor, template_mask: Tensor | None = None, keep: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Returns tokens, ids, the removed ids (None without elimination) and the score (None without a mask)."""
-        attended, score = _behind(self.norm1, self.attn, x, template_mask)
+        attended, score = self.attn(self.norm1(x), template_mask)
         x = x + self.drop_path(attended)
         removed = None
         if score is not None and keep is not None and keep < ids.shape[1]:
             x, ids, removed = ops.eliminate(x, score, ids, keep)
-        return x + self.drop_path(_behind(self.norm2, self.mlp, x)), ids, removed, score
-
-
-def _behind(norm: nn.LayerNorm, module: nn.Module, x: Tensor, *more: Tensor | None) -> Any:
-    """module(norm(x), ...), where modules of this file may recompute norm(x) instead of storing it."""
-    if type(module) in (Attention, Mlp):
-        return module(x, *more, norm=norm)
-    return module(norm(x), *more)
+        return x + self.drop_path(self.mlp(self.norm2(x))), ids, removed, score
 
 
 class VisionTransformer(nn.Module):
