@@ -65,9 +65,9 @@ __device__ __forceinline__ void multiply_keys(float (&logit)[kThreadRows][kCount
 
 // 2^(scaled logit relative to the largest). The difference comes before the scale, or rounding the scaled logit would
 // show: the largest weighs exactly 1. Large logits would show the rounding of the scale too. One of -inf must not meet
-// the rest, whose sign may turn it.
+// the rest, whose sign may turn it. NaN fails the comparison, and stays.
 __device__ __forceinline__ float softmax_weight(const AttentionArgs& a, float logit, float top) {
-  const float below = fmaxf(logit - top, -FLT_MAX);
+  const float difference = logit - top, below = difference < -FLT_MAX ? -FLT_MAX : difference;
   return exp2f(fmaf(below, a.scale_rest, below * a.scale));
 }
 
@@ -215,7 +215,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_fp32(Attention
       }
     }
     if (column == 0) {
-      if (a.lse && token < a.N) a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(a, top[i], total);
+      if (a.lse && token < a.N) {
+        a.lse[(static_cast<int64_t>(b) * a.H + h) * a.N + token] = natural_lse(a, top[i], total);
+      }
       if (meets_template) {
         const bool choose = is_chosen(a, b, token);
         chosen |= choose;

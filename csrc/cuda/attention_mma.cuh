@@ -146,8 +146,8 @@ __device__ __forceinline__ void keep_logits(ChosenRow& kept, const float (&p)[kT
 }
 
 // Sums over the chosen rows of this block's tile of their probabilities of every search key. Each warp takes 16 of a
-// tile's 64 keys and all row groups with a chosen row. rows has each row's largest logit and the inverse of its sum, 0 where the
-// row is not chosen. The first key tile is on its way. A second group comes along for the barriers.
+// tile's 64 keys and all row groups with a chosen row. rows has each row's largest logit and the inverse of its sum, 0
+// where the row is not chosen. The first key tile is on its way. A second group comes along for the barriers.
 template <class T, int D, int kGroups>
 __device__ __forceinline__ void sum_chosen_rows(const AttentionArgs& a, float* sums, T* query, T* stage_0,
                                                 const T* keys, int64_t stride, const float2* rows) {
@@ -349,7 +349,9 @@ __global__ void __launch_bounds__(kAttentionThreads* kGroups, 2 / kGroups) atten
 
     const bool second_look = chosen_rows > 0 && !one_row;
     __syncthreads();  // from here on the key and value tiles are free
-    if constexpr (kGroups > 1) merge_groups<D>(reinterpret_cast<float*>(stages + 2 * kTile * D), out, top, sum, a.scale);
+    if constexpr (kGroups > 1) {
+      merge_groups<D>(reinterpret_cast<float*>(stages + 2 * kTile * D), out, top, sum, a.scale);
+    }
     if (second_look && group == 0) {
       load_tile<T, D>(stages, k + a.T * stride, 0, a.N - a.T, stride);
       copy_async_commit();

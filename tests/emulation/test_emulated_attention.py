@@ -103,6 +103,15 @@ def test_rows_not_chosen_leave_the_score_alone(kernels, dtype):
     np.testing.assert_array_equal(score, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_key_that_is_nan_shows(kernels, dtype):
+    """In every query: a wrong network must not look like one that ignores a token."""
+    qkv = make_qkv(1, 100, 1, 32, dtype)
+    qkv[0, 70, 1] = torch.nan
+    out, score, _ = kernels.attention(to_numpy(qkv), rows(20, 4).numpy())
+    assert to_torch(out, dtype).isnan().all() and np.isnan(score).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize(("template", "tokens"), [(64, 320), (64, 153), (1, 1), (7, 20), (65, 131)])
 def test_two_groups(kernels, dtype, template, tokens):
