@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .settings import read_yaml
 
 TEMPLATE_RANGES = ("CTR_POINT", "CTR_REC", "ALL", "GT_BOX")
 
@@ -213,11 +213,8 @@ def read_published_yaml(path: str | Path) -> ModelConfig:
     Raises:
         ValueError: it is no such file, or names something that this package does not implement, saying what.
     """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no yaml file: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(document, dict) or "MODEL" not in document:
+    document = read_yaml(path)
+    if "MODEL" not in document:
         raise ValueError(f"{path} has no MODEL section: not a yaml file of the published code")
     backbone, head = _section(document, "MODEL", "BACKBONE"), _section(document, "MODEL", "HEAD")
     kind = backbone.get("TYPE", "vit_base_patch16_224")

@@ -20,10 +20,20 @@ _MAX_DEPTH = 50
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text (put it in quotes)"}
 
 
+# Python prints no longer numbers, and no setting is one.
+_MAX_BITS = 4096
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML's safe loader reads it, but that 1e-3 is a number (as in YAML 1.2) and keys are unique."""
+    """YAML as PyYAML's safe loader reads it, but that keys are unique and numbers are what they look like.
+
+    1e-3 is a number, as in YAML 1.2; 010 and 1:30, which YAML 1.1 takes for 8 and 90, are texts.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, f"expected a mapping, got a {node.id}", node.start_mark)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -32,11 +42,32 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        problem = ""
+        try:
+            value = super().construct_object(node, deep)
+        except (AttributeError, LookupError, TypeError):  # what PyYAML raises for a tag that the value does not fit
+            problem = f"{_shortened(node.value)} does not fit the tag {node.tag.rpartition(':')[2]}"
+        else:
+            if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+                problem = f"a number of {value.bit_length()} bits"
+            # No name of a file holds either, and neither can be written to a log.
+            if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+                problem = "a text with a character that is none, NUL or half of a surrogate pair"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in (
+    (_INT, r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+)$"),
+    (_FLOAT, r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern, re.ASCII), list("-+.0123456789"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -171,3 +171,14 @@ def test_the_kernels_know_neither_torch_nor_python(folder):
         if path.suffix in (".h", ".cuh", ".cpp", ".cu") and path.name != "bindings.cpp":
             text = path.read_text(encoding="utf-8")
             assert "torch/" not in text and "Python.h" not in text and "pybind11" not in text, path
+
+
+def test_every_option_of_a_command_is_used():
+    """An option that its command forgets to hand on changes nothing, and nobody is told."""
+    unused = []
+    for path in sorted((ROOT / "ostrack_fast" / "cli").glob("[!_]*.py")):
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef):
+                names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+                unused += [f"{path.stem}: {one.arg}" for one in function.args.args if one.arg not in names]
+    assert unused == []

@@ -91,6 +91,14 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{
         ("", "is not a mapping of settings.*nothing"),
         ("hello", "is not a mapping of settings.*the text 'hello'"),
         ("a: 1\n---\nb: 2\n", "another document"),
+        ("a: !!timestamp x\n", "line 1: 'x' does not fit the tag timestamp"),
+        ("a: 1\nb: !!bool x\n", "line 2: 'x' does not fit the tag bool"),
+        ("a: !!int ''\n", "line 1: '' does not fit the tag int"),
+        ("!!timestamp x: 1\n", "line 1: 'x' does not fit"),
+        ("a: !!map [b]\n", "line 1: expected a mapping, got a sequence"),
+        ("a: 0x" + "f" * 5000, "line 1: a number of 20000 bits"),
+        ('a: "b\\0c"\n', "line 1: a text with a character that is none"),
+        ('a: 1\nb: {"\\ud800": 1}\n', "line 2: a text with a character that is none"),
     ],
 )
 def test_what_is_no_file_of_settings(tmp_path, text, message):
@@ -111,6 +119,13 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
     with pytest.raises(ValueError, match="1,000,001 bytes"):
         read_yaml(tmp_path / "big.yaml")
+
+
+def test_numbers_are_what_they_look_like(tmp_path):
+    text = "[0, -12, 1_000, 0xff, 1.5, .5, -2., 1e3, 1.5E-2, .inf, .nan, 010, 08, 1:30, 190:20:30.15, 1e, ., +]"
+    read = load(tmp_path, f"a: {text}")["a"]
+    assert repr(read[:11]) == "[0, -12, 1000, 255, 1.5, 0.5, -2.0, 1000.0, 0.015, inf, nan]"
+    assert read[11:] == ["010", "08", "1:30", "190:20:30.15", "1e", ".", "+"]
 
 
 @pytest.mark.parametrize(

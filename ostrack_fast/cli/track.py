@@ -73,8 +73,9 @@ def track(
         shown = open_window(paused=not given)
     opened = open_source(source)
     tracker = MultiTracker(
-        OSTrack.from_pretrained(weights, config), device, dtype, redetect=redetect, box_prior=box_prior
-    )
+        OSTrack.from_pretrained(weights, config), device, dtype, redetect=redetect, box_prior=box_prior,
+        smoothing=smoothing,
+    )  # fmt: skip
     width, height = opened.size
     targets = [checked_box(each, height, width) for each in given]
     newest = opened.live if frames == "auto" else frames == "newest"

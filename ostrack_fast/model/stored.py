@@ -163,7 +163,7 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        named = str(error).startswith(f"{path}: ")
+        named = str(error).startswith((f"{path}: ", f"{path} "))
         raise error if named else CheckpointError(f"{path}: {error}") from error.__cause__
     except _DAMAGED as error:
         text = " ".join(str(error).split())[:200]

@@ -198,7 +198,7 @@ TEST: {SEARCH_FACTOR: 5.0, SEARCH_SIZE: 384, TEMPLATE_FACTOR: 2.0, TEMPLATE_SIZE
         ("STRIDE: 16", "STRIDE: x", "patch_size='x'"),
         ("[3, 6, 9]", "3", "not iterable"),
         ("{TYPE: CENTER, NUM_CHANNELS: 256}", "7", "section HEAD is no mapping"),
-        ("DATA: {", "DATA: {{", "is no yaml file"),
+        ("DATA: {", "DATA: {{", "line [23]: .*correct the yaml"),
     ):
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=message):
@@ -207,7 +207,7 @@ TEST: {SEARCH_FACTOR: 5.0, SEARCH_SIZE: 384, TEMPLATE_FACTOR: 2.0, TEMPLATE_SIZE
     with pytest.raises(ValueError, match="no MODEL section"):
         read_published_yaml(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is no yaml file"):
+    with pytest.raises(ValueError, match="cannot be read as yaml"):
         read_published_yaml(path)
 
 
