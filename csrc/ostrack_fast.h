@@ -17,8 +17,8 @@
 
 // The kernels by name: X(update_box) stands for the function ostf_cpu_update_box or ostf_cuda_update_box.
 #define OSTF_CPU_KERNELS(X) \
-  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(restore) \
-  X(restore_conv3x3) X(update_box)
+  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(patches) \
+  X(restore) X(restore_conv3x3) X(update_box)
 #define OSTF_CUDA_KERNELS(X) X(attention) X(crop) X(decode) X(eliminate) X(restore) X(update_box)
 
 #ifdef __cplusplus
@@ -111,6 +111,9 @@ OSTF_API int ostf_cpu_crop(const ostf_tensor* frame, const ostf_tensor* box, con
 OSTF_API int ostf_cuda_crop(const ostf_tensor* frame, const ostf_tensor* box, const ostf_tensor* mean,
                             const ostf_tensor* inv_std, const ostf_tensor* patch, const ostf_tensor* scale,
                             double factor, void* stream);
+
+// patches: image (B,C,H,W) -> patches (B,H/P*W/P,C,P,P), cut row by row, of one dtype; P divides H and W.
+OSTF_API int ostf_cpu_patches(const ostf_tensor* image, const ostf_tensor* patches, int threads);
 
 // decode: score (B,1,F,F), size (B,2,F,F), offset (B,2,F,F) of one dtype, window (F,F) float32 or null -> box (B,4)
 // float32 cxcywh in units of the crop, best (B) float32 the score (without window) at the chosen cell.

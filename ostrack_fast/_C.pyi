@@ -51,6 +51,7 @@ def cpu_decode(
 def cpu_eliminate(
     tokens: _Tensor, score: _Tensor, ids: _Tensor, out: _Tensor, out_ids: _Tensor, removed: _Tensor, threads: int, /
 ) -> None: ...
+def cpu_patches(image: _Tensor, patches: _Tensor, threads: int, /) -> None: ...
 def cpu_restore(
     tokens: _Tensor,
     ids: _Tensor,

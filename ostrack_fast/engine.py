@@ -147,7 +147,7 @@ class Engine:
         # CUDA graphs run at power-of-two batch sizes, so unused rows are computed too. Ones keep their boxes valid.
         return Targets(
             torch.ones(rows, tokens + cfg.search_grid**2, cfg.embed_dim, dtype=torch.float32, device=device),
-            torch.ones(rows, tokens, 3 * cfg.embed_dim, dtype=self.network.dtype, device=device),
+            torch.ones(rows, self.network.qkv_rows, 3 * cfg.embed_dim, dtype=self.network.dtype, device=device),
             torch.ones(rows, tokens, dtype=torch.bool, device=device),
             torch.ones(rows, 4, dtype=torch.float64, device=device),
         )
@@ -191,8 +191,11 @@ class Engine:
     def _set_templates(self, rows: slice, images: Tensor, box: Tensor | None) -> None:
         box = None if box is None else box.to(self.device, torch.float32)
         tokens, qkv = self.network.embed_template(images.to(self.device), box)
-        template = qkv.shape[1]
-        self._targets.tokens[rows, :template], self._targets.qkv[rows] = tokens[:, :template], qkv
+        template = self.cfg.template_grid**2
+        self._targets.tokens[rows, :template], self._targets.qkv[rows, :template] = (
+            tokens[:, :template],
+            qkv[:, :template],
+        )
 
     @_isolated()
     def forward(self, search: Tensor) -> dict[str, Tensor]:
@@ -207,7 +210,9 @@ class Engine:
             raise ValueError(
                 f"search must be (B,3,{size},{size}) with B = {self.count} templates set, is {tuple(search.shape)}"
             )
-        search = search.to(self.device, self.network.dtype)
+        # A frozen layer rounds float32 as it reads it; PyTorch would start threads of its own for that.
+        unrounded = search.dtype == torch.float32 and not self._uses_graphs
+        search = search.to(self.device, search.dtype if unrounded else self.network.dtype)
         if not self._uses_graphs:
             score, size_map, offset = self._maps(slice(self.count), search)
         else:

@@ -22,12 +22,13 @@ struct AttentionCall {
   int B, M, N, H, D, T;  // M queries, N keys
 };
 
-// One instruction set's code for one kind of arithmetic. Queries are worked on in blocks of `block`; one task is a
-// range of blocks of one head. The results do not depend on how the blocks were split into tasks.
+// One instruction set's code for one kind of arithmetic. Queries are worked on in blocks of `block`. The results do not
+// depend on who works on which.
 struct AttentionKernel {
   int block;
   size_t (*scratch_bytes)(int N, int D, bool with_score);
-  void (*run)(const AttentionCall& call, int b, int h, int first_block, int last_block, void* scratch);
+  // Keys and values of head h are packed into the scratch memory unless they are there: `packed`.
+  void (*run)(const AttentionCall& call, int b, int h, int block, bool packed, void* scratch);
 
   // For the gradient, on (keys, queries) row by row, where `queries` fill whole vectors. Logits, without their factor
   // 1 / sqrt D, become e^((logit - middle of the query) / sqrt D).

@@ -312,14 +312,9 @@ void query_block(const AttentionCall& call, const Head& head, const Layout<S>& l
 }
 
 template <class S>
-void run(const AttentionCall& call, int b, int h, int first_block, int last_block, void* memory) {
+void pack_keys_and_values(const AttentionCall& call, const Head& head, const Layout<S>& layout,
+                          typename S::KGroup* scratch) {
   using KGroup = typename S::KGroup;
-  const Layout<S> layout(call.N, call.D, call.mask != nullptr);
-  KGroup* scratch = static_cast<KGroup*>(memory);
-  const ptrdiff_t width = static_cast<ptrdiff_t>(call.D) * (call.dtype == OSTF_F32 ? 4 : 2);
-  const Head head = {b, h, width, call.H * width, call.q + b * call.q_item + h * width,
-                     call.kv + b * call.kv_item + h * width, call.out + b * call.out_item + h * width, h + 1 == call.H};
-
   for (int i = 0; i < call.N; ++i) {
     S::pack_row(call.dtype, head.kv + i * call.kv_row, call.D,
                 scratch + layout.k + static_cast<ptrdiff_t>(i) * layout.groups);
@@ -332,16 +327,23 @@ void run(const AttentionCall& call, int b, int h, int first_block, int last_bloc
     S::pack_values(call.dtype, value, i + 1 < call.N ? value + call.kv_row : nullptr, call.D, to);
     for (int d = call.D; d < layout.width; ++d) to[d] = 0;
   }
+}
 
-  for (int block = first_block; block < last_block; ++block) {
-    const int left = call.M - block * kLanes<S>;
-    const int vectors = left >= kLanes<S> ? S::kMaxVectors : (left + S::kWidth - 1) / S::kWidth;
-    switch (vectors) {
-      case 1: query_block<S, 1>(call, head, layout, block, scratch); break;
-      case 2: query_block<S, 2>(call, head, layout, block, scratch); break;
-      case 3: query_block<S, S::kMaxVectors >= 3 ? 3 : 1>(call, head, layout, block, scratch); break;
-      default: query_block<S, S::kMaxVectors >= 4 ? 4 : 1>(call, head, layout, block, scratch); break;
-    }
+template <class S>
+void run(const AttentionCall& call, int b, int h, int block, bool packed, void* memory) {
+  const Layout<S> layout(call.N, call.D, call.mask != nullptr);
+  auto* scratch = static_cast<typename S::KGroup*>(memory);
+  const ptrdiff_t width = static_cast<ptrdiff_t>(call.D) * (call.dtype == OSTF_F32 ? 4 : 2);
+  const Head head = {b, h, width, call.H * width, call.q + b * call.q_item + h * width,
+                     call.kv + b * call.kv_item + h * width, call.out + b * call.out_item + h * width, h + 1 == call.H};
+  if (!packed) pack_keys_and_values<S>(call, head, layout, scratch);
+  const int left = call.M - block * kLanes<S>;
+  const int vectors = left >= kLanes<S> ? S::kMaxVectors : (left + S::kWidth - 1) / S::kWidth;
+  switch (vectors) {
+    case 1: query_block<S, 1>(call, head, layout, block, scratch); break;
+    case 2: query_block<S, 2>(call, head, layout, block, scratch); break;
+    case 3: query_block<S, S::kMaxVectors >= 3 ? 3 : 1>(call, head, layout, block, scratch); break;
+    default: query_block<S, S::kMaxVectors >= 4 ? 4 : 1>(call, head, layout, block, scratch); break;
   }
 }
 

@@ -94,15 +94,20 @@ void run_gemm(const LinearKernel& kernel, const PackedLayout& layout, const char
   const Task task(kernel, layout, packed, gemm);
   const int panels = layout.panels * layout.conv_groups;
   const int64_t bytes = static_cast<int64_t>(gemm.lines) * gemm.length * layout.groups * kernel.row_group_bytes;
-  int blocks = static_cast<int>((bytes + kRowBytes - 1) / kRowBytes);
-  if (threads > 1) blocks = std::max(blocks, ceil_div(4 * threads, panels));
-  blocks = std::min(blocks, task.tiles);
-  parallel_for(static_cast<int64_t>(blocks) * panels, threads, [&](int64_t first, int64_t last) {
+  const int blocks = std::min(static_cast<int>((bytes + kRowBytes - 1) / kRowBytes), task.tiles);
+  // Threads share out a block's tiles, not its panels: so they all end within about one tile's time.
+  const int parts = threads > 1 ? task.tiles / blocks : 1;
+  parallel_for(static_cast<int64_t>(blocks) * panels * parts, threads, [&](int64_t first, int64_t last) {
     PendingTile pending;
-    for (int64_t i = first; i < last; ++i) {
-      const int block = static_cast<int>(i / panels), panel = static_cast<int>(i % panels);
-      const char* next = packed + (i + 1 < last ? layout.panel(static_cast<int>((i + 1) % panels)) : layout.bias);
-      task.run(panel, next, part_begin(block, blocks, task.tiles), part_begin(block + 1, blocks, task.tiles), pending);
+    for (int64_t i = first; i < last;) {
+      const int64_t end = std::min((i / parts + 1) * parts, last);  // of the parts of one block and panel
+      const int block = static_cast<int>(i / parts / panels), panel = static_cast<int>(i / parts % panels);
+      const int begin = part_begin(block, blocks, task.tiles);
+      const int tiles = part_begin(block + 1, blocks, task.tiles) - begin;
+      const auto tile = [&](int64_t part) { return begin + part_begin(static_cast<int>(part), parts, tiles); };
+      const char* next = packed + (end < last ? layout.panel(static_cast<int>(end / parts % panels)) : layout.bias);
+      task.run(panel, next, tile(i % parts), tile(i % parts + end - i), pending);
+      i = end;
     }
     kernel.flush(pending);
   });

@@ -26,6 +26,7 @@ from ..ops.layers import (
     conv3x3,
     crop_patches,
     cross_attention,
+    cut_patches,
     frame_tail,
     linear,
     restore_conv3x3,
@@ -63,7 +64,8 @@ class Template(NamedTuple):
     """What does not change between frames: the template's tokens with positions, and the first block's qkv of them.
 
     tokens is (B,T+S,C) float32: each frame writes the S tokens of its search region behind the template's T. Nothing
-    else changes them. qkv is (B,T,3C) in the compute dtype (bfloat16 for int8).
+    else changes them. qkv is (B,T+S,3C) in the compute dtype (bfloat16 for int8), written likewise; (B,T,3C) where the
+    first block computes all of it anew, as on a GPU.
     """
 
     tokens: Tensor
@@ -81,6 +83,7 @@ class FrozenOSTrack:
 
     Attributes:
         candidates: (B,K) int64, the cells of the search region that the last call's elimination left; None before.
+        qkv_rows: the number of rows of a `Template`'s qkv.
     """
 
     def __init__(
@@ -102,10 +105,12 @@ class FrozenOSTrack:
         )
         self.candidates: Tensor | None = None
         self._skips_unused_queries = skips_unused_queries(device)
+        self.qkv_rows = cfg.template_grid**2 + (cfg.search_grid**2 if self._skips_unused_queries else 0)
         self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
         backbone = model.backbone
         projection = backbone.patch_embed.proj
         # The patch embedding reads pixels, whose range int8 does not resolve, once a frame.
+        self._cut_patches = cut_patches(cfg.patch_size, device)
         self._patch = self._linear(projection.weight.flatten(1), cast(Tensor, projection.bias), dtype=self.dtype)
         self._template_position = _float(backbone.pos_embed_z, device)
         self._box_embed = None if backbone.box_embed is None else _float(backbone.box_embed, device)
@@ -197,17 +202,16 @@ class FrozenOSTrack:
         if self._box_embed is not None:
             position = position + box_embedding(self._box_embed, box, cfg)
         embedded = self._embedded(template, position, tokens[:, :rows])
-        return Template(tokens, cast(Layer, self._blocks[0].qkv)(embedded))
+        qkv = torch.empty(batch, self.qkv_rows, 3 * cfg.embed_dim, dtype=self.dtype, device=self.device)
+        cast(Layer, self._blocks[0].qkv)(embedded, out=qkv[:, :rows])
+        return Template(tokens, qkv)
 
     def _embedded(self, image: Tensor, position: Tensor, out: Tensor | None = None) -> Tensor:
-        patches, batch = image, len(image)
-        if image.dim() == 4:
-            patch = self.cfg.patch_size
-            grid = image.shape[-1] // patch
-            cut = image.to(self.dtype).view(batch, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
-            patches = cut.reshape(batch, grid * grid, -1)
         with stage("patch embedding"):
-            return self._patch(patches, position.expand(batch, -1, -1), out)
+            if not (self.device.type == "cpu" and image.dtype == torch.float32):  # which a layer rounds as it reads it
+                image = image.to(self.dtype)
+            patches = image if image.dim() == 3 else self._cut_patches(image)
+            return self._patch(patches, position.expand(len(image), -1, -1), out)
 
     def layers(self) -> Iterator[tuple[str, Layer, int]]:
         """Every linear layer and convolution of a frame, in order: (name, layer, rows for one target).
@@ -242,7 +246,8 @@ class FrozenOSTrack:
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Templates, search image (B,3,X,X), mask (T,) or (B,T) -> score (B,1,F,F), size and offset maps (B,2,F,F).
 
-        The image may come in patches, (B,F*F,3*P*P) in `self.dtype`, as `crop_patches` gives it.
+        The image is in `self.dtype`, or on a CPU in float32. It may come in patches, (B,F*F,3*P*P), as `crop_patches`
+        gives it.
         """
         tokens, ids = self._tokens_left(template, search, mask)
         with stage("norm, restoration, head"):
@@ -296,13 +301,16 @@ class FrozenOSTrack:
 
         Args:
             rows: number of template tokens, which come first.
-            template_qkv: the template's qkv, if it is computed already.
+            template_qkv: where the template's rows of qkv are, if they are computed already; the others are written.
 
         Returns the tokens and cells that are left, and the number of template tokens in them.
         """
         with stage("norm, qkv"):
-            layer = cast(Layer, block.qkv)
-            qkv = layer(tokens) if template_qkv is None else self._qkv(block, tokens, template_qkv)
+            layer, qkv = cast(Layer, block.qkv), template_qkv
+            if qkv is None:
+                qkv = layer(tokens)
+            else:
+                layer(tokens[:, rows:], out=qkv[:, rows:])
         with stage("attention and score"):
             attended, score, _ = self._attention_op(self._heads(qkv, 3), mask if block.keep is not None else None)
         if block is self._blocks[-1] and block.keep is None:
@@ -353,13 +361,6 @@ class FrozenOSTrack:
         """(B,N,parts*C) -> (B,N,parts,H,D)"""
         heads = self.cfg.num_heads
         return x.view(*x.shape[:2], *parts, heads, self.cfg.embed_dim // heads)
-
-    def _qkv(self, block: _FrozenBlock, tokens: Tensor, template_qkv: Tensor) -> Tensor:
-        rows, width = template_qkv.shape[1:]
-        qkv = template_qkv.new_empty(*tokens.shape[:2], width)
-        qkv[:, :rows] = template_qkv
-        cast(Layer, block.qkv)(tokens[:, rows:], out=qkv[:, rows:])
-        return qkv
 
 
 def _folded(block: nn.Sequential) -> tuple[Tensor, Tensor]:

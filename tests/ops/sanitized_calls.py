@@ -112,6 +112,16 @@ def restore_conv3x3(call: Library) -> None:
     call("restore_conv3x3", taps, ids, bias, grid, GELU, 1, status=EINVAL)
 
 
+def patches(call: Library) -> None:
+    for dtype, (B, C, rows, columns, P), threads in product(
+        (F32, BF16), ((1, 3, 2, 3, 16), (2, 1, 3, 1, 5), (1, 2, 1, 4, 1)), (1, 2)
+    ):
+        image, cut = numbers(dtype, B, C, rows * P, columns * P), empty(dtype, B, rows * columns, C, P, P)
+        call("patches", image, cut, threads)
+    call("patches", image[:, :, :, 1:].copy(), cut, 1, status=EINVAL)
+    call("patches", image, empty(F32, 1, 4, 2, 1, 1), 1, status=EINVAL)
+
+
 def main() -> None:
     call, folder = Library(sys.argv[1]), Path(sys.argv[2])
     recorded(call, folder, short=bool(sys.argv[3:]))
@@ -127,6 +137,7 @@ def main() -> None:
         linear(call, tuple(kinds))
         conv3x3(call, tuple(kinds))
     restore_conv3x3(call)
+    patches(call)
     print(call.calls, "calls, layers in", kinds)
 
 

@@ -11,6 +11,7 @@ from .. import native
 from .attention import QueryAttention, cross_attention
 from .conv3x3 import conv3x3
 from .crop_patches import CropPatches, crop_patches
+from .cut_patches import cut_patches
 from .frame_tail import FrameTail, frame_tail
 from .kinds import Activation, Layer
 from .linear import linear, linear_op
@@ -25,6 +26,7 @@ __all__ = [
     "conv3x3",
     "crop_patches",
     "cross_attention",
+    "cut_patches",
     "fast_bfloat16",
     "frame_tail",
     "linear",
