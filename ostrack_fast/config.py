@@ -214,8 +214,15 @@ def read_published_yaml(path: str | Path) -> ModelConfig:
         ValueError: it is no such file, or names something that this package does not implement, saying what.
     """
     document = read_yaml(path)
+    try:
+        return _published(document)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _published(document: dict[Any, Any]) -> ModelConfig:
     if "MODEL" not in document:
-        raise ValueError(f"{path} has no MODEL section: not a yaml file of the published code")
+        raise ValueError("it has no MODEL section: not a yaml file of the published code")
     backbone, head = _section(document, "MODEL", "BACKBONE"), _section(document, "MODEL", "HEAD")
     kind = backbone.get("TYPE", "vit_base_patch16_224")
     ce = isinstance(kind, str) and kind.endswith("_ce")
@@ -227,25 +234,22 @@ def read_published_yaml(path: str | Path) -> ModelConfig:
         ("warped search region", any("GRID" in each for each in grids), [False]),
     ):
         if value not in supported:
-            raise ValueError(f"{path}: {what} {_short(value)} is not supported, only {', '.join(map(str, supported))}")
+            raise ValueError(f"{what} {_short(value)} is not supported, only {', '.join(map(str, supported))}")
     template, search = _section(document, "DATA", "TEMPLATE"), _section(document, "DATA", "SEARCH")
     test, train = _section(document, "TEST"), _section(document, "TRAIN")
-    try:
-        return ModelConfig(
-            template_size=template.get("SIZE", 128),
-            search_size=search.get("SIZE", 256),
-            template_factor=test.get("TEMPLATE_FACTOR", template.get("FACTOR", 2.0)),
-            search_factor=test.get("SEARCH_FACTOR", search.get("FACTOR", 4.0)),
-            patch_size=backbone.get("STRIDE", 16),
-            head_channels=head.get("NUM_CHANNELS", 256),
-            ce_layers=tuple(backbone.get("CE_LOC") or ()) if ce else (),
-            ce_keep_ratio=tuple(backbone.get("CE_KEEP_RATIO") or ()) if ce else (),
-            ce_template_range=backbone.get("CE_TEMPLATE_RANGE", "ALL") if ce else "CTR_POINT",
-            drop_path=train.get("DROP_PATH_RATE", 0.1),
-            **_BACKBONES[kind],
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return ModelConfig(
+        template_size=template.get("SIZE", 128),
+        search_size=search.get("SIZE", 256),
+        template_factor=test.get("TEMPLATE_FACTOR", template.get("FACTOR", 2.0)),
+        search_factor=test.get("SEARCH_FACTOR", search.get("FACTOR", 4.0)),
+        patch_size=backbone.get("STRIDE", 16),
+        head_channels=head.get("NUM_CHANNELS", 256),
+        ce_layers=_list(backbone, "CE_LOC") if ce else (),
+        ce_keep_ratio=_list(backbone, "CE_KEEP_RATIO") if ce else (),
+        ce_template_range=backbone.get("CE_TEMPLATE_RANGE", "ALL") if ce else "CTR_POINT",
+        drop_path=train.get("DROP_PATH_RATE", 0.1),
+        **_BACKBONES[kind],
+    )
 
 
 def _section(document: dict[Any, Any], *keys: str) -> dict[Any, Any]:
@@ -256,3 +260,11 @@ def _section(document: dict[Any, Any], *keys: str) -> dict[Any, Any]:
             raise ValueError(f"the section {key} is no mapping, but {_short(inner)}")
         document = inner
     return document
+
+
+def _list(section: dict[Any, Any], key: str) -> tuple[Any, ...]:
+    """A list of a section; an absent one is empty."""
+    value = section.get(key) or ()
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{key} is no list, but {_short(value)}")
+    return tuple(value)

@@ -42,18 +42,20 @@ class Interrupts:
 
 
 class OneInterrupt:
-    """Makes Ctrl-C raise KeyboardInterrupt once: the same wish, repeated at once, does not disturb the way out.
+    """Makes a signal that stops raise KeyboardInterrupt, once: the same wish, repeated, does not disturb the way out.
 
-    Python's own handler would raise again while the first interrupt is being told, and end in a traceback.
+    Python's own handler of Ctrl-C would raise again while the first interrupt is being told, and end in a traceback;
+    SIGTERM and a closed terminal would end the process where it stands, and leave its temporary files.
     """
 
     def __init__(self) -> None:
         self._last = -_ONE_WISH
 
     def install(self) -> None:
-        """Replace Python's handler, if it is in force."""
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._interrupt)
+        """Replace the handlers that the system and Python begin with, if they are in force."""
+        for number in STOPPING:
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                signal.signal(number, self._interrupt)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         before, self._last = self._last, time.monotonic()

@@ -185,6 +185,26 @@ cli.main()
 """
 
 
+_STOPPED_WHILE_WRITING = """
+import os, signal, sys, ostrack_fast.cli as cli
+from ostrack_fast.files import write_atomically
+
+def stop(temporary):
+    for _ in range(3):
+        os.kill(os.getpid(), int(sys.argv[2]))
+
+cli.app = lambda: write_atomically(sys.argv[1], stop)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_stops_any_command_leaves_no_temporary_file(tmp_path, number):
+    command = [sys.executable, "-c", _STOPPED_WHILE_WRITING, str(tmp_path / "weights.pth"), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "") and not os.listdir(tmp_path)
+
+
 def test_an_interrupt_before_a_file_is_written_leaves_nothing(tmp_path):
     command = [sys.executable, "-c", _INTERRUPTED_BEFORE_A_WITH, str(tmp_path / "plot.png")]
     assert subprocess.run(command, check=False).returncode == 130 and not os.listdir(tmp_path)

@@ -2,8 +2,11 @@
 
 import contextlib
 import functools
+import http.client
 import http.server
+import io
 import os
+import re
 import resource
 import signal
 import socket
@@ -18,6 +21,8 @@ import numpy as np
 import pytest
 
 from ostrack_fast.video import DEFAULT_FPS, VideoWriter, open_source
+from ostrack_fast.video.capture import Capture
+from ostrack_fast.video.pipe import Pipe
 
 
 def plain(colour, height=48, width=64):
@@ -337,6 +342,50 @@ def test_addresses_are_sources(tmp_path, large, server):
         with pytest.raises(OSError, match="cannot be read") as error:
             open_source(address)
         assert "secret" not in str(error.value)
+
+
+def test_addresses_that_are_none():
+    for address in ("https://127.0.0.1:9/a b", "http://[::1/a.mp4", "http://127.0.0.1:port/a.mp4"):
+        with pytest.raises(OSError, match=f"{re.escape(address)} cannot be read"):
+            open_source(address)
+
+
+def test_a_download_that_stops_early_is_told(tmp_path, large):
+    class Half(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(large.stat().st_size))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(large.read_bytes()[:300_000])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(OSError, match=r"large\.mp4 cannot be read: the connection ended \d+ bytes early"):
+            open_source(f"http://127.0.0.1:{server.server_port}/large.mp4")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), http.client.IncompleteRead(b"", 9)])
+def test_a_pipe_that_breaks_off_is_told_behind_its_frames(tmp_path, error):
+    class Breaking(io.BytesIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            if not data:
+                raise error
+            return data
+
+    avi(tmp_path / "a.avi", "MJPG", 300)
+    content = (tmp_path / "a.avi").read_bytes()
+    frames = Capture.of_pipe(Pipe(Breaking(content[: len(content) // 2]))).frames()
+    seen = 0
+    with pytest.raises(OSError, match=r"the video breaks off after 1\d\d frames: "):
+        for _ in frames:
+            seen += 1
+    assert 100 < seen < 200
 
 
 def test_sources_that_cannot_be_read(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.truth import read_raw_boxes
+from ..interrupts import STOPPING
 from .benchmarks import Loaded, Sequence, find_benchmark
 from .protocols import Truth, find_protocol
 from .results import Results, find_results
@@ -120,6 +122,9 @@ _kept: tuple[str, dict[str, Truth]] = ("", {})
 def _keep(protocol: str, truths: dict[str, Truth]) -> None:
     global _kept
     _kept = (protocol, truths)
+    # Ctrl-C reaches the whole group, and the parent tells it; the other signals end a process of the pool at once.
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _score_kept(results: Results) -> TrackerScore:

@@ -39,6 +39,7 @@ class Capture:
 
     def __init__(self, target: str | int, resources: ExitStack | None = None, seekable: bool = False):
         self.broken: list[int] = []
+        self._pipe: Pipe | None = None
         self._target = target if seekable else None
         self._resources = resources or ExitStack()
         self._capture = cv2.VideoCapture(target)
@@ -71,7 +72,9 @@ class Capture:
         """What comes out of a pipe."""
         resources = ExitStack()
         resources.callback(pipe.close)
-        return cls(pipe.name, resources, pipe.seekable)
+        capture = cls(pipe.name, resources, pipe.seekable)
+        capture._pipe = pipe
+        return capture
 
     @property
     def fps(self) -> float:
@@ -84,7 +87,7 @@ class Capture:
         return int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The frames that can be decoded, (h,w,3) uint8 RGB."""
+        """The frames that can be decoded, (h,w,3) uint8 RGB. Raises OSError behind them where a pipe broke off."""
         with self._resources:
             reads = failures = 0
             while self._capture.isOpened():
@@ -100,6 +103,8 @@ class Capture:
                         break
             if self._times and self._last < self._times[-1] - _SLACK:
                 self.broken.extend(range(self._count, len(self._times)))
+            if self._pipe is not None and self._pipe.problem is not None:
+                raise OSError(f"the video breaks off after {self._count} frames: {self._pipe.problem}")
 
     def _place(self, failures: int) -> None:
         """Find the number of the frame just read; those left out before it are broken."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from http.client import HTTPException
 from threading import Thread
 from typing import BinaryIO
 
@@ -24,9 +25,14 @@ class Pipe:
     Attributes:
         name: what to open.
         seekable: whether all is there already.
+        problem: why the stream ended too early, if it did.
+
+    Raises:
+        OSError, HTTPException: the stream broke off while its beginning, or a file that needs its end, was read.
     """
 
     def __init__(self, stream: BinaryIO):
+        self.problem: Exception | None = None
         head = b""
         decided: bool | None = None
         while decided is None and (piece := stream.read(_PIECE)):
@@ -37,26 +43,37 @@ class Pipe:
             with stream, tempfile.TemporaryFile() as spool:
                 spool.write(head)
                 shutil.copyfileobj(stream, spool)
+                _check_end(stream)
                 spool.flush()
                 # FFmpeg opens it again by its descriptor, as long as this object lives.
                 self._descriptor = os.dup(spool.fileno())
         else:
             self._descriptor, into = os.pipe()
-            Thread(target=_pump, args=(head, stream, into), daemon=True).start()
+            Thread(target=self._pump, args=(head, stream, into), daemon=True).start()
         self.name = f"/dev/fd/{self._descriptor}"
+
+    def _pump(self, head: bytes, stream: BinaryIO, into: int) -> None:
+        with stream, open(into, "wb", buffering=0) as out:
+            try:
+                while head:
+                    head = head[out.write(head) :] or stream.read(_PIECE)
+                _check_end(stream)
+            except BrokenPipeError:
+                return  # the reader has seen enough
+            except (OSError, HTTPException) as error:
+                # Before `out` is closed, which is what the reader takes for the end.
+                self.problem = error
 
     def close(self) -> None:
         """Read no further."""
         os.close(self._descriptor)
 
 
-def _pump(head: bytes, stream: BinaryIO, into: int) -> None:
-    with stream, open(into, "wb", buffering=0) as out:
-        try:
-            while head:
-                head = head[out.write(head) :] or stream.read(_PIECE)
-        except BrokenPipeError:
-            return  # the reader has seen enough
+def _check_end(stream: BinaryIO) -> None:
+    """Raise OSError where a download stopped before it was whole: its stream ends as if it were."""
+    missing = getattr(stream, "length", None)
+    if isinstance(missing, int) and missing > 0:
+        raise OSError(f"the connection ended {missing} bytes early")
 
 
 def _has_index_last(head: bytes) -> bool | None:

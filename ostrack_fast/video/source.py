@@ -8,6 +8,7 @@ import stat
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 from urllib.request import Request, urlopen
@@ -142,14 +143,14 @@ def _open_stream(address: str) -> FrameSource:
         if not address.startswith(("http://", "https://")):
             raise
     # A server that sends files only from the beginning: FFmpeg cannot look for the index at the end.
-    request = Request(name)
-    if secret:
-        request.add_header("Authorization", "Basic " + b64encode(unquote_to_bytes(secret[1])).decode())
     try:
-        download = urlopen(request, timeout=_SECONDS_TO_ANSWER)
-    except (OSError, ValueError) as error:
+        request = Request(name)
+        if secret:
+            request.add_header("Authorization", "Basic " + b64encode(unquote_to_bytes(secret[1])).decode())
+        pipe = Pipe(urlopen(request, timeout=_SECONDS_TO_ANSWER))
+    except (OSError, ValueError, HTTPException) as error:
         raise OSError(f"{name} cannot be read: {error}") from None
-    return _from_capture(Capture.of_pipe(Pipe(download)), name, problem)
+    return _from_capture(Capture.of_pipe(pipe), name, problem)
 
 
 def _from_capture(capture: Capture, name: str, problem: Exception, live: bool = False) -> FrameSource:

@@ -215,3 +215,21 @@ def test_the_known_figures_of_lasot(tmp_path, still, expected):
         write(tmp_path / "x" / f"{sequence.name}.txt", rows(np.repeat(boxes[:1], len(boxes), 0) if still else boxes))
     summary = score_results("lasot", LASOT, [tmp_path / "x"]).trackers[0].summary
     assert tuple(round(summary[name], 3) for name in ("AUC", "P", "P_norm")) == expected
+
+
+def test_a_mask_of_any_size_takes_no_memory(tmp_path):
+    """The box of a mask, whose line may claim a frame of 10^16 pixels."""
+    lines = {
+        "m3,4,100000000,100000000,0,4": [3, 4, 4, 1],
+        "m3,4,100000000,100000000,99999998,4": [3, 4, 100000000, 2],
+        "m3,4,5,4,7,2,3,2": [5, 5, 2, 2],
+        "m3,4,5,4,18,20": [6, 7, 2, 1],
+        "m3,4,5,4,7,0": [np.nan] * 4,
+        "m0,0,0,0,7": [np.nan] * 4,
+    }
+    write(tmp_path / "ants" / "groundtruth.txt", "\n".join(lines) + "\n")
+    (sequence,) = find_benchmark("vot").load(tmp_path).sequences
+    np.testing.assert_array_equal(sequence.truth.boxes, list(lines.values()))
+    write(tmp_path / "ants" / "groundtruth.txt", "m3,4,5,4,-7,2\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"line 1: .*is no rectangle, polygon or mask"):
+        find_benchmark("vot").load(tmp_path)

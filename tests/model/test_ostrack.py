@@ -1,5 +1,6 @@
 """The model's interface beyond what the goldens hold."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -196,12 +197,13 @@ TEST: {SEARCH_FACTOR: 5.0, SEARCH_SIZE: 384, TEMPLATE_FACTOR: 2.0, TEMPLATE_SIZE
         ("STRIDE: 16", "STRIDE: 16, CAT_MODE: partition", "order of tokens 'partition'"),
         ("SEARCH: {SIZE: 384", "SEARCH: {GRID: {TYPE: qp}, SIZE: 384", "warped search region"),
         ("STRIDE: 16", "STRIDE: x", "patch_size='x'"),
-        ("[3, 6, 9]", "3", "not iterable"),
+        ("[3, 6, 9]", "3", "CE_LOC is no list, but 3"),
+        ("[3, 6, 9]", "{3: 1, 6: 1, 9: 1}", "CE_LOC is no list, but dict"),
         ("{TYPE: CENTER, NUM_CHANNELS: 256}", "7", "section HEAD is no mapping"),
         ("DATA: {", "DATA: {{", "line [23]: .*correct the yaml"),
     ):
         path.write_text(text.replace(old, new))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{message}"):
             read_published_yaml(path)
     path.write_text("a: 1")
     with pytest.raises(ValueError, match="no MODEL section"):

@@ -69,15 +69,20 @@ def _region_box(line: str) -> list[float]:
 def _mask_box(line: str) -> list[float]:
     """The box around a mask: m left, top, width, height of its frame, then lengths of runs of 0 and 1 by turns."""
     left, top, width, height, *runs = (int(word) for word in line[1:].split(","))
+    if min(runs, default=0) < 0:
+        raise ValueError("a run of negative length")
     if width <= 0 or height <= 0:
         return [np.nan] * 4
-    values = np.arange(len(runs)) % 2
-    pixels = np.zeros(width * height, dtype=bool)
-    decoded = np.repeat(values, runs)[: width * height]
-    pixels[: len(decoded)] = decoded
-    mask = pixels.reshape(height, width)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    # From the ends of the runs alone: a line may claim a frame of any size.
+    columns, rows, begin = [], [], 0
+    for number, run in enumerate(runs):
+        end = min(begin + run, width * height)
+        if number % 2 and begin < end:
+            first, last = divmod(begin, width), divmod(end - 1, width)
+            rows += [first[0], last[0]]
+            columns += [first[1], last[1]] if first[0] == last[0] else [0, width - 1]
+        begin = end
+    if not rows:
         return [np.nan] * 4
-    size = columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
-    return [float(left + columns[0]), float(top + rows[0]), float(size[0]), float(size[1])]
+    size = max(columns) + 1 - min(columns), max(rows) + 1 - min(rows)
+    return [float(left + min(columns)), float(top + min(rows)), float(size[0]), float(size[1])]
