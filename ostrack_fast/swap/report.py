@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from . import short_waits
 from .compare import difference
 from .swapped import Session, Swapped, Verdict
 
@@ -57,6 +58,7 @@ class Report:
         for swap in self._session.swaps:
             swap.restore()
         self._session.swaps.clear()
+        short_waits.release(self._session)
         return self.network
 
     def leave(self, why: str) -> None:
