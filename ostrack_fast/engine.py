@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import pi
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .devices import resolve_device, resolve_dtype
 from .graphs import GraphedFunction
 from .model import FrozenOSTrack, OSTrack, PlainNetwork, Template, stage, template_mask
 from .smoothing import Smoothing, smoothed_decode
+from .targets import Targets
 
 # Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
 CLIP_MARGIN = 10
@@ -44,15 +45,6 @@ def _isolated() -> Iterator[None]:
         torch.autocast("cuda", enabled=False),
     ):
         yield
-
-
-class Targets(NamedTuple):
-    """One row for each target: `tokens` and `qkv` as in `Template`, mask (n,T) bool, box (n,4) float64 xywh, pixels."""
-
-    tokens: Tensor
-    qkv: Tensor
-    mask: Tensor
-    box: Tensor
 
 
 class Engine:

@@ -49,7 +49,7 @@ LAYERS = [
     {"tracker", "drop_in", "read_network", "swap"},
     {"export", "redetection", "box_prior"},
     {"engine"},
-    {"devices", "graphs", "baselines", "smoothing"},
+    {"devices", "graphs", "baselines", "smoothing", "targets"},
     {"model"},
     {"machine"},
     {"ops"},

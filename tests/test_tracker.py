@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import cv2
@@ -309,6 +310,24 @@ def test_targets_of_no_size(tracker, size):
     except ValueError as error:
         assert "box" in str(error)
     assert all(map(math.isfinite, tracker.track(frame(1)).box))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", [Tracker, MultiTracker])
+def test_a_tracker_sent_to_another_process_shares_nothing_that_changes(kind, dtype):
+    """PyTorch moves the tensors of what `multiprocessing` sends into memory that both processes use."""
+
+    def results(tracker):
+        return [[each.box for each in tracker._results(frame)] for frame in frames]
+
+    frames = [np.random.default_rng(number).integers(0, 256, (90, 120, 3), dtype=np.uint8) for number in range(3)]
+    tracker = kind(tiny(), "cpu", dtype)
+    begin = tracker.initialize if kind is Tracker else tracker.add
+    begin(frames[0], (20, 20, 30, 30))
+    same, expected = copy.deepcopy(tracker), results(copy.deepcopy(tracker))
+    sent = pickle.loads(ForkingPickler.dumps(tracker))
+    assert results(sent) == expected
+    assert results(tracker) == expected and results(same) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..devices import DTYPES
-from ..engine import Engine, Targets
+from ..engine import Engine
 from ..model import FrozenOSTrack, Template
 from ..model.vit import square_box
+from ..targets import Targets
 from .formats import METADATA, Maps, open_session, run_session
 
 

@@ -41,7 +41,7 @@ def _packed_bytes(weight: Tensor, dtype: torch.dtype, groups: int) -> int:
 class _PackedWeights:
     """Weight (O,I/groups) or (O,I/groups,3,3) and bias (O), prepacked.
 
-    `view` is how they cross the C ABI. A copy has memory of its own, and so a view of its own.
+    `view` is how they cross the C ABI.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, groups: int = 1):
@@ -49,13 +49,20 @@ class _PackedWeights:
         taps = weight.detach().to(torch.float32).flatten(2) if weight.dim() > 2 else weight.detach().float()[:, :, None]
         rows, bias = taps.transpose(1, 2).contiguous(), bias.detach().to(torch.float32).contiguous()
         native.call("linear_pack", _CPU, rows, bias, self._bytes, native.code(dtype), groups)
-        self.view = native.view(self._bytes)
+        self._view = native.view(self._bytes)
+
+    @property
+    def view(self) -> native.TensorView:
+        # They may move: PyTorch puts what is sent to another process into memory that both share.
+        if self._bytes.data_ptr() != self._view[0]:
+            self._view = native.view(self._bytes)
+        return self._view
 
     def __getstate__(self) -> Tensor:
         return self._bytes
 
     def __setstate__(self, state: Tensor) -> None:
-        self._bytes, self.view = state, native.view(state)
+        self._bytes, self._view = state, native.view(state)
 
 
 def _result_dtype(dtype: torch.dtype) -> torch.dtype:
