@@ -1,6 +1,8 @@
 """`ostrack-fast convert`, and weights found in folders and on a Hub."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from ostrack_fast.cli import app
 from ostrack_fast.config import PRESETS, ModelConfig
 from ostrack_fast.model import build_ostrack
 from ostrack_fast.model.checkpoint import find_weights, read_notes, save_weights
+from ostrack_fast.model.saving import save_torch
 
 SMALL = ModelConfig(template_size=32, search_size=64, embed_dim=16, depth=1, num_heads=2, head_channels=8)
 
@@ -220,3 +223,12 @@ def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(monkeypatch):
 
 def test_the_shipped_weights_are_where_they_were():
     assert find_weights("small") == Path(str(resources.files("ostrack_fast"))) / "weights" / "small.safetensors"
+
+
+def test_a_full_disk_under_the_published_layout_is_told():
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        save_torch({"net": torch.zeros(3)}, Full())

@@ -7,6 +7,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -61,9 +62,38 @@ def save_published(
     def write(temporary: str) -> None:
         # Into an opened file: given a path, PyTorch writes the file's name into the file.
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            save_torch(content, file)
 
     write_atomically(path, write)
+
+
+class _Remembering:
+    """A file for `torch.save`, which says of a failed write only that positions are unexpected."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def save_torch(content: object, file: BinaryIO) -> None:
+    """`torch.save` into an opened file. Raises OSError where that cannot be written, such as on a full disk."""
+    stream = _Remembering(file)
+    try:
+        torch.save(content, stream)  # type: ignore[arg-type]
+    except RuntimeError:
+        if stream.error is not None:
+            raise stream.error from None
+        raise
 
 
 def _notes(cfg: ModelConfig, notes: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from http.cookies import SimpleCookie
 from ipaddress import ip_address
 from secrets import compare_digest
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 _COOKIE = "ostrack_fast_token"
 _HEADERS = [
@@ -25,6 +25,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; of what is none, such as `http://[::1`, nothing."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 class Guard:
@@ -61,10 +69,10 @@ class Guard:
 
     def _refusal(self, headers: dict[str, str], given: str | None) -> str | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             return "this request comes from another site"
         if self._token is None:
-            name = urlsplit(f"//{host}").hostname or ""
+            name = _split(f"//{host}").hostname or ""
             return None if is_loopback(name) else "open http://127.0.0.1: only this machine is served without a token"
         cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
         known = given if given is not None else cookie.value if cookie else ""

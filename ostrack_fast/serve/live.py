@@ -82,7 +82,7 @@ class Live:
                 await self._take(asked)
             else:
                 await self._do(_parsed(asked))
-        except (ValueError, TypeError, LookupError, FloatingPointError) as error:
+        except (ValueError, TypeError, LookupError, FloatingPointError, OSError, RecursionError) as error:
             self._next = None
             words = error.args[0] if error.args else error
             await self._send({"error": str(words)}, None)

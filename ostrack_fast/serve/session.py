@@ -276,10 +276,26 @@ def _decoded(jpeg: bytes) -> np.ndarray:
     """A JPEG file's picture, (h,w,3) uint8 RGB. Raises ValueError."""
     if jpeg[:3] != b"\xff\xd8\xff":
         raise ValueError("a webcam's pictures must come as JPEG")
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    # A few bytes may claim a picture of gigabytes: what it claims is read first.
+    small = 0 < max(_claimed_size(jpeg)) <= _MAX_SIDE
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if small else None
     if picture is None or max(picture.shape) > _MAX_SIDE or min(picture.shape[:2]) < 16:
         raise ValueError(f"the webcam's picture is damaged, or has sides beyond 16 to {_MAX_SIDE} pixels")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _claimed_size(jpeg: bytes) -> tuple[int, int]:
+    """Height and width in a JPEG file's header (ITU-T T.81, B.2.2); zeros where it has none."""
+    at = 2
+    while at + 9 <= len(jpeg):
+        if jpeg[at] != 0xFF:
+            break
+        marker = jpeg[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(jpeg[at + 5 : at + 7], "big"), int.from_bytes(jpeg[at + 7 : at + 9], "big")
+        # A marker may be preceded by bytes that fill; all that come before a frame have a length.
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return 0, 0
 
 
 def _drawn(frame: np.ndarray, results: Mapping[int, TrackResult], size: tuple[int, int]) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..files import write_atomically
+from ..model.saving import save_torch
 
 CHECKPOINT = "last.pt"
 PREVIOUS = "previous.pt"
@@ -33,41 +34,13 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
     def write(temporary: str) -> None:
         with open(temporary, "wb") as file:
-            _save(state, file)
+            save_torch(state, file)
         _seal(temporary)
 
     write_atomically(folder / _NEXT, write)
     if (folder / CHECKPOINT).exists():
         os.replace(folder / CHECKPOINT, folder / PREVIOUS)
     os.replace(folder / _NEXT, folder / CHECKPOINT)
-
-
-class _Remembering:
-    """A file for `torch.save`, which says of a failed write only that positions are unexpected."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _save(state: dict[str, Any], file: BinaryIO) -> None:
-    stream = _Remembering(file)
-    try:
-        torch.save(state, stream)  # type: ignore[arg-type]
-    except RuntimeError:
-        if stream.error is not None:
-            raise stream.error from None
-        raise
 
 
 def _seal(path: str | Path) -> None:

@@ -158,6 +158,38 @@ def test_a_webcam(serving):
     assert len(client.get(f"/sessions/{name}/boxes.csv").text.splitlines()) == 1 + 6
 
 
+def test_a_picture_of_gigabytes_is_not_decoded(serving, monkeypatch):
+    sides = []
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: sides.append(1) or decode(data, flags))
+    small = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    start = small.index(b"\xff\xc0") + 5
+    client = serving()
+    with connected(client, client.post("/sessions/webcam").json()["id"]) as socket:
+        for claimed in ((30000, 30000), (65535, 16), (0, 0)):
+            size = b"".join(side.to_bytes(2, "big") for side in claimed)
+            socket.send_bytes(small[:start] + size + small[start + 4 :])
+            assert "damaged, or has sides beyond" in answer(socket)[0]["error"]
+        assert sides == []
+        socket.send_bytes(small[:2] + b"\xff" * 3 + small[2:])
+        assert answer(socket)[0]["size"] == [16, 16] and sides == [1]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_message_nested_without_end_is_told(serving, video, text):
+    client = serving()
+    with connected(client, opened(client, video)) as socket:
+        socket.send_text(text)
+        assert "recursion" in answer(socket)[0]["error"]
+        assert ask(socket, do="show", frame=1)[0]["frame"] == 1
+
+
+@pytest.mark.parametrize("header", [{"origin": "http://[::1"}, {"host": "[::1"}, {"origin": "//[", "host": "["}])
+def test_headers_that_are_no_addresses_are_refused(serving, header):
+    for token in (None, "abc"):
+        assert serving(token=token).get("/", headers=header).status_code == 403
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
