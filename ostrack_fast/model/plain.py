@@ -34,7 +34,7 @@ class PlainNetwork:
         unread = (model.backbone.cls_token, model.backbone.pos_embed)
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(each.numel() for each in unread)
         self.candidates: Tensor | None = None
-        self.eliminates, self.qkv_rows = False, 0
+        self.eliminates, self.qkv_rows = False, self.cfg.template_grid**2
 
     def tail(self, window: Tensor) -> None:
         """There is no kernel for what follows these features."""
@@ -49,7 +49,7 @@ class PlainNetwork:
         tokens = torch.zeros(shape, dtype=torch.float32, device=self.device)
         with self._autocast():
             tokens[:, :rows] = self._model.embed_template(template.float(), box)
-        return Template(tokens, torch.zeros(shape[0], 0, 3 * cfg.embed_dim, dtype=self.dtype, device=self.device))
+        return Template(tokens, torch.zeros(shape[0], rows, 3 * cfg.embed_dim, dtype=self.dtype, device=self.device))
 
     def __call__(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Templates, search image (B,3,X,X) -> score (B,1,F,F), size and offset maps (B,2,F,F), float32."""
