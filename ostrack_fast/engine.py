@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from math import pi
 from typing import Any, cast
 
@@ -98,7 +99,7 @@ class Engine:
         self._bind_ops()
         self._smoothing = smoothing
         self._crop_patches = network.crop_patches()
-        self._tail = None if smoothing else network.tail(self.window)
+        self._tail = network.tail(self.window)
         self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
@@ -371,19 +372,19 @@ class Engine:
         self.graphs[key] = graph
         return graph
 
-    def _found(self, maps: Sequence[Tensor], box: Tensor, smoothed: bool = True) -> tuple[Tensor, Tensor]:
+    def _found(self, maps: Sequence[Tensor], box: Tensor, smoothing: Smoothing | None) -> tuple[Tensor, Tensor]:
         """Boxes and scores as `ops.decode` gives them, of targets searched around these boxes."""
-        if self._smoothing is None or not smoothed:
+        if smoothing is None:
             return self._decode(*maps, self.window)
         score, size, offset = maps
-        return smoothed_decode(score, size, offset, self.window, box, self.cfg.search_factor, self._smoothing)
+        return smoothed_decode(score, size, offset, self.window, box, self.cfg.search_factor, smoothing)
 
     def _locate(self, rows: slice, frame: Tensor, smoothed: bool = True) -> tuple[Tensor, Tensor | None]:
         """Find the targets of these rows in a frame.
 
         Returns (n,5) float64, box xywh in pixels and score; and the cells (n,K) left by elimination, if it is known.
         """
-        cfg, box = self.cfg, self._targets.box[rows]
+        cfg, box, smoothing = self.cfg, self._targets.box[rows], self._smoothing if smoothed else None
         with stage("crop"):
             if self._crop_patches is not None:
                 search, _ = self._crop_patches(frame, box)
@@ -393,11 +394,12 @@ class Engine:
         if self._tail is not None:
             features = self.network.features(*inputs)
             with stage("decode"):
-                moved = self._tail(features, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
+                size, how = (frame.shape[0], frame.shape[1]), astuple(smoothing) if smoothing else None
+                moved = self._tail(features, box, size, cfg.search_factor, CLIP_MARGIN, how)
             return moved, self.network.candidates
         maps = self.network(*inputs)
         with stage("decode"):
-            found, score = self._found(maps, box, smoothed)
+            found, score = self._found(maps, box, smoothing)
         with stage("box update"):
             moved = self._update_box(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
         return torch.cat((moved, score[:, None].double()), dim=1), self.network.candidates
@@ -420,7 +422,7 @@ class Engine:
         else:
             maps, candidates = self._maps(slice(rows), search), self.network.candidates
         with stage("decode"):
-            found, score = self._found([each[:count] for each in maps], self._targets.box[:count])
+            found, score = self._found([each[:count] for each in maps], self._targets.box[:count], self._smoothing)
         with stage("box update"):
             sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
             moved = [

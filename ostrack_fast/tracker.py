@@ -174,13 +174,14 @@ class Tracker(_OnEngine):
         lost_below: float = 0.4,
         providers: Sequence[str] | None = None,
         box_prior: bool | BoxPrior = False,
+        smoothing: bool | Smoothing = False,
     ) -> Tracker:
         """A tracker whose network is an ONNX file of `ostrack-fast export`, run by onnxruntime.
 
         Args:
             path: the file, exported with a batch of 1 or of any size.
             providers: onnxruntime's execution providers, best first; by default the CPU's alone.
-            box_prior: as `Tracker`.
+            box_prior, smoothing: as `Tracker`.
 
         Raises:
             FileNotFoundError: no such file. ValueError: not such a file.
@@ -189,7 +190,8 @@ class Tracker(_OnEngine):
         from .export.engine import OnnxEngine
 
         tracker = cls.__new__(cls)
-        tracker.engine = OnnxEngine(path, providers)
+        smoothed = Smoothing() if smoothing is True else smoothing or None
+        tracker.engine = OnnxEngine(path, providers, smoothed)
         tracker.cfg, tracker.lost_below = tracker.engine.cfg, lost_below
         tracker._redetection, tracker._presences = None, []
         tracker._box_prior, tracker._shapes = BoxPrior() if box_prior is True else box_prior or None, []

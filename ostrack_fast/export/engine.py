@@ -15,6 +15,7 @@ from ..devices import DTYPES
 from ..engine import Engine
 from ..model import FrozenOSTrack, Template
 from ..model.vit import square_box
+from ..smoothing import Smoothing
 from ..targets import Targets
 from .formats import METADATA, Maps, open_session, run_session
 
@@ -57,6 +58,7 @@ class OnnxEngine(Engine):
     Args:
         path: the file; it carries the model's configuration.
         providers: onnxruntime's execution providers, best first; by default the CPU's alone.
+        smoothing: as of `Engine`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -64,7 +66,7 @@ class OnnxEngine(Engine):
         ImportError: a package of the extra `export` is missing.
     """
 
-    def __init__(self, path: str | Path, providers: Sequence[str] | None = None):
+    def __init__(self, path: str | Path, providers: Sequence[str] | None = None, smoothing: Smoothing | None = None):
         session, facts = _open(Path(path), providers)
         if facts["batch"] not in (1, None):
             raise ValueError(
@@ -72,7 +74,7 @@ class OnnxEngine(Engine):
             )
         # Only what `_OnnxNetwork` has is read: all methods that read more are overridden below.
         network = cast(FrozenOSTrack, _OnnxNetwork(session, facts["batch"] == 1, DTYPES[facts["dtype"]]))
-        self._start(network, ModelConfig.from_dict(facts["config"]), torch.device("cpu"))
+        self._start(network, ModelConfig.from_dict(facts["config"]), torch.device("cpu"), smoothing)
 
     def _allocate(self, rows: int) -> Targets:
         size = self.cfg.template_size

@@ -194,8 +194,10 @@ def frames(count):
     return np.random.default_rng(0).integers(0, 256, (count, 120, 160, 3), dtype=np.uint8)
 
 
-def test_a_tracker_runs_an_onnx_file(exported, model):
-    ours, theirs = Tracker(model, "cpu", "float32"), Tracker.from_onnx(exported(), lost_below=0.25)
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_a_tracker_runs_an_onnx_file(exported, model, smoothing):
+    ours = Tracker(model, "cpu", "float32", smoothing=smoothing)
+    theirs = Tracker.from_onnx(exported(), lost_below=0.25, smoothing=smoothing)
     assert (theirs.cfg, theirs.dtype, theirs.device.type, theirs.lost_below) == (TINY, torch.float32, "cpu", 0.25)
     first, *others = frames(4)
     for tracker in (ours, theirs):

@@ -45,6 +45,7 @@ def frame_kernels(dtype):
     kernels.decode(*maps, torch.empty(16, 16))
     update_box(torch.empty(1, 4), box, (480, 640), 4.0, 10.0)
     frame_tail(16, dtype)
+    frame_tail(16, dtype, (0.138, 0.455, 0.65))
     crop_patches(dtype)
     normalize(tokens[0], 1e-6, dtype)
 
@@ -54,11 +55,11 @@ def crop_patches(dtype):
     kernels.crop(frame, box, 4.0, 256, dtype, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 16)
 
 
-def frame_tail(grid, dtype):
-    """The end of a frame of a published network."""
+def frame_tail(grid, dtype, smoothing=None):
+    """The end of a frame of a published network, with smoothing or not."""
     box = torch.empty(1, 4, dtype=torch.float64)
     tail = kernels.FrameTail(torch.empty(5, 32), torch.empty(5), torch.empty(grid, grid))
-    tail(torch.empty(1, grid, grid, 96, dtype=dtype), box, (1080, 1920), 4.1, 10.0)
+    tail(torch.empty(1, grid, grid, 96, dtype=dtype), box, (1080, 1920), 4.1, 10.0, smoothing)
 
 
 @pytest.mark.parametrize("capability", TARGETS)
@@ -67,7 +68,12 @@ def test_both_ends_of_a_frame(capability):
     (compiled,) = compile_clean(capability, lambda: crop_patches(HALF[capability]))
     assert "sqrt.rn.f64" in compiled.ptx and "fma.rn" not in compiled.ptx
     for grid in (16, 24):
-        (compiled,) = compile_clean(capability, lambda grid=grid: frame_tail(grid, HALF[capability]))
+        made = [
+            compile_clean(capability, lambda grid=grid, how=how: frame_tail(grid, HALF[capability], how))
+            for how in (None, (0.138, 0.455, 0.65))
+        ]
+        (compiled,), (smoothed,) = made
+        assert "sqrt.rn.f64" in smoothed.ptx and "fma.rn.f64" not in smoothed.ptx
         assert "sqrt.rn.f64" in compiled.ptx and "fma.rn.f64" not in compiled.ptx and "fma.rn.f32" not in compiled.ptx
         assert compiled.ptx.count(".param .f64") >= 2, "factor and margin must arrive in full precision"
         assert "ld.global.v4" in compiled.ptx
@@ -103,7 +109,7 @@ def test_nothing_is_touched_before_the_wait(capability, monkeypatch):
     """And the first weights of GEMMs are on their way to the cache by then."""
     monkeypatch.setattr(dependent_launch, "options", lambda device: {"PDL": True, "launch_pdl": True})
     compiled = compile_clean(capability, lambda: frame_kernels(HALF[capability]))
-    assert len({kernel.name for kernel in compiled}) == 10 and len(compiled) == 12
+    assert len({kernel.name for kernel in compiled}) == 10 and len(compiled) == 13
     for kernel in compiled:
         assert touched_before_the_wait(kernel.ptx) == [], kernel.name
         fetched = "prefetch.global.L2" in kernel.ptx.partition("griddepcontrol.wait")[0]

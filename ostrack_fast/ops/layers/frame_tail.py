@@ -14,7 +14,13 @@ class FrameTail(Protocol):
     """See `frame_tail`."""
 
     def __call__(
-        self, features: Tensor, box: Tensor, frame_size: tuple[int, int], factor: float, margin: float
+        self,
+        features: Tensor,
+        box: Tensor,
+        frame_size: tuple[int, int],
+        factor: float,
+        margin: float,
+        smoothing: tuple[float, float, float] | None = None,
     ) -> Tensor: ...
 
 
@@ -26,9 +32,9 @@ def frame_tail(weight: Tensor, bias: Tensor, window: Tensor) -> FrameTail | None
         bias: (5,) float32. window: (F,F) float32.
 
     Returns:
-        A function of features (B,F,F,3C), box (B,4) float64 xywh in pixels, (h,w) of the frame, factor of the crop and
-        margin. It returns (B,5) float64: the new boxes and their scores. None where Triton's kernels cannot run, or
-        another backend is asked for.
+        A function of features (B,F,F,3C), box (B,4) float64 xywh in pixels, (h,w) of the frame, factor of the crop,
+        margin, and penalty, influence and keep of `Smoothing`, if any. It returns (B,5) float64: the new boxes and
+        their scores. None where Triton's kernels cannot run, or another backend is asked for.
     """
     maps = [window.new_empty(1, planes, *window.shape) for planes in (1, 2, 2)]
     if forced_backend() not in (None, "triton") or decode_op.unsupported_reason("triton", *maps, window):

@@ -12,6 +12,7 @@ from ostrack_fast.engine import hann_window
 from ostrack_fast.kernels import FrameTail, frame_tail
 from ostrack_fast.ops import layers, reference
 from ostrack_fast.ops.update_box import reference as update_box_reference
+from ostrack_fast.smoothing import Smoothing, smoothed_decode
 
 TINY = ModelConfig(
     template_size=32, search_size=64, embed_dim=32, depth=2, num_heads=1, head_channels=8,
@@ -30,13 +31,17 @@ def inputs(batch: int, grid: int, channels: int, dtype: torch.dtype):
     return (weight, bias, hann_window(grid)), (random(batch, grid, grid, 3 * channels).to(dtype), box)
 
 
-def one_after_the_other(weight, bias, window, features, box, size, factor, margin):
+def one_after_the_other(weight, bias, window, features, box, size, factor, margin, smoothing=None):
     """Maps, decoding and box update in float64."""
     towers = features.double().unflatten(-1, (3, -1)).unbind(-2)
     pairs = zip((0, 1, 1, 2, 2), weight.double(), bias.double(), strict=True)
     maps = torch.stack([towers[tower] @ one + shift for tower, one, shift in pairs], dim=1)
     probability = maps.sigmoid().clamp(1e-4, 1 - 1e-4)
-    found, score = reference.decode(probability[:, :1], probability[:, 3:], maps[:, 1:3], window.double())
+    decoded = probability[:, :1], probability[:, 3:], maps[:, 1:3], window.double()
+    if smoothing is None:
+        found, score = reference.decode(*decoded)
+    else:
+        found, score = smoothed_decode(*decoded, box, factor, Smoothing(*smoothing))
     return torch.cat((update_box_reference(found, box, size, factor, margin), score[:, None]), dim=1)
 
 
@@ -44,12 +49,13 @@ def one_after_the_other(weight, bias, window, features, box, size, factor, margi
     ("batch", "grid", "channels", "dtype"),
     [(1, 16, 32, torch.float16), (3, 24, 32, torch.bfloat16), (2, 5, 1, torch.float32), (1, 7, 12, torch.float16)],
 )
+@pytest.mark.parametrize("smoothing", [None, (0.138, 0.455, 0.65), (1.5, 0.1, 0.3)])
 @pytest.mark.parametrize(("size", "margin"), [((480, 640), 10), ((9, 7), 10), ((1080, 1920), 0.3)])
-def test_equals_the_ops(batch, grid, channels, dtype, size, margin):
+def test_equals_the_ops(batch, grid, channels, dtype, size, margin, smoothing):
     fixed, given = inputs(batch, grid, channels, dtype)
     with guard(grid):
-        ours = FrameTail(*fixed)(*given, size, 4.1, margin)
-    exact = one_after_the_other(*fixed, *given, size, 4.1, margin)
+        ours = FrameTail(*fixed)(*given, size, 4.1, margin, smoothing)
+    exact = one_after_the_other(*fixed, *given, size, 4.1, margin, smoothing)
     assert ours.dtype == torch.float64 and ours.shape == (batch, 5)
     torch.testing.assert_close(ours[:, :4], exact[:, :4], rtol=1e-6, atol=1e-3)  # of crops up to 1200 pixels wide
     torch.testing.assert_close(ours[:, 4], exact[:, 4], rtol=1e-5, atol=1e-6)
@@ -65,12 +71,13 @@ def test_the_first_of_equal_cells_and_saturated_scores():
     torch.testing.assert_close(ours[:, :4], exact[:, :4], rtol=1e-6, atol=1e-3)
 
 
-def test_nan_is_below_everything_and_of_nothing_else_shows():
+@pytest.mark.parametrize("smoothing", [None, (0.138, 0.455, 0.65)])
+def test_nan_is_below_everything_and_of_nothing_else_shows(smoothing):
     fixed, (features, box) = inputs(3, 6, 8, torch.float16)
     features[0, 2, 3], features[1] = torch.nan, torch.nan
     with guard(2):
-        ours = FrameTail(*fixed)(features, box, (200, 300), 4.0, 10.0)
-    exact = one_after_the_other(*fixed, features, box, (200, 300), 4.0, 10.0)
+        ours = FrameTail(*fixed)(features, box, (200, 300), 4.0, 10.0, smoothing)
+    exact = one_after_the_other(*fixed, features, box, (200, 300), 4.0, 10.0, smoothing)
     assert ours[1].isnan().all() and not ours[[0, 2]].isnan().any()
     torch.testing.assert_close(ours[[0, 2]], exact[[0, 2]], rtol=1e-5, atol=1e-3)
 
@@ -87,17 +94,19 @@ def test_the_guard_sees_planted_faults():
     fixed, (features, box) = inputs(2, 6, 8, torch.float16)
     launch = frame_tail._frame_tail
     arguments = (features, *fixed, box)
-    rest = {"F": 6, "C": 8, "CELLS": 64, "CHANNELS": 8, "PDL": False}
+    rest = {"F": 6, "C": 8, "CELLS": 64, "CHANNELS": 8, "SMOOTH": True, "PDL": False}
+    numbers = 200, 300, 4.0, 10.0, 0.1, 0.5, 0.5
     out = torch.empty(2, 5, dtype=torch.float64)
     with guard():
-        launch[(2,)](*arguments, out, 200, 300, 4.0, 10.0, **rest)
+        launch[(2,)](*arguments, out, *numbers, **rest)
     with pytest.raises(InterpreterError, match="load outside"), guard():
-        launch[(2,)](*arguments, out, 200, 300, 4.0, 10.0, **rest | {"F": 7})
+        launch[(2,)](*arguments, out, *numbers, **rest | {"F": 7})
     with pytest.raises(InterpreterError, match="store outside"), guard():
-        launch[(2,)](*arguments, out[:1], 200, 300, 4.0, 10.0, **rest)
+        launch[(2,)](*arguments, out[:1], *numbers, **rest)
 
 
-def test_frames(monkeypatch):
+@pytest.mark.parametrize("smoothing", [None, Smoothing()])
+def test_frames(monkeypatch, smoothing):
     """The engine's boxes, of two targets, as those of the reference."""
     torch.manual_seed(0)
     model = build_ostrack(TINY).requires_grad_(False)
@@ -107,7 +116,7 @@ def test_frames(monkeypatch):
     monkeypatch.setattr(FrameTail, "__call__", lambda self, *given: launched.append(1) or call(self, *given))
     for backend in ("reference", "triton"):
         with ops.use(backend):
-            engine = Engine(model, "cpu", "float32")
+            engine = Engine(model, "cpu", "float32", smoothing=smoothing)
             engine.add(frames[0], (20.0, 15.0, 22.0, 17.0))
             engine.add(frames[0], (40.0, 25.0, 12.0, 27.0))
             rows.append(engine.step(frames[1]))
