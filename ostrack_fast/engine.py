@@ -185,10 +185,8 @@ class Engine:
         box = None if box is None else box.to(self.device, torch.float32)
         tokens, qkv = self.network.embed_template(images.to(self.device), box)
         template = self.cfg.template_grid**2
-        self._targets.tokens[rows, :template], self._targets.qkv[rows, :template] = (
-            tokens[:, :template],
-            qkv[:, :template],
-        )
+        self._targets.tokens[rows, :template] = tokens[:, :template]
+        self._targets.qkv[rows, :template] = qkv[:, :template]
 
     @_isolated()
     def forward(self, search: Tensor) -> dict[str, Tensor]:
