@@ -83,11 +83,11 @@ def upstream_step(model: OSTrack, batch: Batch, half: bool = False) -> Step:
     return step
 
 
-def trainer_step(model: OSTrack, batch: Batch, precision: str, compiled: bool = False) -> Step:
-    """`Trainer.step`, with the blocks compiled or not."""
+def trainer_step(model: OSTrack, batch: Batch, precision: str, compiled: bool = False, graph: bool = False) -> Step:
+    """`Trainer.step`, with the blocks compiled or not, as a CUDA graph or not."""
     cfg = TrainConfig(
         model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
-        precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
+        precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0, cuda_graph=graph,
     )  # fmt: skip
     trainer = Trainer(cfg, batch["template"].device)
     trainer.model.load_state_dict(model.state_dict())
@@ -126,17 +126,24 @@ def compare(cfg: ModelConfig, count: int, options: Options) -> Comparison:
     model, batch = _model(cfg, device), random_pairs(cfg, count, device)
     expected = upstream_step(deepcopy(model).double(), batch)()
     comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
-    single, half, compiled = torch.float32, torch.bfloat16, "trainer bfloat16, torch.compile"
+    single, half = torch.float32, torch.bfloat16
     makers: dict[str, tuple[Callable[[], Step], torch.dtype]] = {
         "upstream": (lambda: upstream_step(deepcopy(model), batch), single),
         "upstream bfloat16": (lambda: upstream_step(deepcopy(model), batch, half=True), half),
         "trainer float32": (lambda: trainer_step(model, batch, "float32"), single),
         "trainer bfloat16": (lambda: trainer_step(model, batch, "bfloat16"), half),
-        compiled: (lambda: trainer_step(model, batch, "bfloat16", compiled=True), half),
+    }
+    on_gpu: dict[str, tuple[Callable[[], Step], torch.dtype]] = {
+        "trainer float32, CUDA graph": (lambda: trainer_step(model, batch, "float32", graph=True), single),
+        "trainer bfloat16, CUDA graph": (lambda: trainer_step(model, batch, "bfloat16", graph=True), half),
+        "trainer bfloat16, torch.compile": (lambda: trainer_step(model, batch, "bfloat16", compiled=True), half),
     }
     if device.type == "cpu":
-        del makers[compiled]
-        comparison.skipped[compiled] = "on a CPU its compiling takes minutes"
+        comparison.skipped |= dict.fromkeys(
+            on_gpu, "for GPUs: on a CPU there are no graphs, and compiling takes minutes"
+        )
+    else:
+        makers |= on_gpu
     for label, (make, dtype) in makers.items():
         if not options.wants(label):
             continue

@@ -102,6 +102,8 @@ class TrainConfig:
         batch_norm: "all" takes its statistics over the micro-batches of all processes, "local" over that of each alone,
             as the published code does.
         activation_checkpointing: compute the blocks again in the backward pass instead of storing what is in them.
+        cuda_graph: on one GPU, capture the step as a CUDA graph, so that the host's time for it vanishes. Captured anew
+            whenever the candidates' keep rate changes a count of tokens. Off by default: no GPU has run it yet.
         ce_start_epoch, ce_warmup_epochs: see `schedule.keep_rate`.
         precision: "float32", or autocast in "bfloat16" or in "float16", the latter with a scaled loss.
         workers: processes that make pairs.
@@ -132,6 +134,7 @@ class TrainConfig:
     accumulate: int = 1
     batch_norm: Literal["all", "local"] = "all"
     activation_checkpointing: bool = False
+    cuda_graph: bool = False
     ce_start_epoch: float = 20.0
     ce_warmup_epochs: float = 80.0
     precision: str = "bfloat16"
@@ -146,6 +149,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.cuda_graph and (self.precision == "float16" or self.activation_checkpointing):
+            raise ValueError(
+                "cuda_graph cannot capture float16's loss scale or activation_checkpointing: leave them out"
+            )
         if self.network not in NETWORKS:
             raise ValueError(f"network={self.network!r} must be one of {', '.join(NETWORKS)}")
         if self.weights and self.network != "ostrack":

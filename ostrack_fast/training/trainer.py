@@ -37,6 +37,7 @@ from .pictures import draw_pairs
 from .record import record_start
 from .schedule import keep_rate, rate_factor
 from .speed import Speed, status
+from .step_graph import StepGraph, set_rate
 from .validation import Validation
 from .writers import Writers, open_writers
 
@@ -90,6 +91,10 @@ class Trainer:
         self.average = RunningAverage(self.model, cfg.optim.ema) if cfg.optim.ema else None
         self._normalize = Normalizer(self.device)
         self.template_mask = template_mask(cfg.model, device=self.device) if cfg.model.ce_layers else None
+        self._names: tuple[str, ...] = ()  # of what `_compute` returns
+        if cfg.cuda_graph and (self.device.type != "cuda" or processes.count > 1):
+            raise ValueError(f"cuda_graph needs one process on a GPU, not {processes.count} on {self.device}")
+        self._graph = StepGraph(self._compute, self.device) if cfg.cuda_graph else None
 
     def _share(self, processes: Processes) -> None:
         """Let what depends on a whole batch see that of all processes."""
@@ -242,7 +247,24 @@ class Trainer:
                 folder.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.rate
+            if self._graph is None:
+                group["lr"] = group["base_lr"] * self.rate
+            else:
+                set_rate(group, group["base_lr"] * self.rate, self.device)
+        if self._graph is None:
+            found = self._compute(batch)
+        else:
+            found = self._graph(batch, tuple(self.cfg.model.search_tokens(self.keep)))
+        numbers = dict(zip(self._names, found.tolist(), strict=True))
+        if not isfinite(numbers["loss"]) or not (self.scaler.is_enabled() or isfinite(numbers["norm"])):
+            raise FloatingPointError(self._refuse(batch, numbers))
+        self.seen += self.batch
+        if self.average is not None:
+            self.average.update(self.model, self.seen / self.batch)
+        return numbers
+
+    def _compute(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the device does in a step: the loss's terms and the gradient's norm, not waited for."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = [
             dict(zip(batch, values, strict=True))
@@ -258,13 +280,8 @@ class Trainer:
             found.append(torch.stack(list(terms.values())))
         values = self.processes.mean(torch.stack(found).mean(0))
         norm = self._update(values[0])
-        numbers = dict(zip((*terms, "norm"), torch.cat((values, norm[None])).tolist(), strict=True))
-        if not isfinite(numbers["loss"]) or not (self.scaler.is_enabled() or isfinite(numbers["norm"])):
-            raise FloatingPointError(self._refuse(batch, numbers))
-        self.seen += self.batch
-        if self.average is not None:
-            self.average.update(self.model, self.seen / self.batch)
-        return numbers
+        self._names = (*terms, "norm")
+        return torch.cat((values, norm[None]))
 
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         cfg = self.cfg
@@ -381,6 +398,8 @@ class Trainer:
             raise ValueError(f"{path} was written with another {', '.join(changed)}: choose another output folder")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._graph is not None:
+            self._graph.forget()
         self.scaler.load_state_dict(state.get("scaler", {}))
         for group, base in zip(self.optimizer.param_groups, base_rates(self.cfg, self.batch), strict=True):
             group["base_lr"] = base
