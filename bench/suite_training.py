@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +84,11 @@ def upstream_step(model: OSTrack, batch: Batch, half: bool = False) -> Step:
     return step
 
 
-def trainer_step(model: OSTrack, batch: Batch, precision: str, compiled: bool = False, graph: bool = False) -> Step:
-    """`Trainer.step`, with the blocks compiled or not, as a CUDA graph or not."""
+def trainer_step(model: OSTrack, batch: Batch, precision: str, compiled: bool = False, **settings: Any) -> Step:
+    """`Trainer.step`, with the blocks compiled or not and more settings of `TrainConfig`."""
     cfg = TrainConfig(
         model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
-        precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0, cuda_graph=graph,
+        precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0, **settings,
     )  # fmt: skip
     trainer = Trainer(cfg, batch["template"].device)
     trainer.model.load_state_dict(model.state_dict())
@@ -133,11 +134,15 @@ def compare(cfg: ModelConfig, count: int, options: Options) -> Comparison:
         "trainer float32": (lambda: trainer_step(model, batch, "float32"), single),
         "trainer bfloat16": (lambda: trainer_step(model, batch, "bfloat16"), half),
     }
+    less = {"activation_checkpointing": "mlp"}
     on_gpu: dict[str, tuple[Callable[[], Step], torch.dtype]] = {
-        "trainer float32, CUDA graph": (lambda: trainer_step(model, batch, "float32", graph=True), single),
-        "trainer bfloat16, CUDA graph": (lambda: trainer_step(model, batch, "bfloat16", graph=True), half),
+        "trainer float32, CUDA graph": (lambda: trainer_step(model, batch, "float32", cuda_graph=True), single),
+        "trainer bfloat16, CUDA graph": (lambda: trainer_step(model, batch, "bfloat16", cuda_graph=True), half),
+        "trainer bfloat16, CUDA graph, MLPs computed again": (
+            lambda: trainer_step(model, batch, "bfloat16", cuda_graph=True, **less), half,
+        ),
         "trainer bfloat16, torch.compile": (lambda: trainer_step(model, batch, "bfloat16", compiled=True), half),
-    }
+    }  # fmt: skip
     if device.type == "cpu":
         comparison.skipped |= dict.fromkeys(
             on_gpu, "for GPUs: on a CPU there are no graphs, and compiling takes minutes"

@@ -7,9 +7,7 @@ import torch
 
 from ostrack_fast.bench import suite_training
 from ostrack_fast.bench.case import Comparison, Options, WrongResult
-from ostrack_fast.bench.suite_training import random_pairs
 from ostrack_fast.config import ModelConfig, get_config
-from ostrack_fast.model import OSTrack
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(
@@ -54,14 +52,6 @@ def test_a_loss_that_is_a_little_wrong_is_refused(monkeypatch):
     monkeypatch.setattr(suite_training, "upstream_step", lambda *_, **how: lambda: (torch.tensor(2.1),))
     with pytest.raises(WrongResult, match=r"trainer float32: the loss is 2, expected is 2\.1"):
         suite_training.compare(TINY, 4, Options(CPU))
-
-
-def test_what_is_not_wanted_is_not_built(monkeypatch):
-    monkeypatch.setattr(suite_training, "trainer_step", None)
-    (case,) = suite_training.cases(Options(CPU, only=["upstream"]))
-    monkeypatch.setattr(suite_training, "_model", lambda cfg, device: OSTrack(TINY).train())
-    monkeypatch.setattr(suite_training, "random_pairs", lambda *_: random_pairs(TINY, 2, CPU))
-    assert list(case.build().implementations) == ["upstream"]
 
 
 def test_cases():

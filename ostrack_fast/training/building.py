@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from math import log
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -63,10 +63,13 @@ def freeze_blocks(model: OSTrack, count: int) -> None:
         block.requires_grad_(False)
 
 
-def recompute_blocks(model: OSTrack) -> None:
-    """Keep only the blocks' inputs for the backward pass, which then computes each block again."""
+def recompute(model: OSTrack, part: Literal["mlp", "block"]) -> None:
+    """Keep only the inputs of each block, or of its MLP, for the backward pass, which then computes it again."""
     for block in model.backbone.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        again = block.mlp if part == "mlp" else block
+        # Blocks may draw whom to drop; an MLP draws nothing.
+        kept_state = part == "block"
+        again.forward = partial(checkpoint, again.forward, use_reentrant=False, preserve_rng_state=kept_state)
 
 
 def build_optimizer(model: OSTrack, cfg: TrainConfig, batch: int) -> torch.optim.AdamW:

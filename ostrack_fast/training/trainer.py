@@ -25,7 +25,7 @@ from ..progress import progress_bar
 from .ambient import as_configured
 from .augment import Normalizer
 from .average import RunningAverage
-from .building import base_rates, build_dataset, build_model, build_optimizer, freeze_blocks, recompute_blocks
+from .building import base_rates, build_dataset, build_model, build_optimizer, freeze_blocks, recompute
 from .checkpoint import find_checkpoint, write_checkpoint
 from .config import PRECISIONS, TrainConfig, settings_of
 from .dataset import PairLoader, make_loader
@@ -82,8 +82,8 @@ class Trainer:
         freeze_blocks(self.model, cfg.optim.freeze_blocks)
         if cfg.optim.lora:
             adapt(self.model, cfg.optim.lora)
-        if cfg.activation_checkpointing:
-            recompute_blocks(self.model)
+        if cfg.activation_checkpointing != "none":
+            recompute(self.model, cfg.activation_checkpointing)
         self._share(processes)
         self.optimizer = build_optimizer(self.model, cfg, self.batch)
         self.network = wrap(self.model, processes)
