@@ -152,7 +152,8 @@ class TrainConfig:
             raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if self.cuda_graph and (self.precision == "float16" or self.activation_checkpointing == "block"):
             raise ValueError(
-                "cuda_graph captures neither float16's loss scale nor the random state of activation_checkpointing: block"
+                "cuda_graph captures neither float16's loss scale nor the random state of block's "
+                "activation_checkpointing: choose bfloat16 and mlp"
             )
         if self.network not in NETWORKS:
             raise ValueError(f"network={self.network!r} must be one of {', '.join(NETWORKS)}")
