@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..baselines import NETWORKS
 from ..model import OSTrack
 from ..model.checkpoint import load_pretrained
+from ..model.vit import Block
 from .config import TrainConfig
 from .dataset import DataConfig, PairDataset
 from .pretrained import load_backbone, mark_template, resize_positions
@@ -65,8 +66,8 @@ def freeze_blocks(model: OSTrack, count: int) -> None:
 
 def recompute(model: OSTrack, part: Literal["mlp", "block"]) -> None:
     """Keep only the inputs of each block, or of its MLP, for the backward pass, which then computes it again."""
-    for block in model.backbone.blocks:
-        again = block.mlp if part == "mlp" else block
+    for block in cast("list[Block]", model.backbone.blocks):
+        again: nn.Module = block.mlp if part == "mlp" else block
         # Blocks may draw whom to drop; an MLP draws nothing.
         kept_state = part == "block"
         again.forward = partial(checkpoint, again.forward, use_reentrant=False, preserve_rng_state=kept_state)
