@@ -28,14 +28,17 @@ def paired_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns two (...,) tensors. Degenerate boxes give 0 rather than NaN. Source: GIoU, Rezatofighi et al. 2019.
     """
-    area_a = (a[..., 2:] - a[..., :2]).prod(-1)
-    area_b = (b[..., 2:] - b[..., :2]).prod(-1)
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = area_a + area_b - inner
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    inner = _area((torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0))
+    union = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - inner
+    hull = _area((torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0))
     tiny = torch.finfo(a.dtype).tiny
     iou = inner / union.clamp(min=tiny)
     return iou, iou - (hull - union) / hull.clamp(min=tiny)
+
+
+def _area(extent: Tensor) -> Tensor:
+    # Not prod: its gradient looks on the host for zeros, so a training step on a GPU would wait there.
+    return extent[..., 0] * extent[..., 1]
 
 
 def crop_window(box: Sequence[float], factor: float) -> tuple[int, int, int]:

@@ -16,7 +16,8 @@ class StepGraph:
 
     The first step of a key runs as it is: it compiles and loads kernels, which a capture must not. The second is
     captured, and from then on replayed with the batches' values copied to where the captured one lay. Weights, moments
-    and gradients keep their addresses as long as that graph is in use.
+    and gradients keep their addresses as long as that graph is in use. The first step runs in the capture's stream:
+    autograd adds a weight's gradient in the stream that saw the weight first, and a capture can wait for no other.
 
     Args:
         step: what is captured; the same work for the same key, whatever the values.
@@ -24,6 +25,7 @@ class StepGraph:
 
     def __init__(self, step: Callable[[Batch], Tensor], device: torch.device) -> None:
         self._step, self._device = step, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.forget()
 
     def forget(self) -> None:
@@ -39,7 +41,7 @@ class StepGraph:
         if key != self._key:
             self.forget()
             self._key = key
-            return self._step(batch)
+            return self._run(batch)
         if self._result is None:
             self._inputs = {name: value.to(self._device, copy=True) for name, value in batch.items()}
             self._capture()
@@ -53,8 +55,19 @@ class StepGraph:
     def _capture(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile: the loader's pins memory.
-        with torch.cuda.device(self._device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        graph = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), graph:
             self._result = self._step(self._inputs)
+
+    def _run(self, batch: Batch) -> Tensor:
+        if self._stream is None:
+            return self._step(batch)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = self._step(batch)
+        current.wait_stream(self._stream)
+        return result
 
     def _replay(self) -> None:
         with torch.cuda.device(self._device):

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ostrack_fast.training.config import TrainConfig
+from ostrack_fast.training.losses import BOX_CELLS, ostrack_loss
 from ostrack_fast.training.step_graph import StepGraph
 from ostrack_fast.training.trainer import Trainer
 
@@ -59,6 +61,42 @@ def test_steps_are_those_without_a_graph(where, precision, again):
     assert isinstance(captured.optimizer.param_groups[0]["lr"], torch.Tensor)
     if where == "cpu":
         assert 3 <= captured._graph.replays < 13, "no step was replayed, or none began a new graph"
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations whose result, or its shape, the host must know: on a GPU it would wait for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.unique_dim):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def nodes(result):
+    """Names of the operations that the result's gradient goes through."""
+    found, left = {}, [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found[node] = type(node).__name__
+            left += [before for before, _ in node.next_functions]
+    return set(found.values())
+
+
+@pytest.mark.parametrize("box_cells", BOX_CELLS)
+def test_loss_and_gradient_do_not_wait_for_the_device(box_cells):
+    """Forward's own checks of values, which the CPU alone makes, come before."""
+    cfg = trainer("cpu", "float32", attention=0.5).cfg
+    run = Trainer(replace(cfg, loss=replace(cfg.loss, box_cells=box_cells)))
+    batch = pairs(np.random.default_rng(0), TINY, 8)
+    out = run.network(*run._images(batch), run.template_mask, ce_keep_rate=run.keep)
+    with NoWaiting():
+        loss, _ = ostrack_loss(out, batch["search_box"], run.cfg.loss)
+        # Its gradient counts zeros on the host, unless a mode like this one looks on.
+        assert not any(name.startswith("ProdBackward") for name in nodes(loss))
+        loss.backward()
+        run._update(loss.detach())
 
 
 def test_where_there_can_be_no_graph_it_is_refused():
