@@ -1,4 +1,4 @@
-"""Cut-outs on a canvas: where to put one in a frame, its one warp, and the blend."""
+"""A cut-out on a canvas: how it is made, where to put it in a frame, its one warp, and the blend."""
 
 from __future__ import annotations
 
@@ -10,8 +10,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.images import Image
-from .cutouts import Cutout
-from .geometry import bounds, corners, transform, warp
+from .geometry import bounds, corners, mask_outline, transform, warp
+
+_MAX_CUTOUT = 224
+
+
+class Cutout(NamedTuple):
+    """An object with soft alpha at halving resolutions, and the hull, in pixels of the first, of alpha > 0.5.
+
+    The images are (h, w, 4) uint8 RGBA: one warp then moves both, and OpenCV warps four channels faster than three.
+    """
+
+    images: tuple[Image, ...]
+    outline: NDArray[np.float64]
+
+
+def make_cutout(color: Image, alpha: NDArray[np.uint8]) -> Cutout | None:
+    """Trim to what is visible, soften, and build the smaller versions; None when fewer than 64 pixels are opaque."""
+    if np.count_nonzero(alpha > 127) < 64:
+        return None
+    x, y, w, h = cv2.boundingRect((alpha > 12).astype(np.uint8))
+    color, alpha = color[y : y + h, x : x + w], alpha[y : y + h, x : x + w]
+    if max(w, h) > _MAX_CUTOUT:
+        size = (max(2, round(w * _MAX_CUTOUT / max(w, h))), max(2, round(h * _MAX_CUTOUT / max(w, h))))
+        color, alpha = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (color, alpha))
+    # A transparent margin keeps the black beyond the image out of the warp's interpolation; its colour is spread from
+    # inside, so that no fringe of whatever hides behind alpha 0 shows.
+    color = cv2.copyMakeBorder(color, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
+    alpha = cv2.copyMakeBorder(alpha, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=0)
+    weight = (alpha > 127).astype(np.float32)
+    spread = cv2.blur(color.astype(np.float32) * weight[..., None], (7, 7))
+    total = cv2.blur(weight, (7, 7))
+    near = (weight == 0) & (total > 1e-3)
+    color[near] = (spread[near] / total[near][:, None]).astype(np.uint8)
+    outline = mask_outline(alpha > 127)
+    if outline is None:
+        return None
+    images = [with_alpha(color, alpha)]
+    while min(images[-1].shape[:2]) >= 16:
+        size = (images[-1].shape[1] // 2, images[-1].shape[0] // 2)
+        images.append(cv2.resize(images[-1], size, interpolation=cv2.INTER_AREA))
+    return Cutout(tuple(images), outline)
+
+
+def with_alpha(color: Image, alpha: NDArray[np.uint8]) -> Image:
+    """(h, w, 3) RGB and (h, w) alpha as one (h, w, 4) image."""
+    image = cv2.cvtColor(color, cv2.COLOR_RGB2RGBA)
+    image[..., 3] = alpha
+    return image
 
 
 def pose_at(cutout: Cutout, linear: NDArray, extent: float, center: NDArray) -> NDArray:

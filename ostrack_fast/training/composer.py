@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ..data.images import GIB, Image, ImageStore, list_images
 from ..settings import check_ranges
 from .augment import adjust
-from .canvas import Layer, blend, place, pose_at, render, visible_box
+from .canvas import Cutout, Layer, blend, place, pose_at, render, visible_box
 from .choice import Choice
 from .crops import CropConfig, Pair, Window, blacken, draw_window
-from .cutouts import Cutout, CutoutGroup, CutoutSettings, make_cutouts, photo_cutout, random_shapes
+from .cutouts import CutoutGroup, CutoutSettings, make_cutouts, photo_cutout, random_shapes
 from .dataset import Sources, SourceSettings
 from .geometry import around, compose, linear_map, transform, warp
 from .videos import VideoFolder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
 from typing import NamedTuple
@@ -127,13 +127,24 @@ def cut(image: Image, window: Window) -> Image:
     return crop_pixels(image, window.left, window.top, window.side, window.native)
 
 
+def in_frame(window: Window, frame: Sequence[float]) -> tuple[slice, slice]:
+    """Rows and columns of a native crop that show a frame of (width, height) pixels."""
+    n = window.native
+    scale = n / window.side
+    rows, columns = (
+        slice(*(min(max(round((edge - start) * scale), 0), n) for edge in (0, extent)))
+        for start, extent in ((window.top, frame[1]), (window.left, frame[0]))
+    )
+    return rows, columns
+
+
 def blacken(crop: Image, window: Window, frame: Sequence[float]) -> None:
     """Make a native crop black, in place, where it lies outside a frame of (width, height) pixels."""
-    scale = window.native / window.side
-    for axis, (start, extent) in enumerate(((window.top, frame[1]), (window.left, frame[0]))):
-        along = crop if axis == 0 else crop.swapaxes(0, 1)
-        along[: max(round(-start * scale), 0)] = 0
-        along[max(round((extent - start) * scale), 0) :] = 0
+    rows, columns = in_frame(window, frame)
+    crop[: rows.start] = 0
+    crop[rows.stop :] = 0
+    crop[:, : columns.start] = 0
+    crop[:, columns.stop :] = 0
 
 
 class View(NamedTuple):
@@ -165,17 +176,23 @@ class CameraConfig:
 DEFAULT_CAMERA = CameraConfig()
 
 
-def crop_view(
-    view: View, crops: CropConfig, search: bool, camera: CameraConfig, rng: Generator
-) -> tuple[Image, NDArray[np.float32]] | None:
-    """Crop and normalized box of a view seen through a random camera; None when the draw is not usable."""
+class Crop(NamedTuple):
+    """A native crop of a view, the window that it shows, and the target's box in it (normalized, see `Pair`)."""
+
+    image: Image
+    box: NDArray[np.float32]
+    window: Window
+
+
+def crop_view(view: View, crops: CropConfig, search: bool, camera: CameraConfig, rng: Generator) -> Crop | None:
+    """Crop of a view seen through a random camera; None when the draw is not usable."""
     height, width = view.image.shape[:2]
     x, y, w, h = view.box
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return None  # an annotation outside its image: the crop would be black
     if rng.random() >= camera.probability:
         drawn = draw_window(view.box, crops, search, rng)
-        return None if drawn is None else (cut(view.image, drawn[0]), drawn[1])
+        return None if drawn is None else Crop(cut(view.image, drawn[0]), drawn[1], drawn[0])
     rotation, stretch, shear = rng.standard_normal(3) * (camera.rotation * np.pi / 180, camera.stretch, camera.shear)
     outline = view.outline
     if outline is None:
@@ -188,7 +205,7 @@ def crop_view(
     # Mirrored beyond its border, then black where the unmoved image ends: a real frame has upright edges.
     crop = warp(view.image, compose(window.matrix(), moved), (window.native, window.native), cv2.BORDER_REFLECT_101)
     blacken(crop, window, view.image.shape[1::-1])
-    return crop, box
+    return Crop(crop, box, window)
 
 
 def crop_elsewhere(view: View, crops: CropConfig, rng: Generator) -> Image | None:
@@ -206,11 +223,31 @@ def crop_elsewhere(view: View, crops: CropConfig, rng: Generator) -> Image | Non
     return None
 
 
-def crop_pair(template: View, search: View, crops: CropConfig, camera: CameraConfig, rng: Generator) -> Pair | None:
-    """Crops of two views of one target, or None when a crop is not usable."""
+def crop_pair(
+    template: View,
+    search: View,
+    crops: CropConfig,
+    camera: CameraConfig,
+    rng: Generator,
+    beside: Callable[[Image, NDArray], None] | None = None,
+) -> Pair | None:
+    """Crops of two views of one target, or None when a crop is not usable.
+
+    Args:
+        beside: changes a search crop that shows the target, in place: what of it lies in the image, and the target's
+            xywh box in pixels of that.
+    """
     first = crop_view(template, crops, False, camera, rng)
-    if first is not None and crops.absent and rng.random() < crops.absent:
+    if first is None:
+        return None
+    if crops.absent and rng.random() < crops.absent:
         elsewhere = crop_elsewhere(search, crops, rng)
-        return None if elsewhere is None else Pair(*first, elsewhere, _ANYWHERE, False)
-    second = crop_view(search, crops, True, camera, rng) if first is not None else None
-    return None if first is None or second is None else Pair(*first, *second)
+        return None if elsewhere is None else Pair(first.image, first.box, elsewhere, _ANYWHERE, False)
+    second = crop_view(search, crops, True, camera, rng)
+    if second is None:
+        return None
+    if beside is not None:
+        rows, columns = in_frame(second.window, search.image.shape[1::-1])
+        box = second.box * np.float64(second.window.native)
+        beside(second.image[rows, columns], box - (columns.start, rows.start, 0, 0))
+    return Pair(first.image, first.box, second.image, second.box)

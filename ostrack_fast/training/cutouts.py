@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,25 +14,15 @@ from numpy.typing import NDArray
 
 from ..data.images import Image, decode_image, list_images, read_image
 from ..settings import nearest
+from .canvas import Cutout, make_cutout, with_alpha
 from .coco import CocoImages
 from .dataset import Sources, SourceSettings
 from .geometry import mask_outline
 from .photos import textured_window
 from .videos import VideoFolder
 
-_MAX_CUTOUT = 224
 _SHAPE_SIDE = 64
 Shape = tuple[NDArray[np.uint8], NDArray[np.float64]]
-
-
-class Cutout(NamedTuple):
-    """An object with soft alpha at halving resolutions, and the hull, in pixels of the first, of alpha > 0.5.
-
-    The images are (h, w, 4) uint8 RGBA: one warp then moves both, and OpenCV warps four channels faster than three.
-    """
-
-    images: tuple[Image, ...]
-    outline: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -42,41 +31,6 @@ class CutoutGroup:
 
     cutouts: tuple[Cutout, ...]
     kind: str
-
-
-def make_cutout(color: Image, alpha: NDArray[np.uint8]) -> Cutout | None:
-    """Trim to what is visible, soften, and build the smaller versions; None when fewer than 64 pixels are opaque."""
-    if np.count_nonzero(alpha > 127) < 64:
-        return None
-    x, y, w, h = cv2.boundingRect((alpha > 12).astype(np.uint8))
-    color, alpha = color[y : y + h, x : x + w], alpha[y : y + h, x : x + w]
-    if max(w, h) > _MAX_CUTOUT:
-        size = (max(2, round(w * _MAX_CUTOUT / max(w, h))), max(2, round(h * _MAX_CUTOUT / max(w, h))))
-        color, alpha = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (color, alpha))
-    # A transparent margin keeps the black beyond the image out of the warp's interpolation; its colour is spread from
-    # inside, so that no fringe of whatever hides behind alpha 0 shows.
-    color = cv2.copyMakeBorder(color, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
-    alpha = cv2.copyMakeBorder(alpha, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=0)
-    weight = (alpha > 127).astype(np.float32)
-    spread = cv2.blur(color.astype(np.float32) * weight[..., None], (7, 7))
-    total = cv2.blur(weight, (7, 7))
-    near = (weight == 0) & (total > 1e-3)
-    color[near] = (spread[near] / total[near][:, None]).astype(np.uint8)
-    outline = mask_outline(alpha > 127)
-    if outline is None:
-        return None
-    images = [with_alpha(color, alpha)]
-    while min(images[-1].shape[:2]) >= 16:
-        size = (images[-1].shape[1] // 2, images[-1].shape[0] // 2)
-        images.append(cv2.resize(images[-1], size, interpolation=cv2.INTER_AREA))
-    return Cutout(tuple(images), outline)
-
-
-def with_alpha(color: Image, alpha: NDArray[np.uint8]) -> Image:
-    """(h, w, 3) RGB and (h, w) alpha as one (h, w, 4) image."""
-    image = cv2.cvtColor(color, cv2.COLOR_RGB2RGBA)
-    image[..., 3] = alpha
-    return image
 
 
 def folder_cutouts(folder: str | Path) -> list[CutoutGroup]:
@@ -164,16 +118,11 @@ def coco_cutouts(coco: CocoImages, min_side: float = 40) -> list[CutoutGroup]:
     return groups
 
 
-def video_cutouts(videos: VideoFolder, every: int = 2) -> list[CutoutGroup]:
-    """One group for each video that has masks, from every `every`-th frame."""
+def video_cutouts(videos: VideoFolder) -> list[CutoutGroup]:
+    """One group for each video that has masks, see `VideoFolder.cutouts`."""
     groups = []
     for number, name in enumerate(videos.names):
-        found = []
-        for frame in videos.visible[number][::every]:
-            mask = videos.mask(number, int(frame))
-            if mask is not None:
-                found.append(make_cutout(videos.view(number, int(frame)).image, cv2.blur(mask, (3, 3))))
-        made = tuple(cutout for cutout in found if cutout is not None)
+        made = tuple(videos.cutouts(number).values())
         if made:
             groups.append(CutoutGroup(made, f"video {name}"))
     return groups

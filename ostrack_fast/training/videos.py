@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from ..data.stored_videos import stored_videos
 from ..data.truth import present
 from ..data.videos import Video, raise_problems, scan_videos
 from ..settings import check_ranges
+from .canvas import Cutout, make_cutout
 from .crops import DEFAULT_CAMERA, CameraConfig, CropConfig, Pair, View, crop_pair
 from .dataset import Sources, SourceSettings
+from .distractors import draw_look, paste_beside
 from .geometry import mask_outline
 
 LEAST_FRAMES, LEAST_VISIBLE = 20, 5
@@ -48,6 +51,8 @@ class VideoSettings(SourceSettings):
         max_gap: largest distance of the two images, frames.
         camera: random camera of each image.
         memory_gib: decoded images to keep, GiB; the others are decoded on demand.
+        distractors: probability that the search image of a video with masks has another object of the target's kind in
+            it: the target as another frame shows it, beside the true one.
     """
 
     path: str
@@ -57,10 +62,11 @@ class VideoSettings(SourceSettings):
     max_gap: int = 200
     camera: CameraConfig = DEFAULT_CAMERA
     memory_gib: float = 3.0
+    distractors: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, max_gap=(1, 1e6), memory_gib=(0, 1e4))
+        check_ranges(self, max_gap=(1, 1e6), memory_gib=(0, 1e4), distractors=(0, 1))
 
 
 class VideoFolder:
@@ -68,16 +74,18 @@ class VideoFolder:
 
     A video is drawn uniformly among those of at least 20 images with more than 4 visible targets, then a template
     image, then a search image up to `max_gap` later; the interval grows by 5 while it has no visible target.
-    With NAME/mask/* (white where the target is) the camera may rotate.
+    With NAME/mask/* (white where the target is) the camera may rotate, and there may be distractors, see
+    `distractors.paste_beside`; with a box alone they would bring their background along, by which they could be told.
 
     Args:
-        root: the folder; max_gap, camera, one_based, without: see `VideoSettings`.
+        root: the folder; max_gap, camera, one_based, without, distractors: see `VideoSettings`.
         memory_limit: bytes of decoded images to keep; the others are decoded on demand.
         more: further folders, each with the patterns of its videos that count from 1.
 
     Raises:
         FileNotFoundError: when a folder, images or ground truth are missing, or no video is long enough.
-        ValueError: for unreadable images, bad lines, and a number of lines other than that of the images.
+        ValueError: for unreadable images, bad lines, a number of lines other than that of the images, and for
+            distractors where no video has masks.
     """
 
     Settings = VideoSettings
@@ -91,8 +99,9 @@ class VideoFolder:
         one_based: tuple[str, ...] = (),
         without: tuple[str, ...] = (),
         more: Sequence[tuple[str | Path, tuple[str, ...]]] = (),
+        distractors: float = 0.0,
     ) -> None:
-        self.max_gap, self.camera = max_gap, camera
+        self.max_gap, self.camera, self.distractors = max_gap, camera, distractors
         self._videos: list[Video] = []
         self.visible: list[NDArray[np.intp]] = []
         self._masks: list[list[Path]] = []
@@ -107,6 +116,16 @@ class VideoFolder:
         for path in (path for video in self._videos for path in video.frames):
             self._number.setdefault(path, len(self._number))
         self._store = ImageStore(list(self._number), memory_limit, self._read)
+        self._cutouts: dict[int, dict[int, Cutout]] = {}
+        self._whole: list[dict[int, Cutout]] = []
+        if distractors:
+            # Made here and not when first drawn, so that the workers, which are forked later, share them.
+            self._whole = [self._whole_cutouts(video) for video in range(len(self))]
+            if not any(self._whole):
+                raise ValueError(
+                    f"distractors={distractors:g} are cut out by masks, but no video of {root} has NAME/mask/* and its "
+                    "target whole in the image: add masks, or leave distractors out"
+                )
 
     def _add(
         self,
@@ -146,8 +165,9 @@ class VideoFolder:
         limit = round(settings.memory_gib * GIB)
         more = [(root / folder.path, folder.one_based) for folder in settings.more]
         return cls(
-            root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based, settings.without, more
-        )
+            root / settings.path, settings.max_gap, settings.camera, limit, settings.one_based, settings.without, more,
+            settings.distractors,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -166,11 +186,39 @@ class VideoFolder:
         paths = self._masks[video]
         return np.ascontiguousarray(self._read(paths[frame])[..., 0]) if paths else None
 
+    def cutouts(self, video: int) -> dict[int, Cutout]:
+        """The target cut out of every other frame that shows it, by frame; empty for a video without masks."""
+        if video not in self._cutouts:
+            made = self._cutouts[video] = {}
+            for frame in self.visible[video][::2].tolist():
+                mask = self.mask(video, frame)
+                cutout = None if mask is None else make_cutout(self.view(video, frame).image, cv2.blur(mask, (3, 3)))
+                if cutout is not None:
+                    made[frame] = cutout
+        return self._cutouts[video]
+
+    def _whole_cutouts(self, video: int) -> dict[int, Cutout]:
+        """The cut-outs that the border of the image does not cut off."""
+        whole = {}
+        for frame, cutout in self.cutouts(video).items():
+            image, box, _ = self.view(video, frame)
+            if (box[:2] > 1).all() and (box[:2] + box[2:] < np.subtract(image.shape[1::-1], 1)).all():
+                whole[frame] = cutout
+        return whole
+
     def sample(self, rng: Generator, crops: CropConfig) -> Pair | None:
-        """A random video, and two of its frames."""
+        """A random video, and two of its frames, the second with a distractor by the probability `distractors`."""
         video = int(rng.integers(len(self._videos)))
         first, second = draw_frames(self.visible[video], round(self.max_gap * crops.reach), rng)
-        return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng)
+
+        def distract(region: Image, box: NDArray) -> None:
+            if rng.random() < self.distractors:
+                look = draw_look(self._whole[video], first, second, rng)
+                if look is not None:
+                    paste_beside(region, box, look, rng)
+
+        beside = distract if self.distractors else None
+        return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng, beside)
 
 
 def _reader(readers: dict[Path, Callable[[Path], Image]]) -> Callable[[Path], Image]:

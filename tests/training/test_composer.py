@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from ostrack_fast.training.augment import AugmentConfig
-from ostrack_fast.training.canvas import render
+from ostrack_fast.training.canvas import make_cutout, render
 from ostrack_fast.training.composer import Composer, ComposerConfig
 from ostrack_fast.training.cutouts import (
     folder_cutouts,
-    make_cutout,
     photo_cutout,
     plain_background_cutouts,
     random_shapes,

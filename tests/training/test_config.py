@@ -29,7 +29,7 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
     data = {
         "videos": {
             "path": "v", "share": 2, "one_based": ["OTB_*"], "without": [], "max_gap": 50, "camera": camera,
-            "memory_gib": 0.5, "more": [{"path": "u", "one_based": ["UAV_*"]}],
+            "memory_gib": 0.5, "more": [{"path": "u", "one_based": ["UAV_*"]}], "distractors": 0.25,
         },
         "coco": {"images": "i", "annotations": "a", "min_side": 4, "index": "i", "camera": camera, "memory_gib": 2},
         **{
@@ -49,6 +49,7 @@ def test_every_setting_of_every_source_is_reachable(tmp_path):
     bound = bind_sources(cfg.data, "data")
     assert list(bound) == list(SOURCES) == list(data)
     assert bound["videos"].camera == CameraConfig(0.25, 7.0, 0.1, 0.2) and bound["videos"].one_based == ("OTB_*",)
+    assert bound["videos"].distractors == 0.25
     assert [(each.path, each.one_based) for each in bound["videos"].more] == [("u", ("UAV_*",))]
     assert bound["composer"].scene == replace(ComposerConfig(), occlusion=0.1, distractors=(1.0, 2.0), size=(0.1, 0.2))
     assert cfg.augment == AugmentConfig.robust() and (cfg.seed, cfg.epochs, cfg.batch_size) == (3, 2.0, 8)
@@ -135,6 +136,8 @@ BAD = [
     ({"data": {"videos": {"path": 5}}}, "data: videos: path: expected a text"),
     ({"data": {"videos": {"path": "x", "share": 0}}}, "data: videos: share=0.0 must be positive"),
     ({"data": {"videos": {"path": "x", "max_gap": 0}}}, "max_gap=0 must lie in"),
+    ({"data": {"videos": {"path": "x", "distractors": 1.5}}}, "videos: distractors=1.5 must lie in \\[0, 1\\]"),
+    ({"data": {"videos": {"path": "x", "distractors": [1, 2]}}}, "videos: distractors: expected a number"),
     ({"data": {"videos": {"path": "x", "camera": {"rotation": 900}}}}, "camera: rotation=900.0 must lie in"),
     ({"data": {"photos": {"folders": []}}}, "folders must name at least one"),
     ({"data": {"photos": {"folders": "x"}}}, "photos: folders: expected a list"),
