@@ -167,6 +167,7 @@ PRESETS: dict[str, ModelConfig] = {
         ce_layers=(3, 5),
         ce_keep_ratio=(0.7, 0.7),
         drop_path=0.0,
+        template_box=True,
     ),
 }
 

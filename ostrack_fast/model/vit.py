@@ -203,7 +203,7 @@ def box_embedding(vectors: Tensor, box: Tensor | None, cfg: ModelConfig) -> Tens
     as LoRAT's embedding of foreground and background (arXiv:2403.05231). None stands for `square_box`.
     """
     covered = box_coverage(square_box(cfg, vectors.device) if box is None else box, cfg.template_grid)
-    return covered * vectors[0] + (1 - covered) * vectors[1]
+    return (covered * vectors[0] + (1 - covered) * vectors[1]).to(vectors.dtype)
 
 
 def _init_weights(module: nn.Module) -> None:

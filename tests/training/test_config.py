@@ -180,8 +180,9 @@ def test_pairs_that_fill_no_batch_are_left_out():
     assert (cfg.total_pairs, cfg.trained_pairs(4)) == (10, 8)
 
 
-def test_the_shipped_recipe_can_be_read():
-    config = read_train_config(str(resources.files("ostrack_fast") / "training" / "recipes" / "small.yaml"))
-    assert config.model == get_config("small") and config.total_pairs == 200_000
+@pytest.mark.parametrize(("name", "pairs"), [("small", 200_000), ("small_box", 2_056_192)])
+def test_the_recipes_of_the_shipped_weights_can_be_read(name, pairs):
+    config = read_train_config(str(resources.files("ostrack_fast") / "training" / "recipes" / f"{name}.yaml"))
+    assert replace(config.model, template_box=True) == get_config("small") and config.total_pairs == pairs
     assert config.crops.search_size == config.model.search_size
     assert list(bind_sources(config.data, "data")) == ["videos", "coco", "photos", "composer"]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,13 +55,15 @@ def test_recipes_are_found_by_name():
     assert {*PAPER, "small", "small_box", "tiny"} == set(recipes())
 
 
-def test_the_next_leg_of_the_shipped_weights():
-    cfg, shipped = read_train_config("small_box"), read_train_config("small")
-    assert cfg.weights == "small" and cfg.model == replace(shipped.model, template_box=True)
+def test_the_two_legs_of_the_shipped_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg, first = read_train_config("small_box"), read_train_config("small")
+    assert tmp_path / cfg.weights == Path(first.output) / "weights.safetensors"
+    assert cfg.model == replace(first.model, template_box=True) == get_config("small")
     videos = bind_sources(cfg.data, "data")["videos"]
     assert [folder.path for folder in videos.more] == ["uav"] and not videos.one_based
     assert (cfg.crops.far, cfg.crops.absent) == (0.1, 0.06)
-    assert cfg.augment == replace(shipped.augment, apart=0.5), "what shipped, but each image degraded by itself"
+    assert cfg.augment == replace(first.augment, apart=0.5), "the first leg's, but each image degraded by itself"
 
 
 @pytest.mark.parametrize("name", ["ostrack_256_ce", "ostrack_384_ce"])
