@@ -43,6 +43,14 @@ cv::Mat crop(const cv::Mat& frame, const Box& box, double factor, int size) {
   return cv::dnn::blobFromImage(patch, 1.0, cv::Size(), cv::Scalar(), /*swapRB=*/true);
 }
 
+// The box in units of its template crop, xywh, as a blob (1,4): the crop's centre is that of its middle pixels.
+cv::Mat template_box(const Box& box, double factor, int size) {
+  const double side = crop_side(box, factor), w = box.w / side, h = box.h / side, centre = 0.5 - 0.5 / size;
+  const cv::Vec4f found(static_cast<float>(centre - 0.5 * w), static_cast<float>(centre - 0.5 * h), static_cast<float>(w),
+                        static_cast<float>(h));
+  return cv::Mat(found, true).reshape(1, 1);
+}
+
 // The network's maps -> the target's box in the frame, and its score. A Hann window favours small motion.
 Box decode(const std::vector<cv::Mat>& maps, const cv::Size& frame, const Box& around, double factor, double& score) {
   const int grid = maps[0].size[3], cells = grid * grid;
@@ -83,6 +91,9 @@ void track(int count, char** arguments) {
   cv::dnn::Net net = cv::dnn::readNet(arguments[1]);
   const std::vector<std::string> names = {"score_map", "size_map", "offset_map"};
   net.setInput(crop(frame, box, 2.0, template_size), "template");
+  // The shipped network is told its target's box, published ones are not: layer 0 holds the inputs.
+  if (net.getLayer(0)->outputNameToIndex("template_box") >= 0)
+    net.setInput(template_box(box, 2.0, template_size), "template_box");
   for (print(box, 1.0); video.read(frame);) {
     net.setInput(crop(frame, box, search_factor, search_size), "search");
     std::vector<cv::Mat> maps;

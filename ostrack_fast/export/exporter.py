@@ -49,8 +49,8 @@ def export_model(
     """Write the network to a file, run the file, and compare it with the model before the file appears.
 
     The file takes `template` (B,3,Z,Z) and `search` (B,3,X,X), float32 RGB crops with ImageNet's normalization, and of
-    a model with `template_box` also `template_box` (B,4), the target's xywh in units of the template crop (the layouts
-    for OpenCV, whose trackers cannot give it, have no such input: the target counts as square). It gives `score_map`
+    a model with `template_box` also `template_box` (B,4), the target's xywh in units of the template crop (the layout
+    "opencv" has no such input, as `cv2.TrackerVit` cannot give it: the target counts as square). It gives `score_map`
     (B,1,F,F), `size_map` and `offset_map` (B,2,F,F), float32, as `OSTrack.forward` does.
 
     Args:
@@ -77,7 +77,7 @@ def export_model(
     weights = torch.float16 if dtype == "float16" else torch.float32
     kind = OpenCVNetwork if layout.startswith("opencv") else ExportNetwork
     network = kind(model, weights, candidate_elimination).eval().to(on)
-    sample = _sample(model.cfg)[: 3 if model.cfg.template_box and layout == "ostrack" else 2]
+    sample = _sample(model.cfg)[: 3 if model.cfg.template_box and layout != "opencv" else 2]
     inputs = [each.repeat(2 if batch is None else batch, *[1] * (each.dim() - 1)) for each in sample]
     dynamic = None if batch is not None else [{0: torch.export.Dim("batch")}] * len(inputs)
     with torch.no_grad():

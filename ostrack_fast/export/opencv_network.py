@@ -42,12 +42,41 @@ class OpenCVNetwork(ExportNetwork):
             self.register_buffer(f"earlier{index}", equal.triu(1))
             self.register_buffer(f"ranks{index}", torch.arange(keep, dtype=torch.float32, device="cpu"))
             candidates = keep
+        if cfg.template_box:
+            self._prepare_boxes(cfg.template_grid)
+
+    def _prepare_boxes(self, grid: int) -> None:
+        """Matrices that make of a box (1,4) its edges in cells, along x for every token and then along y: (1,2T)."""
+        cells = torch.arange(grid, dtype=torch.float32, device="cpu")
+        along_x, along_y = cells.repeat(grid), cells.repeat_interleave(grid)
+        low = torch.zeros(4, 2 * grid**2, dtype=torch.float32, device="cpu")
+        low[0, : grid**2] = low[1, grid**2 :] = grid
+        self.register_buffer("begin", low)
+        self.register_buffer("end", low + low[[2, 3, 0, 1]])
+        self.register_buffer("cell", torch.cat((along_x, along_y))[None])
+
+    def embed_template(self, template: Tensor, box: Tensor | None) -> Tensor:
+        """`VisionTransformer.embed_template`, whose Min and Max of a vector and a constant OpenCV 4.6 does not read."""
+        vectors = self.backbone.box_embed
+        if vectors is None or box is None:
+            return self.backbone.embed_template(template)
+        cell = self.get_buffer("cell")
+        begin = cell + (box @ self.get_buffer("begin") - cell).relu()
+        end = cell + 1 - (cell + 1 - box @ self.get_buffer("end")).relu()
+        along = (end - begin).relu()
+        tokens = along.shape[1] // 2
+        covered = (along[:, :tokens] * along[:, tokens:]).reshape(1, tokens, 1)
+        return (
+            self.backbone.patch_embed(template)
+            + self.backbone.pos_embed_z
+            + (covered @ (vectors[:1] - vectors[1:]) + vectors[1])
+        )
 
     def forward(
         self, template: Tensor, search: Tensor, template_box: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Template (1,3,Z,Z) and search crop (1,3,X,X) -> the maps of `ExportNetwork.forward`."""
-        z, x = self.backbone.embed_template(template, template_box), self.backbone.embed_search(search)
+        z, x = self.embed_template(template, template_box), self.backbone.embed_search(search)
         rows = z.shape[1]
         tokens = torch.cat((z, x), dim=1)
         left = None  # (1,K,S): which cell of the grid each token left is of

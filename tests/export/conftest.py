@@ -1,5 +1,6 @@
 """Exported files, made once for all tests that read them."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -26,15 +27,22 @@ def tiny(cfg=TINY):
     return model
 
 
+def boxed():
+    """A network that is told its target's box, and listens."""
+    model = tiny(replace(TINY, template_box=True))
+    torch.nn.init.normal_(model.backbone.box_embed)
+    return model
+
+
 def decided(model, count):
     """Images whose choices have a margin when the configured template tokens rank the candidates."""
     return decided_images(model, count, mask=template_mask(model.cfg))
 
 
 @torch.no_grad()
-def run_model(model, images):
+def run_model(model, images, box=None):
     """What the tracker computes of a template and a search crop: score, size and offset map."""
-    out = model(*images, template_mask(model.cfg))
+    out = model(*images, template_mask(model.cfg), template_box=box)
     return [out[name] for name in ("score_map", "size_map", "offset_map")]
 
 

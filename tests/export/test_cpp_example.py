@@ -10,6 +10,8 @@ import pytest
 
 from ostrack_fast import Tracker
 
+from .conftest import boxed, tiny
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 BOX = (50, 30, 40, 36)
 
@@ -42,11 +44,17 @@ def test_the_example_tells_what_it_cannot_read(program, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_gives_the_trackers_boxes(program, exported, model, tmp_path):
+@pytest.mark.parametrize("make", [tiny, boxed])
+def test_the_example_gives_the_trackers_boxes(program, make, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs the packages of the extra export")
+    from ostrack_fast.export import export_model
+
+    model, path = make(), tmp_path / "tiny.onnx"
+    export_model(model, path, layout="opencv-dnn")
     frames = np.random.default_rng(0).integers(0, 256, (4, 120, 160, 3), dtype=np.uint8)
     for index, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f"{index:08d}.png"), frame[..., ::-1])
-    command = [program, exported(layout="opencv-dnn"), tmp_path / "%08d.png", ",".join(map(str, BOX)), "128", "256"]
+    command = [program, path, tmp_path / "%08d.png", ",".join(map(str, BOX)), "128", "256"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = np.loadtxt(done.stdout.splitlines(), delimiter=",")
     tracker = Tracker(model, "cpu", "float32")

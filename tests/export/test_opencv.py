@@ -12,7 +12,7 @@ from ostrack_fast.export.opencv import trackervit_params
 from ostrack_fast.export.opencv_network import OpenCVNetwork
 from ostrack_fast.ops import reference
 
-from .conftest import decided, run_model
+from .conftest import boxed, decided, run_model
 
 OUTPUTS = ("output1", "output2", "output3")
 
@@ -31,10 +31,44 @@ def test_opencv_computes_the_models_maps(path, model):
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=1e-4)
 
 
-def test_a_file_has_only_operators_that_opencv_4_6_reads(path):
+@pytest.fixture(scope="module")
+def boxed_path(tmp_path_factory):
+    pytest.importorskip("onnxscript", reason="needs the packages of the extra export")
+    from ostrack_fast.export import export_model
+
+    path = tmp_path_factory.mktemp("boxed") / "boxed.onnx"
+    export_model(boxed(), path, layout="opencv-dnn")
+    return str(path)
+
+
+def test_opencv_is_told_the_targets_box(boxed_path):
+    model = boxed()
+    images, box = decided(model, 1), torch.tensor([[0.3, 0.1, 0.35, 0.8]])
+    net = cv2.dnn.readNet(boxed_path)
+    for name, value in zip(("template", "search", "template_box"), (*images, box), strict=True):
+        net.setInput(value.numpy(), name)
+    found = net.forward(("score_map", "size_map", "offset_map"))
+    for expected, other, one in zip(run_model(model, images, box), run_model(model, images), found, strict=True):
+        np.testing.assert_allclose(one, expected.numpy(), atol=2e-5, rtol=1e-4)
+        assert np.abs(one - other.numpy()).max() > 1e-3, "the box changes nothing"
+
+
+@pytest.mark.parametrize(
+    "box", [(0.3, 0.1, 0.35, 0.8), (-0.2, 0.4, 0.5, 0.9), (0.6, 0.6, 0.01, 0.01), (0.0, 0.0, 1.0, 1.0)]
+)
+def test_a_box_covers_tokens_as_in_the_model(box):
+    model, box = boxed(), torch.tensor([box])
+    template, _ = decided(model, 1)
+    with torch.no_grad():
+        found = OpenCVNetwork(model).embed_template(template, box)
+        torch.testing.assert_close(found, model.embed_template(template, box), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["path", "boxed_path"])
+def test_a_file_has_only_operators_that_opencv_4_6_reads(file, request):
     """What its importer was found to lack; `test_cpp_example` runs a file there where that OpenCV is installed."""
     onnx = pytest.importorskip("onnx", reason="needs the packages of the extra export")
-    nodes = onnx.load(path).graph.node
+    nodes = onnx.load(request.getfixturevalue(file)).graph.node
     known = {
         "Abs", "Add", "Concat", "Conv", "Erf", "Gather", "InstanceNormalization", "MatMul", "Mul", "Relu", "Reshape",
         "Sigmoid", "Slice", "Softmax", "Sub", "Transpose",

@@ -14,6 +14,7 @@ from ostrack_fast import OSTrack, Tracker
 from ostrack_fast.boxes import paired_iou, xywh_to_xyxy
 from ostrack_fast.export import export_model
 from ostrack_fast.export.opencv import trackervit_params
+from ostrack_fast.model.vit import box_embedding
 
 SEQUENCES = ("DAVIS_libby", "OTB_Crossing", "VOT_bag")
 
@@ -47,15 +48,18 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def enlarged(tmp_path_factory):
-    """The shipped weights at the crop sizes that cv2.TrackerVit has built in: its file, and the model."""
+    """The shipped weights at the crop sizes of cv2.TrackerVit, which tells no box: its file, and the model."""
     pytest.importorskip("onnxscript", reason="needs the packages of the extra export")
     small = OSTrack.from_pretrained("small")
-    model = OSTrack(replace(small.cfg, template_size=128, search_size=256)).eval()
+    model = OSTrack(replace(small.cfg, template_size=128, search_size=256, template_box=False)).eval()
     state = small.state_dict()
+    vectors = state.pop("backbone.box_embed")
     for name in ("backbone.pos_embed_z", "backbone.pos_embed_x"):
         old, side = state[name], round(model.state_dict()[name].shape[1] ** 0.5)
         grid = old.transpose(1, 2).unflatten(2, (round(old.shape[1] ** 0.5), -1))
         state[name] = interpolate(grid, (side, side), mode="bicubic").flatten(2).transpose(1, 2)
+    # As a square target has it.
+    state["backbone.pos_embed_z"] = state["backbone.pos_embed_z"] + box_embedding(vectors, None, model.cfg)
     model.load_state_dict(state)
     path = tmp_path_factory.mktemp("enlarged") / "opencv.onnx"
     export_model(model, path, layout="opencv")
