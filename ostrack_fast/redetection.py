@@ -44,7 +44,7 @@ class Redetection:
         windows: search regions looked at in each frame.
     """
 
-    lost_below: float = 0.4
+    lost_below: float = 0.25
     doubtful_likeness: float = 0.7
     lost_likeness: float = 0.4
     lost_after: int = 3
