@@ -57,10 +57,14 @@ def draw_speed(points: Sequence[Point], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = ("here: success AUC of the videos", points), ("paper: AO on GOT-10k, RTX 2080 Ti", PUBLISHED)
     for axes, (title, shown) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name, fps, accuracy in shown:
+        ranges = np.ptp([point[1:] for point in shown], axis=0) if shown else np.zeros(2)
+        wide, high = ranges * (0.3, 0.06)
+        for number, (name, fps, accuracy) in enumerate(shown):
+            # Below its point where a name before it would be covered.
+            near = any(abs(fps - f) < wide and abs(accuracy - a) < high for _, f, a in shown[:number])
             ours = "ostrack" in name.lower()
             axes.scatter(fps, accuracy, color="#2f6db5" if ours else "#9a9a9a", zorder=2)
-            axes.annotate(name, (fps, accuracy), (5, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(name, (fps, accuracy), (5, -9 if near else 4), textcoords="offset points", fontsize=7)
         axes.set(title=title, xlabel="frames a second", ylabel="percent")
         axes.margins(x=0.35, y=0.15)
         axes.grid(alpha=0.3)
