@@ -162,9 +162,9 @@ def native_cuda(
 def _key_groups(qkv: Tensor) -> int:
     """How many groups of warps of the CUDA kernel share the keys of a block."""
     batch, tokens, _, heads, width = qkv.shape
-    # A block of two groups fills a multiprocessor: with more blocks than those of an H100 or H200 some would wait for
-    # others: with 60 blocks it took 5.9 us instead of 6.5, with 144 about 23 (H200) instead of 18 (H100).
-    few = batch * heads * -(-tokens // 64) <= 132
+    # Measured on an H200, the time that an attention adds to a frame: with 60 blocks 5.9 us instead of 6.5, with 144
+    # blocks 23 instead of 29. Two rounds of its 132 multiprocessors are the limit, because more was not measured.
+    few = batch * heads * -(-tokens // 64) <= 264
     return 2 if few and width == 64 and qkv.dtype != torch.float32 else 1
 
 
