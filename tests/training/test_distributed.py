@@ -136,7 +136,8 @@ class Steady(PairDataset):
             name: torch.randint(0, 256, (side, side, 3), generator=random, dtype=torch.uint8)
             for name, side in (("template", 32), ("search", 64))
         }
-        return images | {"search_box": 0.2 + 0.2 * torch.rand(4, generator=random)}
+        boxes = {name: 0.2 + 0.2 * torch.rand(4, generator=random) for name in ("search_box", "template_box")}
+        return images | boxes
 
 
 def test_each_process_loads_its_part_of_a_batch():
