@@ -119,7 +119,8 @@ def claims(results: Results) -> list[Claim]:
             "no figures at hand",
             _list(f"{row['group']} {row['title']}: {row['auc']:.1f}" for row in options if "embed" not in row["group"]),
             "`paper ablations`",
-            "`small` was trained with its own choice, and options were changed without training; videos are few",
+            "`small` (the weights before those that ship now) was trained with its own choice, and options were "
+            "changed without training; videos are few",
         ),
         Claim(
             "attention finds the target, elimination leaves it, and features single it out (Figures 1, 4, 5, 6)",
