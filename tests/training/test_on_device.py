@@ -73,6 +73,24 @@ def pairs(random, cfg, count):
     }
 
 
+def test_what_is_computed_again_is_not_stored():
+    """Bytes that the gradient of a step's loss holds, in the storages of all saved tensors."""
+    held = {}
+    for again in ("none", "mlp", "block"):
+        run = Trainer(replace(trainer("cpu", "float32").cfg, activation_checkpointing=again))
+        storages = {}
+
+        def keep(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = run._loss(pairs(np.random.default_rng(0), TINY, 8))
+        held[again] = sum(storages.values())
+        assert loss.requires_grad
+    assert held["block"] < 0.9 * held["mlp"] < 0.8 * held["none"], held
+
+
 @pytest.mark.parametrize("attention", [0.0, 0.5])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_step_as_on_the_cpu_in_float32(where, precision, attention):
