@@ -278,7 +278,7 @@ class Engine:
             raise RuntimeError("no target to follow: add(frame, box) first")
         image = _as_tensor(frame)
         if not self._uses_graphs:
-            found, candidates = self._locate(slice(self.count), image)
+            found, candidates = self._locate(slice(self.count), image.to(self.device))
         else:
             rows = self._padded_rows()
             graph = self._graph(image, rows, lambda x: self._locate(slice(rows), x))

@@ -27,7 +27,7 @@ def test_all_implementations_take_the_same_step_again_and_again(comparison):
     assert list(comparison.implementations) == [
         "upstream", "upstream bfloat16", "trainer float32", "trainer bfloat16",
     ]  # fmt: skip
-    assert {"trainer bfloat16, torch.compile", "trainer bfloat16, CUDA graph"} < set(comparison.skipped)
+    assert {"trainer bfloat16, torch.compile", "trainer bfloat16, no CUDA graph"} < set(comparison.skipped)
     for _ in range(2):
         for name in comparison.implementations:
             comparison.check(name)
@@ -57,6 +57,8 @@ def test_a_loss_that_is_a_little_wrong_is_refused(monkeypatch):
 def test_cases():
     (case,) = suite_training.cases(Options(CPU))
     assert (case.op, case.batch) == ("training", 2)
+    # The pairs have no template box, nor has the upstream network.
+    assert get_config("small").template_box and not case.build.args[0].template_box
     cuda = torch.device("cuda")
     (case,) = suite_training.cases(Options(cuda))
     assert case.batch == 32 and "ostrack_256_ce: 128 and 256 px" in case.shape

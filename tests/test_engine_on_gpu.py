@@ -1,4 +1,4 @@
-"""The shipped video on a real GPU, on every backend: the boxes of the CPU."""
+"""The shipped video on a real GPU: the boxes of the CPU. Alone, the CUDA kernels are not a whole network."""
 
 import json
 from functools import cache
@@ -37,7 +37,7 @@ def found(device, dtype, backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["auto", "native", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_boxes(dtype, backend, no_tf32):
     """At most twice the error of PyTorch's own kernels in that dtype, and 0.1 pixels or 0.001 of the score."""

@@ -103,8 +103,9 @@ class TrainConfig:
             as the published code does.
         activation_checkpointing: what the backward pass computes again instead of storing it: "mlp" for what is inside
             the MLPs, half of a block's activations for a sixth more work; "block" for everything inside the blocks.
-        cuda_graph: on one GPU, capture the step as a CUDA graph, so that the host's time for it vanishes. Captured anew
-            whenever the candidates' keep rate changes a count of tokens. Off by default: no GPU has run it yet.
+        cuda_graph: capture the step as a CUDA graph, so that the GPU does not wait for the host. Captured anew whenever
+            the candidates' keep rate changes a count of tokens. None does it where it can be done: for an OSTrack, by
+            one process on a GPU, without float16's loss scale and the random state of "block" computed again.
         ce_start_epoch, ce_warmup_epochs: see `schedule.keep_rate`.
         precision: "float32", or autocast in "bfloat16" or in "float16", the latter with a scaled loss.
         workers: processes that make pairs.
@@ -135,7 +136,7 @@ class TrainConfig:
     accumulate: int = 1
     batch_norm: Literal["all", "local"] = "all"
     activation_checkpointing: Literal["none", "mlp", "block"] = "none"
-    cuda_graph: bool = False
+    cuda_graph: bool | None = None
     ce_start_epoch: float = 20.0
     ce_warmup_epochs: float = 80.0
     precision: str = "bfloat16"
@@ -176,6 +177,13 @@ class TrainConfig:
         if self.optim.freeze_blocks > self.model.depth:
             raise ValueError(f"freeze_blocks={self.optim.freeze_blocks}, but the model has {self.model.depth} blocks")
         self.trained_pairs(self.batch_size * self.accumulate)
+
+    @property
+    def captures(self) -> bool:
+        """Whether one process on a GPU runs its steps as a CUDA graph."""
+        if self.cuda_graph is not None:
+            return self.cuda_graph
+        return self.network == "ostrack" and self.precision != "float16" and self.activation_checkpointing != "block"
 
     @property
     def total_pairs(self) -> int:

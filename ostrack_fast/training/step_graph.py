@@ -75,8 +75,10 @@ class StepGraph:
 
 
 def set_rate(group: dict[str, Any], rate: float, device: torch.device) -> None:
-    """Set the learning rate of an optimizer's group where a graph reads it: in a tensor on its device."""
-    if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
+    """Set the learning rate of an optimizer's group where a graph reads it: in one tensor on its device."""
+    # Devices are compared by kind: "cuda" is not equal to the "cuda:0" of a tensor there, and a graph that was captured
+    # would go on reading the memory of the tensor before.
+    if not isinstance(group["lr"], Tensor) or group["lr"].device.type != device.type:
         group["lr"] = torch.zeros((), dtype=torch.float32, device=device)
     group["lr"].fill_(rate)
     group["capturable"] = device.type == "cuda"

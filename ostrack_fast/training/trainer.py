@@ -92,9 +92,10 @@ class Trainer:
         self._normalize = Normalizer(self.device)
         self.template_mask = template_mask(cfg.model, device=self.device) if cfg.model.ce_layers else None
         self._names: tuple[str, ...] = ()  # of what `_compute` returns
-        if cfg.cuda_graph and (self.device.type != "cuda" or processes.count > 1):
+        alone_on_gpu = self.device.type == "cuda" and processes.count == 1
+        if cfg.cuda_graph and not alone_on_gpu:
             raise ValueError(f"cuda_graph needs one process on a GPU, not {processes.count} on {self.device}")
-        self._graph = StepGraph(self._compute, self.device) if cfg.cuda_graph else None
+        self._graph = StepGraph(self._compute, self.device) if alone_on_gpu and cfg.captures else None
 
     def _share(self, processes: Processes) -> None:
         """Let what depends on a whole batch see that of all processes."""
@@ -284,10 +285,13 @@ class Trainer:
         return torch.cat((values, norm[None]))
 
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        cfg = self.cfg
-        images = self._images(batch)
-        with torch.autocast(self.device.type, PRECISIONS[cfg.precision], enabled=cfg.precision != "float32"):
-            out = self.network(*images, self.template_mask, ce_keep_rate=self.keep, template_box=self._boxes(batch))
+        cfg, precision = self.cfg, PRECISIONS[self.cfg.precision]
+        # In the dtype in which the patch embedding keeps its input for the backward pass: one tensor instead of two.
+        template, search = (image.to(precision) for image in self._images(batch))
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            out = self.network(
+                template, search, self.template_mask, ce_keep_rate=self.keep, template_box=self._boxes(batch)
+            )
         # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
         torch.clear_autocast_cache()
         box = batch["search_box"].to(self.device, non_blocking=True)

@@ -25,7 +25,7 @@ def build(make, device, weight, bias, dtype, **how):
 
 
 def assert_accurate(ours, plain, exact):
-    """At most twice the error of PyTorch at the same dtype, or a rounding error of the largest value."""
+    """At most twice the error of PyTorch at the same dtype and device, or a rounding error of the largest value."""
     assert ours.shape == exact.shape
     error, allowed = ((value.cpu().double() - exact).abs().max() for value in (ours, plain))
     unit = torch.finfo(plain.dtype).eps * exact.abs().max()
@@ -55,7 +55,9 @@ def test_linear(device, shape, outputs, eps, activation, added, dtype, no_tf32):
     residual = random(*shape[:2], outputs, seed=3) if added else None
     ours = layer(x.to(device), None if residual is None else residual.to(device))
     assert ours.dtype == (torch.float32 if added else dtype)
-    plain = reference.Linear(weight, bias, **how, dtype=dtype)(x, residual)
+    plain = reference.Linear(weight.to(device), bias.to(device), **how, dtype=dtype)(
+        x.to(device), None if residual is None else residual.to(device)
+    )
     wide = None if residual is None else residual.double()
     exact = reference.Linear(weight.double(), bias.double(), **how, dtype=torch.float64)(x.double(), wide)
     assert_accurate(ours, plain, exact)
@@ -82,7 +84,7 @@ def test_conv3x3(device, batch, grid, inputs, outputs, groups, dtype, no_tf32):
     bias, x = random(outputs, seed=2), random(batch, grid, grid, inputs).to(dtype)
     ours = build(conv3x3, device, weight, bias, dtype, groups=groups)(x.to(device))
     assert ours.dtype == dtype and ours.is_contiguous()
-    plain = reference.Conv3x3(weight, bias, groups, dtype=dtype)(x)
+    plain = reference.Conv3x3(weight.to(device), bias.to(device), groups, dtype=dtype)(x.to(device))
     exact = reference.Conv3x3(weight.double(), bias.double(), groups, dtype=torch.float64)(x.double())
     assert_accurate(ours, plain, exact)
 

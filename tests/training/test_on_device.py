@@ -68,9 +68,10 @@ def pairs(random, cfg, count):
         x, y = random.integers(0, cfg.search_size - side, 2)
         search[index, y : y + side, x : x + side] = colour
         boxes[index] = np.array((x, y, side, side)) / cfg.search_size
-    return {
-        name: torch.from_numpy(v) for name, v in (("template", template), ("search", search), ("search_box", boxes))
-    }
+    arrays = {"template": template, "search": search, "search_box": boxes}
+    if cfg.template_box:
+        arrays["template_box"] = np.tile(np.float32((0.25, 0.25, 0.5, 0.5)), (count, 1))
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def test_what_is_computed_again_is_not_stored():

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ostrack_fast.training.config import TrainConfig
 from ostrack_fast.training.losses import BOX_CELLS, ostrack_loss
-from ostrack_fast.training.step_graph import StepGraph
+from ostrack_fast.training.step_graph import StepGraph, set_rate
 from ostrack_fast.training.trainer import Trainer
 
 from .test_on_device import TINY, pairs, trainer
@@ -31,7 +31,7 @@ class HostGraph(StepGraph):
 @pytest.mark.parametrize("again", ["none", "mlp"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_steps_are_those_without_a_graph(where, precision, again):
+def test_steps_are_those_without_a_graph(where, precision, again, no_tf32):
     """Rates, values and, every few steps, counts of tokens change."""
     if where == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -61,6 +61,15 @@ def test_steps_are_those_without_a_graph(where, precision, again):
     assert isinstance(captured.optimizer.param_groups[0]["lr"], torch.Tensor)
     if where == "cpu":
         assert 3 <= captured._graph.replays < 13, "no step was replayed, or none began a new graph"
+
+
+def test_a_graph_reads_the_rate_of_every_step_at_one_place():
+    """Also on a device without a number, which is not equal to that of a tensor there."""
+    group = {"lr": 0.1}
+    set_rate(group, 0.2, torch.device("cpu", 0))
+    first = group["lr"]
+    set_rate(group, 0.3, torch.device("cpu", 0))
+    assert group["lr"] is first and first.item() == pytest.approx(0.3)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -103,6 +112,8 @@ def test_where_there_can_be_no_graph_it_is_refused():
     cfg = trainer("cpu", "float32").cfg
     with pytest.raises(ValueError, match="cuda_graph needs one process on a GPU, not 1 on cpu"):
         Trainer(replace(cfg, cuda_graph=True))
+    assert cfg.captures and not replace(cfg, network="relative").captures
     for other in ({"precision": "float16"}, {"activation_checkpointing": "block"}):
+        assert not replace(cfg, **other).captures
         with pytest.raises(ValueError, match="cuda_graph captures neither"):
             TrainConfig(cfg.model, {}, "", cuda_graph=True, **other)
