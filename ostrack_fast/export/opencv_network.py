@@ -141,10 +141,10 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     """Half of x first: written as 0.5 * x * (1 + erf(x / sqrt 2)), GELU crashes OpenCV 5.0."""
     from onnxscript import opset18 as op
 
-    half: Any = op.CastLike(op.Constant(value_float=0.5), x)
-    factor: Any = op.CastLike(op.Constant(value_float=0.5**0.5), x)
-    halved: Any = op.Mul(x, half)
-    erf: Any = op.Erf(op.Mul(x, factor))
+    half: Any = op.Constant(value_float=0.5)
+    factor: Any = op.Constant(value_float=0.5**0.5)
+    halved: Any = op.Mul(x, op.CastLike(half, x))
+    erf: Any = op.Erf(op.Mul(x, op.CastLike(factor, x)))
     return op.Add(halved, op.Mul(halved, erf))
 
 

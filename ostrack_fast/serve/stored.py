@@ -29,7 +29,7 @@ class StoredVideo:
 
     def __init__(self, file: BinaryIO, max_frames: int):
         try:
-            self._container = av.open(file, options={"format_whitelist": _FORMATS})
+            self._container = av.open(file, "r", options={"format_whitelist": _FORMATS})
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, IndexError) as error:
             raise ValueError("this is no video, or one of a kind that cannot be decoded here") from error
