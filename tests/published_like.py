@@ -20,7 +20,10 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=None, return_attention=False):
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attn = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        attn = q @ k.transpose(-2, -1) * self.scale
+        if mask is not None:
+            attn = attn.masked_fill(mask[:, None, None], float("-inf"))
+        attn = self.attn_drop(attn.softmax(-1))
         x = self.proj((attn @ v).transpose(1, 2).flatten(2))
         return (x, attn) if return_attention else x
 

@@ -116,6 +116,26 @@ class BiasedAttention(nn.Module):
         return self.proj(torch.cat((x[:, :len_t], (attn @ v).transpose(1, 2).flatten(2)), dim=1))
 
 
+class KeepingAttention(nn.Module):
+    """Attends to the keys and values of the call before too, by a method of its own (as in ROMTrack)."""
+
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.attn_drop, self.proj_drop = nn.Dropout(0.1), nn.Dropout(0.1)
+
+    def start(self, x):
+        _, self.k, self.v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def forward_test(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        keys, values = torch.cat((k, self.k), 2), torch.cat((v, self.v), 2)
+        self.k, self.v = k, v
+        attn = self.attn_drop((q @ keys.transpose(-2, -1)) * self.scale).softmax(dim=-1)
+        return self.proj_drop(self.proj((attn @ values).transpose(1, 2).flatten(2)))
+
+
 class OneTowerLess(CenterPredictor):
     """Size and offset out of one tower (as in EVPTrack)."""
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import resolve_device, resolve_dtype
-from .kinds import KINDS
+from .kinds import kinds_of
 from .report import Report, Row, exercise
+from .state import State
 from .swapped import Session, Swapped
 
 __all__ = ["Report", "Row", "report_of", "swap_modules"]
@@ -54,9 +55,8 @@ def swap_modules(
         raise ValueError(f"the network is on {where}: move it to {device} first, modules are replaced where they are")
     session = Session(resolve_dtype(dtype, where))
     for name, module in network.named_modules():
-        kind = next((kind for kind in KINDS if kind.matches(module)), None)
-        if kind is not None:
-            session.swaps.append(Swapped(session, kind, name, module))
+        for method, kinds in kinds_of(module).items():
+            session.swaps.append(Swapped(session, kinds, method, name, module))
     if not session.swaps:
         raise ValueError(f"the given {type(network).__name__} has no module that the ops of this package compute")
     session.report = report = Report(network.eval(), session)
@@ -123,13 +123,8 @@ def _guess(network: nn.Module) -> tuple[Tensor, Tensor] | None:
 @contextmanager
 def _same_state(network: nn.Module) -> Iterator[None]:
     """Attributes and buffers that a forward sets on modules are set back afterwards."""
-    kept = [(module, dict(module.__dict__), dict(module._buffers)) for module in network.modules()]
+    state = State(network)
     try:
         yield
     finally:
-        for module, attributes, buffers in kept:
-            for name in module.__dict__.keys() - attributes.keys():
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        state.restore()

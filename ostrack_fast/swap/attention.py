@@ -13,14 +13,18 @@ from .attention_map import AttentionMap
 from .linear import in_dtype_of, is_plain, owns_only, packed, readable
 
 
-def is_attention(module: nn.Module) -> bool:
-    """Whether it has `qkv`, `proj` and `num_heads`, in sizes that fit together, and no other parameters."""
+def is_attention_of_any_kind(module: nn.Module) -> bool:
+    """Whether it has `qkv`, `proj` and `num_heads`, in sizes that fit together."""
     qkv, proj, heads = (getattr(module, name, None) for name in ("qkv", "proj", "num_heads"))
     if not is_plain(qkv) or not is_plain(proj) or not isinstance(heads, int) or heads < 1:
         return False
     first, second = cast(nn.Linear, qkv), cast(nn.Linear, proj)
-    fits = first.out_features == 3 * second.in_features and second.in_features % heads == 0
-    return fits and owns_only(module, first, second)
+    return first.out_features == 3 * second.in_features and second.in_features % heads == 0
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether it has no other parameters besides."""
+    return is_attention_of_any_kind(module) and owns_only(module, cast(Any, module).qkv, cast(Any, module).proj)
 
 
 def attend(qkv: Tensor, heads: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:

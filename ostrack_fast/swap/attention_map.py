@@ -1,4 +1,4 @@
-"""The attention map of a fused attention, which computes none: made of queries and keys if anything reads it."""
+"""Tensors whose numbers are computed when they are first read, such as the map of a fused attention."""
 
 from __future__ import annotations
 
@@ -16,8 +16,48 @@ _OUTLINE = {
 }
 
 
-class AttentionMap(Tensor):
-    """softmax(Q K' scale) as a tensor (B,H,rows,columns) whose numbers are computed when they are first read.
+class Unread(Tensor):
+    """A tensor whose numbers are computed when they are first read."""
+
+    _numbers: Tensor | None
+
+    def _compute(self) -> Tensor:
+        raise NotImplementedError
+
+    def _unread(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What func gives for this tensor and the other arguments, if that needs no numbers, else None."""
+        return None
+
+    def numbers(self) -> Tensor:
+        """This as a plain tensor."""
+        if self._numbers is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                self._numbers = self._compute()
+        return self._numbers
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _OUTLINE:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        if args and isinstance(args[0], Unread) and args[0]._numbers is None:
+            found = args[0]._unread(func, args[1:], kwargs or {})
+            if found is not None:
+                return found
+        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch annotates it with a function that disables it
+        cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """For callers beneath Python's operators."""
+        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+
+
+class AttentionMap(Unread):
+    """softmax(Q K' scale) as a tensor (B,H,rows,columns).
 
     Slices of rows and columns stay unread, so that reading the template's rows computes these alone.
     """
@@ -25,7 +65,6 @@ class AttentionMap(Tensor):
     _qk: tuple[Tensor, Tensor]
     _rows: range
     _columns: range
-    _numbers: Tensor | None
 
     @staticmethod
     def __new__(
@@ -44,15 +83,14 @@ class AttentionMap(Tensor):
         made._qk, made._rows, made._columns, made._numbers = (q, k), rows, columns, None
         return made
 
-    def numbers(self) -> Tensor:
-        """The map as a plain tensor."""
-        if self._numbers is None:
-            (q, k), rows, columns = self._qk, self._rows, self._columns
-            with torch._C.DisableTorchFunctionSubclass():
-                queries = q[:, rows.start : rows.stop].transpose(1, 2)
-                logits = (queries @ k.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5
-                self._numbers = logits.softmax(-1)[..., columns.start : columns.stop].to(self.dtype)
-        return self._numbers
+    def _compute(self) -> Tensor:
+        (q, k), rows, columns = self._qk, self._rows, self._columns
+        queries = q[:, rows.start : rows.stop].transpose(1, 2)
+        logits = (queries @ k.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5
+        return logits.softmax(-1)[..., columns.start : columns.stop].to(self.dtype)
+
+    def _unread(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> AttentionMap | None:
+        return self._part(args[0]) if func is Tensor.__getitem__ else None
 
     def _part(self, index: Any) -> AttentionMap | None:
         """The slice, if it takes whole images and heads and a range of rows and columns."""
@@ -68,26 +106,6 @@ class AttentionMap(Tensor):
             parts.append(positions[each])
         return AttentionMap(*self._qk, self.dtype, *parts)
 
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _OUTLINE:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        if func is Tensor.__getitem__ and isinstance(args[0], AttentionMap) and args[0]._numbers is None:
-            part = args[0]._part(args[1])
-            if part is not None:
-                return part
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch annotates it with a function that disables it
-        cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """For callers beneath Python's operators."""
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
-
 
 def _plain(value: Any) -> Any:
-    return value.numbers() if isinstance(value, AttentionMap) else value
+    return value.numbers() if isinstance(value, Unread) else value

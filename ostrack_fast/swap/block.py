@@ -125,12 +125,41 @@ def build_block(module: nn.Module, dtype: torch.dtype) -> Callable[..., tuple[An
 FORMS: tuple[Callable[[Any], Any], ...] = (lambda found: found, lambda found: found[0], lambda found: (found[0], None))
 
 
+def eliminates(module: nn.Module) -> bool:
+    return getattr(module, "keep_ratio_search", 1) < 1
+
+
+def _both_eliminated(expected: Any, found: Any) -> bool:
+    pair = isinstance(expected, tuple) and isinstance(found, tuple) and len(expected) == len(found) == 5
+    return pair and expected[3] is not None and found[3] is not None and expected[0].shape == found[0].shape
+
+
+def exactly(expected: Any, found: Any) -> float:
+    """`difference`, whatever the order of the candidates: rounding decides it where scores are almost the same."""
+    if _both_eliminated(expected, found):
+        expected, found = _by_ids(*expected), _by_ids(*found)
+    return difference(expected, found)
+
+
+def _by_ids(tokens: Tensor, template_ids: Tensor, ids: Tensor, removed: Tensor, attention: Any) -> tuple:
+    """What a block returns, with its candidates in the order of their ids."""
+    ids, order = ids.sort(1)
+    leading, candidates = tokens.tensor_split([tokens.shape[1] - ids.shape[1]], 1)
+    return (
+        leading,
+        candidates.take_along_dim(order[:, :, None], 1),
+        template_ids,
+        ids,
+        removed.sort(1).values,
+        attention,
+    )
+
+
 def loosely(expected: Any, found: Any) -> float:
     """`difference`; where candidates were eliminated, of the mean of the tokens that are left.
 
     With less precision, candidates of almost the same score may change places, or one is kept for another.
     """
-    eliminated = isinstance(expected, tuple) and len(expected) == 5 and expected[3] is not None
-    if not eliminated or not isinstance(found, tuple) or len(found) != 5 or expected[0].shape != found[0].shape:
+    if not _both_eliminated(expected, found):
         return difference(expected, found)
     return max(difference(expected[0].mean(1), found[0].mean(1)), difference(expected[4], found[4]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 # The largest difference allowed between a module and its replacement, as a share of the largest number.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2, torch.int8: 8e-2}
@@ -46,6 +47,13 @@ def _tensor_difference(expected: Tensor, found: Tensor) -> float:
     a, b = expected.double(), found.double()
     error = float((a - b).abs().max() / a.abs().max().clamp(min=1e-9))
     return error if error == error else float("inf")
+
+
+def difference_of_values(expected: Any, found: Any) -> float:
+    """`difference`, whatever the order in which tensors hold their values."""
+    return difference(
+        *(tree_map_only(Tensor, lambda each: each.flatten().sort().values, of) for of in (expected, found))
+    )
 
 
 def pattern_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple | None:

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from . import short_waits
-from .compare import difference
+from .block import eliminates
+from .compare import difference, difference_of_values
+from .kinds import METHODS
 from .swapped import Session, Swapped, Verdict
 
 
@@ -40,8 +42,8 @@ class Report:
         network: the network, changed in place.
         dtype: compute dtype of the matmuls.
         errors: of every output of the network's own forward, the largest difference as a share of its largest number;
-            None if the forward was not run. With less precision than float32, an output follows the order of kept
-            candidates or the cell of the maximum, which may change.
+            None if the forward was not run. Where candidates are eliminated, the order of those that are kept counts
+            nothing. With less precision than float32, others may be kept, and the cell of the maximum may change.
         speed: the network's time before over its time with the replacements, of its own forward; None if that was not
             run. If it was below 1, everything has been undone.
     """
@@ -72,18 +74,21 @@ class Report:
         """One for each module that a replacement serves or could serve; those within a replaced one are part of it."""
         if self._last is not None:
             return self._last
-        states = {swap.name: _state_of(swap) for swap in self._session.swaps}
-        served = {name for name, verdict in states.items() if verdict is not None and verdict.form is not None}
-        return [self._row(swap, states[swap.name]) for swap in self._session.swaps if not _within(swap.name, served)]
+        states = [(swap, _state_of(swap)) for swap in self._session.swaps]
+        served = {swap.name for swap, verdict in states if verdict is not None and verdict.form is not None}
+        return [self._row(*each) for each in states if not _within(each[0].name, served) and not _spare(*each, served)]
 
     def _row(self, swap: Swapped, verdict: Verdict | None) -> Row:
         state = "not called" if verdict is None else "left" if verdict.form is None else "replaced"
-        found = verdict or Verdict(None)
-        return Row(swap.name, swap.kind.name, state, found.why, self._share(swap.name), found.error, found.speed)
+        found = verdict or Verdict(swap.kinds[0], None)
+        share = None if self._flops.get("", 0) == 0 else self._flops_of(swap.name, verdict) / self._flops[""]
+        return Row(swap.name, found.kind, state, found.why, share, found.error, found.speed)
 
-    def _share(self, name: str) -> float | None:
-        total = self._flops.get("", 0)
-        return self._flops.get(name, 0) / total if total else None
+    def _flops_of(self, name: str, verdict: Verdict | None) -> int:
+        if name in self._flops or verdict is None:
+            return self._flops.get(name, 0)
+        # Another of its methods was called than `forward`: at least what the modules in it compute.
+        return sum(flops for each, flops in self._flops.items() if each.rpartition(".")[0] == name)
 
     @property
     def error(self) -> float | None:
@@ -141,9 +146,15 @@ def _state_of(swap: Swapped) -> Verdict | None:
     return max(served, key=lambda each: each.error or 0.0) if served else verdicts[0] if verdicts else None
 
 
+def _spare(swap: Swapped, verdict: Verdict | None, served: set[str]) -> bool:
+    """Whether it needs no row, because of the module's methods another is served."""
+    left = verdict is None or verdict.form is None
+    return left and (swap.method not in METHODS or swap.name in served)
+
+
 def _within(name: str, served: set[str]) -> bool:
     parts = name.split(".")
-    return any(".".join(parts[:i]) in served for i in range(1, len(parts)))
+    return name != "" and any(".".join(parts[:i]) in served for i in range(len(parts)))
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -198,6 +209,10 @@ def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
             pairs = {str(name): (each, found.get(name)) for name, each in expected.items()}
         exact = session.dtype == torch.float32
         report.errors = {name: difference(*pair, ids=exact) for name, pair in pairs.items()}
+        if any(eliminates(swap.module) for swap in session.swaps):
+            # Outputs list the candidates that were kept by their scores, where rounding may decide between two.
+            for name, pair in pairs.items():
+                report.errors[name] = min(report.errors[name], difference_of_values(*pair))
         if not any(row.state == "replaced" for row in report.rows):
             return
         report.speed = session.speed(("network",), session.with_originals(call), call)

@@ -13,8 +13,9 @@ from torch.autograd import forward_ad
 
 from . import short_waits
 from .block import NotServed
-from .compare import TOLERANCES, difference, pattern_of
-from .kinds import KINDS, Kind
+from .compare import TOLERANCES, pattern_of
+from .kinds import BY_NAME, Kind
+from .state import State
 
 _MOST_PATTERNS = 32  # so that a module whose arguments change with every call is not checked with every call
 _TIMINGS = 5
@@ -27,6 +28,7 @@ _CACHE = 1 << 24  # float32 numbers, more than the caches of a processor hold
 class Verdict(NamedTuple):
     """Of the calls of one pattern: the form of the result, or why the original serves them."""
 
+    kind: str
     form: Callable[[Any], Any] | None
     why: str = ""
     error: float | None = None
@@ -87,42 +89,41 @@ class Session:
 class Swapped:
     """Stands in a module's `__dict__` for one of its methods: hooks, names, parameters and state dict stay."""
 
-    def __init__(self, session: Session, kind: Kind, name: str, module: nn.Module):
-        self.session, self.name, self.module, self._kind = session, name, module, kind.name
-        self._before = module.__dict__.get(kind.method)
-        self._run: Callable[..., Any] | None = None
+    def __init__(self, session: Session, kinds: tuple[Kind, ...], method: str, name: str, module: nn.Module):
+        """The kinds are tried in this order."""
+        self.session, self.name, self.module, self.method = session, name, module, method
+        # By name, so that a network with replacements can be pickled.
+        self.kinds = tuple(kind.name for kind in kinds)
+        self._before = module.__dict__.get(method)
+        self._runs: dict[str, Callable[..., Any]] = {}
         self._stamp: tuple = ()
         self.verdicts: dict[tuple, Verdict] = {}
-        module.__dict__[kind.method] = self
-
-    @property
-    def kind(self) -> Kind:
-        """By its name, so that a network with replacements can be pickled."""
-        return next(kind for kind in KINDS if kind.name == self._kind)
+        module.__dict__[method] = self
 
     def restore(self) -> None:
         """Take the replacement out of the module."""
-        if self.module.__dict__.get(self.kind.method) is not self:
+        if self.module.__dict__.get(self.method) is not self:
             return
-        del self.module.__dict__[self.kind.method]
+        del self.module.__dict__[self.method]
         if self._before is not None:
-            self.module.__dict__[self.kind.method] = self._before
+            self.module.__dict__[self.method] = self._before
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy packs its own weights."""
-        return {**self.__dict__, "_run": None, "_stamp": (), "verdicts": {}}
+        return {**self.__dict__, "_runs": {}, "_stamp": (), "verdicts": {}}
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         if self._before is not None:
             return self._before(*args, **kwargs)
-        return getattr(type(self.module), self.kind.method)(self.module, *args, **kwargs)
+        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._may_serve(args, kwargs):
             return self.original(*args, **kwargs)
         stamp = self._current_stamp()
         if stamp != self._stamp:
-            self._stamp, self._run = stamp, None
+            self._stamp = stamp
+            self._runs.clear()
             self.verdicts.clear()
         pattern = pattern_of(args, kwargs)
         verdict = None if pattern is None else self.verdicts.get(pattern)
@@ -130,10 +131,14 @@ class Swapped:
             if pattern is None or len(self.verdicts) >= _MOST_PATTERNS:
                 return self.original(*args, **kwargs)
             return self._check(pattern, args, kwargs)
-        if verdict.form is None or self._run is None:
+        if verdict.form is None:
             return self.original(*args, **kwargs)
+        run = self._runs[verdict.kind]
+        if BY_NAME[verdict.kind].own_code:
+            with self.session.originals():
+                return run(*args, **kwargs)
         try:
-            return verdict.form(self._run(*args, **kwargs))
+            return verdict.form(run(*args, **kwargs))
         except NotServed:
             return self.original(*args, **kwargs)
 
@@ -167,70 +172,88 @@ class Swapped:
         """The original's result; and from now on, the replacement serves calls of this pattern if it gives the same."""
         given = args[0].clone()
         with self.session.originals(), torch.no_grad():
-            state = _state(self.module)
+            before = State(self.module)
             expected = self.original(*args, **kwargs)
-            if _state(self.module) != state:
-                verdict = Verdict(None, "keeps something between calls")
+            after = State(self.module)
+            if after.changed_in_place(before):
+                verdict = Verdict(self.kinds[0], None, "changes in place what it keeps")
             elif not torch.equal(given, args[0]):
-                verdict = Verdict(None, "changes its input, or it is not finite")
+                verdict = Verdict(self.kinds[0], None, "changes its input, or it is not finite")
             elif bool((given == given.flatten()[0]).all()):
                 return expected  # nothing can be told apart by such an input
             else:
-                verdict = self._judged(pattern, (given, *args[1:]), kwargs, expected)
+                states, tried = (before, after), list[Verdict]()
+                for name in self.kinds:
+                    tried.append(self._judged(BY_NAME[name], pattern, (given, *args[1:]), kwargs, expected, states))
+                    if tried[-1].form is not None:
+                        break
+                verdict = tried[-1] if tried[-1].form is not None else tried[0]
         self.verdicts[pattern], self.session.news = verdict, True
         return expected
 
-    def _judged(self, pattern: tuple, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> Verdict:
-        others = (*args[1:], *kwargs.values())
-        if not self.kind.tensors and any(isinstance(each, Tensor) for each in others):
-            return Verdict(None, "takes a mask or other tensors")
+    def _judged(
+        self,
+        kind: Kind,
+        pattern: tuple,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        expected: Any,
+        states: tuple[State, State],
+    ) -> Verdict:
+        """Of this kind's replacement. The states are the module's before and after the original's call."""
+        others, (before, after) = (*args[1:], *kwargs.values()), states
+        if not kind.tensors and any(isinstance(each, Tensor) for each in others):
+            return Verdict(kind.name, None, "takes a mask or other tensors")
+        if not kind.own_code and not after.has_same_objects(before):
+            return Verdict(kind.name, None, "keeps something between calls")
         dtype, form, error = self.session.dtype, None, 0.0
         try:
             # In float32 first: only there is an approximation told from what it approximates.
             for each in dict.fromkeys((torch.float32, dtype)):
-                run = self._run if each == dtype and self._run is not None else self.kind.build(self.module, each)
+                run = self._built(kind, each)
+                before.restore()
                 found = run(*args, **kwargs)
-                form, error = self._best_form(found, expected, exact=each == torch.float32)
+                kept = after.difference(State(self.module)) if kind.own_code else 0.0
+                form, error = self._best_form(kind, found, expected, exact=each == torch.float32)
+                error = max(error, kept)
                 allowed = max(TOLERANCES[each], TOLERANCES.get(args[0].dtype, 0.0))
                 if form is None or error > allowed:
                     what = f"differs by {error:.2g} of its largest number" if form else "returns something else"
-                    return Verdict(None, f"{what} in {str(each).removeprefix('torch.')}", error)
+                    return Verdict(kind.name, None, f"{what} in {str(each).removeprefix('torch.')}", error)
+            made, chosen = run, form
+            shapes = tuple(each.shape for each in self.module.parameters())
+            speed = self.session.speed(
+                (kind.name, self.method, shapes, pattern),
+                lambda: self.original(*args, **kwargs),
+                lambda: chosen(made(*args, **kwargs)) if chosen else None,
+            )
         except (NotServed, ValueError, RuntimeError, TypeError) as reason:
-            return Verdict(None, str(reason))
-        made, chosen = run, form
-        shapes = tuple(each.shape for each in self.module.parameters())
-        key = (self.kind.name, shapes, pattern)
-        speed = self.session.speed(
-            key, lambda: self.original(*args, **kwargs), lambda: chosen(made(*args, **kwargs)) if chosen else None
-        )
+            return Verdict(kind.name, None, str(reason))
+        finally:
+            after.restore()
         if speed < _WORTH:
-            return Verdict(None, "not faster than the original here", error, speed)
-        self._run = run
+            return Verdict(kind.name, None, "not faster than the original here", error, speed)
+        self._runs[kind.name] = run
         if args[0].device.type == "cpu":
             short_waits.hold(self.session)
-        return Verdict(form, "", error, speed)
+        return Verdict(kind.name, form, "", error, speed)
 
-    def _best_form(self, found: Any, expected: Any, exact: bool) -> tuple[Callable[[Any], Any] | None, float]:
+    def _built(self, kind: Kind, dtype: torch.dtype) -> Callable[..., Any]:
+        if dtype == self.session.dtype and kind.name in self._runs:
+            return self._runs[kind.name]
+        return kind.build(self.module, dtype, self.original) if kind.own_code else kind.build(self.module, dtype)
+
+    def _best_form(
+        self, kind: Kind, found: Any, expected: Any, exact: bool
+    ) -> tuple[Callable[[Any], Any] | None, float]:
         """The form whose result is nearest, and how near; (None, inf) if none has these tensors."""
         best: tuple[Callable[[Any], Any] | None, float] = (None, float("inf"))
-        for form in self.kind.forms:
+        for form in kind.forms:
             try:
                 made = form(found)
             except (LookupError, TypeError):
                 continue
-            error = difference(expected, made) if exact else self.kind.loosely(expected, made)
+            error = (kind.exactly if exact else kind.loosely)(expected, made)
             if error < best[1]:
                 best = form, error
         return best
-
-
-def _state(module: nn.Module) -> list[tuple[int, str, int]]:
-    """What a module and those in it hold, to see whether a call changes it."""
-    parts = ("_parameters", "_buffers", "_modules")
-    return [
-        (id(each), name, id(value))
-        for each in module.modules()
-        for holder in (each.__dict__, *(each.__dict__[part] for part in parts))
-        for name, value in holder.items()
-        if name not in parts
-    ]
