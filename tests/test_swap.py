@@ -3,6 +3,7 @@
 import copy
 import io
 import sys
+import threading
 
 import pytest
 import torch
@@ -216,6 +217,25 @@ def test_other_methods_of_attention_are_replaced_and_keep_what_they_kept(attende
     report.restore()
     assert not {"forward", "forward_test", "start"} & network.attn.__dict__.keys()
     assert_same(network(tokens()), plain(tokens()))
+
+
+@torch.no_grad()
+def test_a_thread_is_served_while_another_runs_the_modules_as_they_were(attended):
+    module = awake(BiasedAttention(DIM, HEADS))
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(), T))
+    attended.clear()
+
+    def run():
+        with torch.no_grad():
+            module(tokens(), T)
+
+    with report._session.originals():
+        run()
+        assert not attended
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert len(attended) == 1
 
 
 READ = {

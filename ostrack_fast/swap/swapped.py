@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ _ROUNDS = 3  # of timings, while none shows a gain: another process may have bee
 # How many times as fast a replacement must be: less is the noise of a timing, or lost in telling calls apart.
 _WORTH = 1.04
 _CACHE = 1 << 24  # float32 numbers, more than the caches of a processor hold
+_bypassed = ContextVar[tuple["Session", ...]]("bypassed", default=())  # those whose modules run as they did before
 
 
 class Verdict(NamedTuple):
@@ -41,17 +43,16 @@ class Session:
     def __init__(self, dtype: torch.dtype):
         self.dtype, self.swaps, self.news = dtype, list[Swapped](), False
         self.report: Any = None
-        self.bypass = False
         self._speeds: dict[tuple, float] = {}
 
     @contextmanager
     def originals(self) -> Iterator[None]:
         """Inside, every module of the network runs as it did before."""
-        before, self.bypass = self.bypass, True
+        token = _bypassed.set((*_bypassed.get(), self))
         try:
             yield
         finally:
-            self.bypass = before
+            _bypassed.reset(token)
 
     def with_originals(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """The call, with every module of the network as it was before."""
@@ -144,7 +145,7 @@ class Swapped:
 
     def _may_serve(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         x = args[0] if args else None
-        if self.session.bypass or type(x) not in (Tensor, nn.Parameter) or x is None:
+        if self.session in _bypassed.get() or type(x) not in (Tensor, nn.Parameter) or x is None:
             return False
         if not x.is_floating_point() or x.layout != torch.strided:
             return False
