@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cpu/features.h"
+#include "cpu/capability.h"
 #include "ostrack_fast.h"
 
 #if defined(OSTF_WITH_CUDA)
@@ -167,6 +167,7 @@ py::dict build_info() {
   out["cuda_architectures"] = py::list();
 #endif
   out["cpu_features"] = cpu_features();
+  out["cpu_level"] = ostf::level() < 0 ? "unknown" : ostf::kLevelNames[ostf::level()];
   return out;
 }
 

@@ -70,8 +70,9 @@ typedef enum {
 OSTF_API int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_tensor* template_mask,
                                 const ostf_tensor* out, const ostf_tensor* score, const ostf_tensor* lse, int threads);
 // attention_backward: grad (B,N,3,H,D), the gradient of attention in qkv (B,N,3,H,D), from those of out (B,N,C) and of
-// score, and the forward pass's out and lse. All are float32. grad_score (B,S), or null; with it template_mask is that of
-// the forward pass, which is not looked at otherwise. OSTF_EDTYPE without AVX2.
+// score, and the forward pass's out and lse. lse and grad_score are float32, the others all float32, or all bfloat16 with
+// an even D. grad_score (B,S), or null; with it template_mask is that of the forward pass, which is not looked at
+// otherwise. OSTF_EDTYPE without AVX2, or AVX-512 BF16 for bfloat16.
 OSTF_API int ostf_cpu_attention_backward(const ostf_tensor* qkv, const ostf_tensor* template_mask,
                                          const ostf_tensor* out, const ostf_tensor* lse, const ostf_tensor* grad_out,
                                          const ostf_tensor* grad_score, const ostf_tensor* grad, int threads);

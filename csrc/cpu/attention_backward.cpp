@@ -1,8 +1,9 @@
-// The gradient of fused attention in float32: recomputes probabilities a block of keys at a time, from the forward pass's
-// logarithm of each softmax denominator (FlashAttention-2, Dao 2023), so that no (N,N) is ever stored.
+// The gradient of fused attention: recomputes probabilities a block of keys at a time, from the forward pass's logarithm
+// of each softmax denominator (FlashAttention-2, Dao 2023), so that no (N,N) is ever stored.
 //
-// Its five matmuls are GEMMs with prepacked weights. Blocks are kept transposed, (key, query): their rows are then what
-// the gradients of keys and values multiply, and what belongs to a query lies along the vector lanes.
+// Its five matmuls are GEMMs with prepacked weights, of float32 or of bfloat16 pairs; all else is float32. Blocks are kept
+// transposed, (key, query): their rows are then what the gradients of keys and values multiply, and what belongs to a
+// query lies along the vector lanes.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -10,6 +11,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/attention.h"
+#include "cpu/half.h"
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
 #include "tensor.h"
@@ -19,12 +21,16 @@ namespace {
 using ostf::LinearKernel;
 using ostf::PackedLayout;
 
-constexpr int kKeys = 64;  // keys in a block
+constexpr int kKeys = 64;        // keys in a block
+constexpr int kMaxWidth = 512;  // of a head
 
+// E is float, or uint16_t for bfloat16.
+template <class E>
 struct Call {
-  const float *qkv, *out, *lse, *grad_out, *grad_score;  // grad_score may be null
+  const E *qkv, *out, *grad_out;
+  const float *lse, *grad_score;  // grad_score may be null
   const uint8_t* mask;
-  float* grad;
+  E* grad;
   int B, N, H, D, T, mask_batch;
   int queries;  // N, padded to whole vectors
   const LinearKernel* gemm;
@@ -33,16 +39,21 @@ struct Call {
 
 size_t aligned(size_t floats) { return (floats + 15) / 16 * 16; }
 
+float widen(float value) { return value; }
+float widen(uint16_t value) { return ostf::bf16_to_float(value); }
+
 // What a worker needs, in floats.
+template <class E>
 struct Scratch {
   float *q, *grad_out, *q_rows, *grad_out_rows;  // packed: queries are the outputs, or the inputs
   float *template_q, *grad_logits;               // packed
   float *p, *grad_p;                             // (keys of a block, queries)
-  float *keys, *rows, *grad_q;                   // (D, keys of a block), (keys of a block, D), (D, queries)
+  float *p_rows, *grad_p_rows;                   // the same as rows of E, where E is not float
+  float *keys, *rows, *grad_q;                   // (D, keys of a block) of E, (keys of a block, D), (D, queries)
   float *middle, *delta;                         // one number for each query
   size_t total = 0;
 
-  Scratch(const Call& call, float* memory) {
+  Scratch(const Call<E>& call, float* memory) {
     const auto packed = [&](int outputs, int inputs) {
       return PackedLayout(*call.gemm, outputs, inputs, 1, 1).total / sizeof(float);
     };
@@ -60,6 +71,8 @@ struct Scratch {
     grad_logits = take(packed(call.queries, kKeys));
     p = take(kKeys * queries);
     grad_p = take(kKeys * queries);
+    p_rows = take(sizeof(E) < sizeof(float) ? kKeys * queries / 2 : 0);
+    grad_p_rows = take(sizeof(E) < sizeof(float) ? kKeys * queries / 2 : 0);
     keys = take(D * kKeys);
     rows = take(kKeys * D);
     grad_q = take(D * queries);
@@ -68,40 +81,48 @@ struct Scratch {
   }
 };
 
+// K-groups of `count` outputs, `output` elements apart: of one float, or of a pair of bfloat16 `input` elements apart,
+// whose second may be missing.
+void pack_groups(const float* from, ptrdiff_t output, ptrdiff_t, bool, int count, uint32_t* to) {
+  if (output == 1) {
+    std::memcpy(to, from, sizeof(float) * count);
+    return;
+  }
+  for (int c = 0; c < count; ++c) to[c] = ostf::float_bits(from[c * output]);
+}
+void pack_groups(const uint16_t* from, ptrdiff_t output, ptrdiff_t input, bool pair, int count, uint32_t* to) {
+  if (!pair) {
+    for (int c = 0; c < count; ++c) to[c] = from[c * output];
+  } else if (output == 1) {
+    for (int c = 0; c < count; ++c) to[c] = from[c] | static_cast<uint32_t>(from[c + input]) << 16;
+  } else {
+    for (int c = 0; c < count; ++c) to[c] = from[c * output] | static_cast<uint32_t>(from[c * output + input]) << 16;
+  }
+}
+
 // Packs weights without a bias: output o of input i lies at values[o * output + i * input]; those from `given` on are 0.
-void pack(const Call& call, const PackedLayout& layout, const float* values, ptrdiff_t output, ptrdiff_t input, int given,
-          float* packed) {
+template <class E>
+void pack(const PackedLayout& layout, const E* values, ptrdiff_t output, ptrdiff_t input, int given, float* packed) {
+  constexpr int kInputs = sizeof(float) / sizeof(E);  // of a K-group
   std::memset(packed + layout.bias / sizeof(float), 0, sizeof(float) * layout.columns);
   for (int p = 0; p < layout.panels; ++p) {
     const int begin = layout.first_vector(p) * layout.width;
     const int columns = layout.first_vector(p + 1) * layout.width - begin;
     const int there = std::clamp(std::min(given, layout.outputs) - begin, 0, columns);
-    float* to = packed + layout.panel(p) / sizeof(float);
-    const float* from = values + begin * output;
-    for (int i = 0; i < layout.inputs; ++i, to += columns, from += input) {
-      if (output == 1) {
-        std::memcpy(to, from, sizeof(float) * there);
-      } else {
-        for (int c = 0; c < there; ++c) to[c] = from[c * output];
-      }
+    auto* to = reinterpret_cast<uint32_t*>(packed + layout.panel(p) / sizeof(float));
+    const E* from = values + begin * output;
+    for (int i = 0; i < layout.inputs; i += kInputs, to += columns, from += kInputs * input) {
+      pack_groups(from, output, input, i + 1 < layout.inputs, there, to);
       for (int c = there; c < columns; ++c) to[c] = 0;
     }
   }
 }
 
-// out (count, outputs) = rows (count, inputs), `pitch` floats apart, times packed weights, + out if `add`.
-void multiply(const Call& call, const PackedLayout& layout, const float* packed, const float* rows, ptrdiff_t pitch,
-              int count, float* out, bool add = false) {
-  const auto bytes = static_cast<ptrdiff_t>(sizeof(float)) * pitch;
-  const ostf::Gemm gemm = {1, count, 1, reinterpret_cast<const char*>(rows), 0, 0, bytes, 0, nullptr, OSTF_NONE,
-                           add ? out : nullptr, 0, out, false, 0};
-  run_gemm(*call.gemm, layout, reinterpret_cast<const char*>(packed), gemm, 1);
-}
-
 // The gradients of one head of one batch item.
+template <class E>
 class Head {
  public:
-  Head(const Call& call, int b, int h, float* memory) : call_(call), scratch_(call, memory) {
+  Head(const Call<E>& call, int b, int h, float* memory) : call_(call), scratch_(call, memory) {
     const ptrdiff_t C = static_cast<ptrdiff_t>(call.H) * call.D;
     row_ = 3 * C;
     out_row_ = C;
@@ -123,17 +144,19 @@ class Head {
 
   void run() {
     const PackedLayout by_query(*call_.gemm, call_.queries, call_.D, 1, 1), by_row(*call_.gemm, call_.D, call_.N, 1, 1);
-    pack(call_, by_query, q_, row_, 1, call_.N, scratch_.q);
-    pack(call_, by_query, grad_out_, out_row_, 1, call_.N, scratch_.grad_out);
-    pack(call_, by_row, q_, 1, row_, call_.D, scratch_.q_rows);
-    pack(call_, by_row, grad_out_, 1, out_row_, call_.D, scratch_.grad_out_rows);
+    pack(by_query, q_, row_, 1, call_.N, scratch_.q);
+    pack(by_query, grad_out_, out_row_, 1, call_.N, scratch_.grad_out);
+    pack(by_row, q_, 1, row_, call_.D, scratch_.q_rows);
+    pack(by_row, grad_out_, 1, out_row_, call_.D, scratch_.grad_out_rows);
     find_constants();
     if (score_) add_score_to_delta();
     for (int first = 0; first < call_.N; first += kKeys) {
       block(by_query, by_row, first, std::min(kKeys, call_.N - first));
     }
+    float row[kMaxWidth];
     for (int i = 0; i < call_.N; ++i) {
-      for (int d = 0; d < call_.D; ++d) to_q_[i * row_ + d] = scratch_.grad_q[d * call_.queries + i];
+      for (int d = 0; d < call_.D; ++d) row[d] = scratch_.grad_q[d * call_.queries + i];
+      store(row, call_.D, to_q_ + i * row_);
     }
   }
 
@@ -146,7 +169,7 @@ class Head {
       scratch_.middle[i] = i < call_.N ? lse_[i] * root : 0;
       float sums[8] = {};
       for (int d = 0; i < call_.N && d < call_.D; ++d) {
-        sums[d % 8] += out_[i * out_row_ + d] * grad_out_[i * out_row_ + d];
+        sums[d % 8] += widen(out_[i * out_row_ + d]) * widen(grad_out_[i * out_row_ + d]);
       }
       scratch_.delta[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]) + (sums[4] + sums[5]) + (sums[6] + sums[7]);
     }
@@ -156,10 +179,10 @@ class Head {
   void add_score_to_delta() {
     const int width = call_.gemm->width, padded = (call_.T + width - 1) / width * width;
     const PackedLayout layout(*call_.gemm, padded, call_.D, 1, 1);
-    pack(call_, layout, q_, row_, 1, call_.T, scratch_.template_q);
+    pack(layout, q_, row_, 1, call_.T, scratch_.template_q);
     for (int first = call_.T; first < call_.N; first += kKeys) {
       const int keys = std::min(kKeys, call_.N - first);
-      multiply(call_, layout, scratch_.template_q, k_ + first * row_, row_, keys, scratch_.p);
+      multiply(layout, scratch_.template_q, k_ + first * row_, row_, keys, scratch_.p);
       call_.softmax->probabilities(scratch_.p, keys, padded, call_.D, scratch_.middle);
       for (int key = 0; key < keys; ++key) {
         const float gradient = share_ * score_[first + key - call_.T];
@@ -172,24 +195,56 @@ class Head {
 
   void block(const PackedLayout& by_query, const PackedLayout& by_row, int first, int keys) {
     const int D = call_.D, queries = call_.queries;
-    const Scratch& s = scratch_;
-    multiply(call_, by_query, s.q, k_ + first * row_, row_, keys, s.p);
+    const Scratch<E>& s = scratch_;
+    multiply(by_query, s.q, k_ + first * row_, row_, keys, s.p);
     call_.softmax->probabilities(s.p, keys, queries, D, s.middle);
-    multiply(call_, by_query, s.grad_out, v_ + first * row_, row_, keys, s.grad_p);
+    multiply(by_query, s.grad_out, v_ + first * row_, row_, keys, s.grad_p);
     if (score_) add_score(first, keys);
     call_.softmax->logit_gradients(s.p, s.grad_p, keys, queries, s.delta, 1 / std::sqrt(static_cast<float>(D)));
 
-    multiply(call_, by_row, s.grad_out_rows, s.p, queries, keys, s.rows);
+    const E* p = as_rows(s.p, keys, s.p_rows);
+    const E* grad_logits = as_rows(s.grad_p, keys, s.grad_p_rows);
+    multiply(by_row, s.grad_out_rows, p, queries, keys, s.rows);
     store_rows(s.rows, to_q_ + first * row_ + 2 * out_row_, keys);
-    multiply(call_, by_row, s.q_rows, s.grad_p, queries, keys, s.rows);
+    multiply(by_row, s.q_rows, grad_logits, queries, keys, s.rows);
     store_rows(s.rows, to_q_ + first * row_ + out_row_, keys);
 
     const PackedLayout by_key(*call_.gemm, queries, keys, 1, 1);
-    pack(call_, by_key, s.grad_p, 1, queries, queries, s.grad_logits);
-    for (int key = 0; key < keys; ++key) {
-      for (int d = 0; d < D; ++d) s.keys[d * kKeys + key] = k_[(first + key) * row_ + d];
+    pack(by_key, grad_logits, 1, queries, queries, s.grad_logits);
+    E* turned = reinterpret_cast<E*>(s.keys);
+    for (int d = 0; d < D; ++d) {
+      for (int key = 0; key < keys; ++key) turned[d * kKeys + key] = k_[(first + key) * row_ + d];
+      if (keys % 2) turned[d * kKeys + keys] = 0;  // the second of the last pair, whose weights are zero
     }
-    multiply(call_, by_key, s.grad_logits, s.keys, kKeys, D, s.grad_q, first > 0);
+    multiply(by_key, s.grad_logits, turned, kKeys, D, s.grad_q, first > 0);
+  }
+
+  // out (count, outputs) = rows (count, inputs), `pitch` elements apart, times packed weights, + out if `add`.
+  void multiply(const PackedLayout& layout, const float* packed, const E* rows, ptrdiff_t pitch, int count, float* out,
+                bool add = false) const {
+    const auto bytes = static_cast<ptrdiff_t>(sizeof(E)) * pitch;
+    const ostf::Gemm gemm = {1, count, 1, reinterpret_cast<const char*>(rows), 0, 0, bytes, 0, nullptr, OSTF_NONE,
+                             add ? out : nullptr, 0, out, false, 0};
+    run_gemm(*call_.gemm, layout, reinterpret_cast<const char*>(packed), gemm, 1);
+  }
+
+  void store(const float* values, int count, E* to) const {
+    if constexpr (sizeof(E) == sizeof(float)) {
+      std::memcpy(to, values, sizeof(float) * count);
+    } else {
+      call_.gemm->pack_row(OSTF_F32, values, count, -1, to, nullptr);
+    }
+  }
+
+  // A block (keys, queries) as rows of a matmul.
+  const E* as_rows(const float* block, int keys, float* memory) const {
+    if constexpr (sizeof(E) == sizeof(float)) {
+      return block;
+    } else {
+      E* rows = reinterpret_cast<E*>(memory);
+      store(block, keys * call_.queries, rows);
+      return rows;
+    }
   }
 
   void add_score(int first, int keys) const {
@@ -201,46 +256,44 @@ class Head {
     }
   }
 
-  void store_rows(const float* rows, float* to, int count) const {
-    for (int i = 0; i < count; ++i) std::memcpy(to + i * row_, rows + i * call_.D, sizeof(float) * call_.D);
+  void store_rows(const float* rows, E* to, int count) const {
+    for (int i = 0; i < count; ++i) store(rows + i * call_.D, call_.D, to + i * row_);
   }
 
-  const Call& call_;
-  const Scratch scratch_;
-  const float *q_, *k_, *v_, *out_, *grad_out_, *lse_, *score_ = nullptr;
+  const Call<E>& call_;
+  const Scratch<E> scratch_;
+  const E *q_, *k_, *v_, *out_, *grad_out_;
+  const float *lse_, *score_ = nullptr;
   const uint8_t* mask_ = nullptr;
-  float* to_q_;
+  E* to_q_;
   ptrdiff_t row_, out_row_;  // floats from one token to the next in qkv and in out
   float share_ = 0;          // weight of one selected row and head in the score
 };
 
-}  // namespace
-
-int ostf_cpu_attention_backward(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out,
-                                const ostf_tensor* lse, const ostf_tensor* grad_out, const ostf_tensor* grad_score,
-                                const ostf_tensor* grad, int threads) {
-  if (!ostf::has_rank(qkv, 5) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
-  if (qkv->dtype != OSTF_F32 || ostf::level() < ostf::kAvx2) return OSTF_EDTYPE;
-  Call call = {};
+template <class E>
+int run(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out, const ostf_tensor* lse,
+        const ostf_tensor* grad_out, const ostf_tensor* grad_score, const ostf_tensor* grad, int threads,
+        const LinearKernel& gemm, const ostf::AttentionKernel& softmax) {
+  Call<E> call = {};
   call.B = static_cast<int>(qkv->shape[0]);
   call.N = static_cast<int>(qkv->shape[1]);
   call.H = static_cast<int>(qkv->shape[3]);
   call.D = static_cast<int>(qkv->shape[4]);
   const int64_t B = call.B, N = call.N, H = call.H, D = call.D;
-  if (N < 1 || H < 1 || D < 1 || D > 512) return OSTF_EINVAL;
-  const auto whole = [](const ostf_tensor* t, std::initializer_list<int64_t> shape) {
-    return ostf::is(t, OSTF_F32, shape);
-  };
-  if (!whole(qkv, {B, N, 3, H, D}) || !whole(out, {B, N, H * D}) || !whole(lse, {B, H, N}) ||
-      !whole(grad_out, {B, N, H * D}) || !whole(grad, {B, N, 3, H, D})) {
+  if (N < 1 || H < 1 || D < 1 || D > kMaxWidth || D * sizeof(E) % sizeof(float) != 0) return OSTF_EINVAL;
+  const int dtype = qkv->dtype;
+  if (!ostf::is(qkv, dtype, {B, N, 3, H, D}) || !ostf::is(out, dtype, {B, N, H * D}) ||
+      !ostf::is(lse, OSTF_F32, {B, H, N}) || !ostf::is(grad_out, dtype, {B, N, H * D}) ||
+      !ostf::is(grad, dtype, {B, N, 3, H, D})) {
     return OSTF_EINVAL;
   }
   if (grad_score) {
     if (!template_mask || template_mask->ndim < 1 || template_mask->ndim > 2) return OSTF_EINVAL;
     const bool mask_of_each = template_mask->ndim == 2;
     const int64_t T = template_mask->shape[mask_of_each];
-    if (T < 1 || T > N || !whole(grad_score, {B, N - T}) ||
-        !(mask_of_each ? ostf::is(template_mask, OSTF_BOOL, {B, T}) : ostf::is(template_mask, OSTF_BOOL, {T}))) {
+    if (T < 1 || T > N || !ostf::is(grad_score, OSTF_F32, {B, N - T}) ||
+        !(mask_of_each ? ostf::is(template_mask, OSTF_BOOL, {B, T})
+                       : ostf::is(template_mask, OSTF_BOOL, {T}))) {
       return OSTF_EINVAL;
     }
     call.T = static_cast<int>(T);
@@ -248,21 +301,18 @@ int ostf_cpu_attention_backward(const ostf_tensor* qkv, const ostf_tensor* templ
     call.mask = ostf::data<const uint8_t>(template_mask);
   }
   if (B == 0) return OSTF_OK;
-  call.qkv = ostf::data<const float>(qkv);
-  call.out = ostf::data<const float>(out);
+  call.qkv = ostf::data<const E>(qkv);
+  call.out = ostf::data<const E>(out);
   call.lse = ostf::data<const float>(lse);
-  call.grad_out = ostf::data<const float>(grad_out);
+  call.grad_out = ostf::data<const E>(grad_out);
   call.grad_score = call.T < call.N ? ostf::data<const float>(grad_score) : nullptr;
-  call.grad = ostf::data<float>(grad);
-#if defined(OSTF_X86)
-  const bool avx512 = ostf::level() >= ostf::kAvx512;
-  call.gemm = avx512 ? &ostf::linear_avx512 : &ostf::linear_avx2;
-  call.softmax = avx512 ? &ostf::attention_avx512 : &ostf::attention_avx2;
-#endif
-  call.queries = (call.N + call.gemm->width - 1) / call.gemm->width * call.gemm->width;
+  call.grad = ostf::data<E>(grad);
+  call.gemm = &gemm;
+  call.softmax = &softmax;
+  call.queries = (call.N + gemm.width - 1) / gemm.width * gemm.width;
 
   const int heads = call.B * call.H, workers = std::min(threads, heads);
-  const size_t each = Scratch(call, nullptr).total;
+  const size_t each = Scratch<E>(call, nullptr).total;
   static thread_local ostf::Arena arena;
   auto* memory = static_cast<float*>(arena.reserve(sizeof(float) * each * workers));
   if (!memory) return OSTF_ENOMEM;
@@ -270,9 +320,31 @@ int ostf_cpu_attention_backward(const ostf_tensor* qkv, const ostf_tensor* templ
   ostf::parallel_for(workers, workers, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker) {
       for (int head; (head = next.fetch_add(1, std::memory_order_relaxed)) < heads;) {
-        Head(call, head / call.H, head % call.H, memory + each * worker).run();
+        Head<E>(call, head / call.H, head % call.H, memory + each * worker).run();
       }
     }
   });
   return OSTF_OK;
+}
+
+}  // namespace
+
+int ostf_cpu_attention_backward(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_tensor* out,
+                                const ostf_tensor* lse, const ostf_tensor* grad_out, const ostf_tensor* grad_score,
+                                const ostf_tensor* grad, int threads) {
+  if (!ostf::has_rank(qkv, 5) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
+#if defined(OSTF_X86)
+  const auto call = [&](auto run, const LinearKernel& gemm, const ostf::AttentionKernel& softmax) {
+    return run(qkv, template_mask, out, lse, grad_out, grad_score, grad, threads, gemm, softmax);
+  };
+  const int level = ostf::level();
+  if (qkv->dtype == OSTF_BF16 && level >= ostf::kAvx512Bf16) {
+    return call(run<uint16_t>, ostf::linear_avx512_bf16, ostf::attention_avx512);
+  }
+  if (qkv->dtype == OSTF_F32 && level >= ostf::kAvx512) {
+    return call(run<float>, ostf::linear_avx512, ostf::attention_avx512);
+  }
+  if (qkv->dtype == OSTF_F32 && level >= ostf::kAvx2) return call(run<float>, ostf::linear_avx2, ostf::attention_avx2);
+#endif
+  return OSTF_EDTYPE;
 }

@@ -352,13 +352,16 @@ def _native_backward(
     grad_out: Tensor | None,
     grad_score: Tensor | None,
 ) -> Tensor:
-    grad = torch.empty_like(qkv, dtype=torch.float32, memory_format=torch.contiguous_format)
+    # Pairs of bfloat16 are multiplied as they are where the processor can, other half precisions in float32.
+    pairs = qkv.dtype == torch.bfloat16 and qkv.shape[-1] % 2 == 0
+    dtype = qkv.dtype if pairs and native.build_info()["cpu_level"] == "avx512_bf16" else torch.float32
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    wide, *others = (native.dense(each.float()) for each in (qkv, out, lse, grad_out))
+    x, y, grad_y = (native.dense(each.to(dtype)) for each in (qkv, out, grad_out))
+    grad = torch.empty_like(x)
     mask = score = None
     if template_mask is not None and grad_score is not None:
         mask, score = native.dense(template_mask), native.dense(grad_score)
-    native.call("attention_backward", qkv.device, wide, mask, *others, score, grad)
+    native.call("attention_backward", qkv.device, x, mask, y, native.dense(lse), grad_y, score, grad)
     return grad.to(qkv.dtype)
 
 

@@ -33,7 +33,7 @@ MAX_GRID = 4096  # side of a map
 
 
 def build_info() -> dict[str, Any]:
-    """Version, compilers, CUDA architectures and detected CPU features of the compiled module.
+    """Version, compilers, CUDA architectures, detected CPU features and the CPU level in use of the compiled module.
 
     Raises:
         RuntimeError: the module is not built.

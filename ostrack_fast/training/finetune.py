@@ -16,6 +16,7 @@ from ..data.videos import Video, load_videos
 from ..files import write_text
 from ..model import OSTrack
 from ..model.checkpoint import load_pretrained, save_weights
+from ..ops.layers import fast_bfloat16
 from ..settings import check_ranges
 from .augment import AugmentConfig
 from .checkpoint import CHECKPOINT
@@ -131,7 +132,7 @@ def finetune(cfg: FinetuneConfig, device: torch.device, progress: bool = True) -
             since += 1
         return since >= cfg.patience
 
-    Trainer(_training(cfg, model, names), device).run(progress, judge)
+    Trainer(_training(cfg, model, names, device), device).run(progress, judge)
     save_weights(state, model, output / TUNED, start=cfg.weights)
     gains = [Gain(before, best, chosen_by=True)]
     if cfg.test is not None:
@@ -159,7 +160,9 @@ def _held_out(cfg: FinetuneConfig) -> tuple[list[Video], tuple[str, ...]]:
     return kept, tuple(video.name for video in kept)
 
 
-def _training(cfg: FinetuneConfig, model: ModelConfig, without: tuple[str, ...]) -> TrainConfig:
+def _training(
+    cfg: FinetuneConfig, model: ModelConfig, without: tuple[str, ...], device: torch.device
+) -> TrainConfig:
     frozen = model.depth // 2 if cfg.freeze_blocks is None else cfg.freeze_blocks
     return TrainConfig(
         model=model,
@@ -178,7 +181,7 @@ def _training(cfg: FinetuneConfig, model: ModelConfig, without: tuple[str, ...])
         batch_size=cfg.batch_size,
         ce_start_epoch=0.0,
         ce_warmup_epochs=0.0,
-        precision="float32",
+        precision="bfloat16" if device.type == "cuda" or fast_bfloat16() else "float32",
         workers=cfg.workers,
         seed=cfg.seed,
     )  # fmt: skip

@@ -372,8 +372,13 @@ def test_threads_do_not_change_a_bit_of_the_gradient(threads):
     assert all(torch.equal(each, one) for each in many)
 
 
+@pytest.mark.parametrize("scored", [False, True], ids=["of-out", "of-score-too"])
+@pytest.mark.parametrize(
+    ("tokens", "width", "mask"),
+    [(100, 64, rows(36, 14)), (65, 64, torch.stack([rows(16, 3), rows(16, *range(16))])), (191, 96, rows(47, 46))],
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradient_in_half_precision(device, dtype):
-    exact, plain, ours = gradients(inputs(2, 100, 3, 64, dtype), rows(36, 14), device, True)
+def test_gradient_in_half_precision(device, dtype, tokens, width, mask, scored):
+    exact, plain, ours = gradients(inputs(2, tokens, 3, width, dtype), mask, device, scored)
     error, allowed = ((value - exact).abs().max() for value in (ours, plain))
     assert error <= 2 * allowed

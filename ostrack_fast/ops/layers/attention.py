@@ -11,7 +11,7 @@ from .. import native
 from ..attention import check_mask, check_mask_values, native_cpu_reason
 from ..attention import cross_attention as attend
 from ..registry import Backend, LayerOp
-from ..tensors import Seeded, check_no_derivative, check_one_device, describe, without_autocast
+from ..tensors import Seeded, check_no_derivative, check_one_device, describe, ieee_float32, without_autocast
 
 
 class QueryAttention(Protocol):
@@ -51,7 +51,8 @@ class _CrossAttention:
     def _attend(
         self, q: Tensor, kv: Tensor, template_mask: Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        attended, score = without_autocast(attend)(q, kv, template_mask)
+        with ieee_float32(q, "matmul"):
+            attended, score = without_autocast(attend)(q, kv, template_mask)
         return attended if out is None else out.copy_(attended), score
 
 
