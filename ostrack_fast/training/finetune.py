@@ -160,9 +160,7 @@ def _held_out(cfg: FinetuneConfig) -> tuple[list[Video], tuple[str, ...]]:
     return kept, tuple(video.name for video in kept)
 
 
-def _training(
-    cfg: FinetuneConfig, model: ModelConfig, without: tuple[str, ...], device: torch.device
-) -> TrainConfig:
+def _training(cfg: FinetuneConfig, model: ModelConfig, without: tuple[str, ...], device: torch.device) -> TrainConfig:
     frozen = model.depth // 2 if cfg.freeze_blocks is None else cfg.freeze_blocks
     return TrainConfig(
         model=model,
