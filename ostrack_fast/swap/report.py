@@ -42,8 +42,9 @@ class Report:
         network: the network, changed in place.
         dtype: compute dtype of the matmuls.
         errors: of every output of the network's own forward, the largest difference as a share of its largest number;
-            None if the forward was not run. Where candidates are eliminated, the order of those that are kept counts
-            nothing. With less precision than float32, others may be kept, and the cell of the maximum may change.
+            None if the forward was not run. Where candidates are eliminated, in float32 the order of numbers counts
+            nothing. With less precision, an output follows the order of kept candidates, of which some may be others,
+            or the cell of the maximum, which may change.
         speed: the network's time before over its time with the replacements, of its own forward; None if that was not
             run. If it was below 1, everything has been undone.
     """
@@ -209,7 +210,7 @@ def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
             pairs = {str(name): (each, found.get(name)) for name, each in expected.items()}
         exact = session.dtype == torch.float32
         report.errors = {name: difference(*pair, ids=exact) for name, pair in pairs.items()}
-        if any(eliminates(swap.module) for swap in session.swaps):
+        if exact and any(eliminates(swap.module) for swap in session.swaps):
             # Outputs list the candidates that were kept by their scores, where rounding may decide between two.
             for name, pair in pairs.items():
                 report.errors[name] = min(report.errors[name], difference_of_values(*pair))
