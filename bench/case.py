@@ -78,13 +78,14 @@ class Comparison:
     """Implementations by name, which of them cannot run and why, and the result in float64.
 
     With `mean_error` the mean error counts instead of the largest: in a whole network one rounding can change which
-    candidate is kept, and then one cell of a map is another number altogether.
+    candidate is kept, and then one cell of a map is another number altogether. `pause`: see `timing.interleave`.
     """
 
     expected: tuple[Tensor, ...]
     implementations: dict[str, Implementation]
     skipped: dict[str, str] = field(default_factory=dict)
     mean_error: bool = False
+    pause: float = 0.0
 
     def check(self, name: str) -> list[float]:
         """Run an implementation once; returns the error of each result, as a share of its size.

@@ -79,7 +79,7 @@ def _time(case: Case, comparison: Comparison, result: dict[str, Any], roofline: 
         "flops_per_second": roofline.compute_rate(case.dtype) if case.flops else None,
     }
     runs = {name: comparison.implementations[name].run for name in result["implementations"]}
-    times = interleave(runs, roofline.timer, seconds)
+    times = interleave(runs, roofline.timer, seconds, comparison.pause)
     if case.device.type == "cuda":
         torch.cuda.empty_cache()  # memory may be measured in another process, which needs room
     for name, numbers in result["implementations"].items():

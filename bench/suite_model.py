@@ -41,7 +41,8 @@ def cases(options: Options) -> Iterator[Case]:
 def _compare(name: str, batch: int, options: Options) -> Comparison:
     model = make_model(name, options.device)
     z, x = images(model.cfg, batch, options.device)
-    comparison = Comparison(UpstreamNetwork(deepcopy(model).double())(z, x), {}, mean_error=True)
+    pause = 0.05 if options.peers and torch.get_num_threads() > 1 else 0.0
+    comparison = Comparison(UpstreamNetwork(deepcopy(model).double())(z, x), {}, mean_error=True, pause=pause)
     for label, (build, dtype) in implementations(model, z, x).items():
         if options.wants(label, dtype) and not (options.quick and "compile" in label):  # compiling takes minutes
             # Without elimination it is another function, there for comparison.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -78,18 +78,30 @@ def clock(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
-def interleave(runs: dict[str, Callable[[], Any]], timer: Clock, seconds: float) -> dict[str, list[float]]:
+def interleave(
+    runs: dict[str, Callable[[], Any]], timer: Clock, seconds: float, pause: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of a call, one number a round, of every run. Each round calls all of them, beginning with another one.
 
     All rounds together take about `seconds`; a few are run whatever it says.
+
+    Args:
+        pause: seconds to wait before each sample, and then to call untimed. Threads of other packages keep a core busy
+            for a while after their work: 37 ms those of onnxruntime, 10 those of OpenMP. Threads that slept while
+            we waited may share a core at first.
     """
     names = list(runs)
     plans = {name: timer.prepare(runs[name]) for name in names}
-    rounds = min(max(int(seconds / sum(cost for _, cost in plans.values())), _MIN_ROUNDS), _MAX_ROUNDS)
+    total = sum(2 * pause + cost for _, cost in plans.values())
+    rounds = min(max(int(seconds / total), _MIN_ROUNDS), _MAX_ROUNDS)
     times: dict[str, list[float]] = {name: [] for name in names}
     for first in range(rounds):
         for offset in range(len(names)):
             name = names[(first + offset) % len(names)]
+            sleep(pause)
+            end = perf_counter() + pause
+            while perf_counter() < end:
+                runs[name]()
             times[name].append(timer.sample(runs[name], plans[name][0]))
     return times
 
