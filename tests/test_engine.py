@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -167,6 +168,47 @@ def test_targets_come_and_go(engine):
         engine.step(frame())
     with pytest.raises(IndexError, match="row 0"):
         engine.drop(0)
+
+
+def kernels_recorded(engine):
+    return [recording is not None for recording, _ in engine.network._recordings.values()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.skipif(why_no_int8(torch.device("cpu")) is not None, reason="no compiled linear layers here")
+def test_kernels_called_again_compute_the_same(dtype, monkeypatch):
+    """Frame by frame as an engine that records nothing, over another template, other threads and another search."""
+    engine, plain = (Engine(tiny(), "cpu", dtype) for _ in range(2))
+    monkeypatch.setattr(plain.network, "_replayed", plain.network._computed)
+    torch.manual_seed(2)
+    threads = torch.get_num_threads()
+    try:
+        for count, seed in ((threads, 3), (threads, 4), (1, 4)):
+            torch.set_num_threads(count)
+            template = images(1)[0] * seed
+            for each in (engine, plain):
+                each.set_template(template)
+            for _ in range(3):
+                x = torch.randn(1, 3, TINY.search_size, TINY.search_size)
+                found, expected = engine(x), plain(x)
+                assert all(torch.equal(found[name], expected[name]) for name in expected)
+                assert torch.equal(engine.network.candidates, plain.network.candidates)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(kernels_recorded(engine)) and not kernels_recorded(plain)
+
+
+def test_kernels_are_recorded_anew_where_inputs_move():
+    """Targets of other rows, of which a few are kept; and weights that were sent to another process."""
+    engine = Engine(tiny(), "cpu", "float32")
+    for seed, box in enumerate(BOXES):
+        engine.add(frame(seed), box)
+    alone = [engine.look(frame(9), row, [BOXES[row]]) for row in range(len(BOXES))]
+    assert alone == [engine.look(frame(9), row, [BOXES[row]]) for row in range(len(BOXES))]
+    assert 0 < len(kernels_recorded(engine)) <= 2
+    ForkingPickler.dumps(engine)
+    assert not kernels_recorded(engine)
+    assert alone == [engine.look(frame(9), row, [BOXES[row]]) for row in range(len(BOXES))]
 
 
 def test_wrong_calls(engine):

@@ -31,8 +31,13 @@ from ..ops.layers import (
     linear,
     restore_conv3x3,
 )
+from ..ops.recording import NotRecordable, Recording
+from ..ops.threads import thread_count
 from .ostrack import OSTrack
 from .vit import Block, box_embedding
+
+# A recording holds its memory, about as much as a frame needs.
+_MAX_RECORDINGS = 2
 
 _NOT_PROFILING: AbstractContextManager = nullcontext()
 
@@ -104,6 +109,8 @@ class FrozenOSTrack:
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
         self.candidates: Tensor | None = None
+        # By the inputs' places and layouts; None where the kernels that run cannot be recorded.
+        self._recordings: dict[tuple, tuple[Recording | None, tuple]] = {}
         self._skips_unused_queries = skips_unused_queries(device)
         self.qkv_rows = cfg.template_grid**2 + (cfg.search_grid**2 if self._skips_unused_queries else 0)
         self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
@@ -249,9 +256,8 @@ class FrozenOSTrack:
         The image is in `self.dtype`, or on a CPU in float32. It may come in patches, (B,F*F,3*P*P), as `crop_patches`
         gives it.
         """
-        tokens, ids = self._tokens_left(template, search, mask)
+        x = self.features(template, search, mask)
         with stage("norm, restoration, head"):
-            x = self._features(tokens, ids)
             batch, grid, _, channels = x.shape
             maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
             offset = maps[:, 1:3]
@@ -259,16 +265,47 @@ class FrozenOSTrack:
             return probability[:, :1], probability[:, 3:], offset
 
     def features(self, template: Template, search: Tensor, mask: Tensor | None) -> Tensor:
-        """The same inputs -> what the maps are computed of: (B,F,F,3C), the towers for score, offset and size."""
+        """The same inputs -> what the maps are computed of: (B,F,F,3C), the towers for score, offset and size.
+
+        On a CPU the next call overwrites it.
+        """
+        # With more targets kernels take so long that the Python between them hardly counts.
+        if search.is_cuda or len(search) > 1 or torch.autograd._profiler_enabled():
+            x, self.candidates = self._computed(template, search, mask)
+        else:
+            x, self.candidates = self._replayed(template, search, mask)
+        return x
+
+    def _replayed(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """As `_computed`; once it was called with inputs in these places, without the Python between the kernels."""
+        held = *template, mask
+        places = (0 if each is None else each.data_ptr() for each in held)
+        key = thread_count(), search.dtype, search.shape, search.stride(), *places
+        if key not in self._recordings:
+            if len(self._recordings) == _MAX_RECORDINGS:
+                del self._recordings[next(iter(self._recordings))]
+            try:
+                recording = Recording(lambda image: self._computed(template, image, mask), search)
+            except NotRecordable:
+                recording = None
+            self._recordings[key] = recording, held  # held, so that nothing else comes to lie in these places
+        recording = self._recordings[key][0]
+        return self._computed(template, search, mask) if recording is None else recording.replay(search)
+
+    def _computed(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """What `features` returns, and the cells of the search region that are left."""
         tokens, ids = self._tokens_left(template, search, mask)
         with stage("norm, restoration, head"):
-            return self._features(tokens, ids)
+            x = self._first_convolution(tokens, ids)
+            for convolution in self._convolutions:
+                x = convolution(x)
+        return x, ids
 
-    def _features(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        x = self._first_convolution(tokens, ids)
-        for convolution in self._convolutions:
-            x = convolution(x)
-        return x
+    def __getstate__(self) -> dict[str, Any]:
+        # PyTorch moves weights that are sent to another process to memory that both share: what was recorded of them
+        # is void here too.
+        self._recordings.clear()
+        return self.__dict__
 
     def _tokens_left(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The backbone: search tokens (B,K,C) that are left, and their cells (B,K)."""
@@ -285,7 +322,6 @@ class FrozenOSTrack:
                 hidden = block.fc1(tokens)
             with stage("fc2, residual"):
                 tokens = block.fc2(hidden, tokens, tokens)
-        self.candidates = ids
         return tokens[:, rows:], ids
 
     def _attention(

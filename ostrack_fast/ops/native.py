@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from .recording import launch
 from .threads import thread_count
 
 try:
@@ -128,4 +129,4 @@ def call(kernel: str, device: torch.device, *arguments: Tensor | float | None) -
         with torch.cuda.device(device):
             function(*converted, torch.cuda.current_stream().cuda_stream)
     else:
-        function(*converted, thread_count())
+        launch(function, *converted, thread_count())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import native
 from .native import _C
+from .recording import launch
 from .tensors import Activation, check_no_derivative, describe
 from .threads import thread_count
 
@@ -135,7 +136,7 @@ class Linear:
         result = native.view(to)
         shift = result if added is to else None if added is None else native.view(added)
         numbers = self._compute_dtype, self._norm_eps, self._activation
-        _C.cpu_linear(self._packed.view, native.view(rows), shift, result, *numbers, thread_count())
+        launch(_C.cpu_linear, self._packed.view, native.view(rows), shift, result, *numbers, thread_count())
         return out
 
 
@@ -162,7 +163,7 @@ class Conv3x3:
         batch, side = x.shape[:2]
         out = torch.empty(batch, side, side, self._outputs, dtype=self._dtype, device="cpu")
         numbers = self._compute_dtype, self._groups, self._activation
-        _C.cpu_conv3x3(self._packed.view, native.view(x), native.view(out), *numbers, thread_count())
+        launch(_C.cpu_conv3x3, self._packed.view, native.view(x), native.view(out), *numbers, thread_count())
         return out
 
 
