@@ -6,7 +6,7 @@ On a GPU a frame is one CUDA graph (upload, crop, network, decode, box update) a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple
 from math import pi
 from typing import Any, cast
@@ -42,10 +42,15 @@ def _isolated() -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
+        _without_autocast("cpu"),
+        _without_autocast("cuda"),
     ):
         yield
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    # Rarely on, and to turn it off takes longer than to ask.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class Engine:
