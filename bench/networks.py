@@ -72,6 +72,11 @@ def half_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
+def pause() -> float:
+    """What `timing.interleave` waits, so that the threads of one implementation do not slow the next."""
+    return 0.05 if torch.get_num_threads() > 1 else 0.0
+
+
 def engine_dtypes(device: torch.device) -> list[torch.dtype]:
     """The compute dtypes in which an engine on this device is worth timing."""
     half = [half_dtype(device)] if device.type == "cuda" or fast_bfloat16() else []

@@ -17,7 +17,7 @@ from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model.cost import parameter_count
 
 from .case import Case, Comparison, Implementation, Options
-from .networks import NAMES, images, implementations, make_model, network_cases
+from .networks import NAMES, images, implementations, make_model, network_cases, pause
 from .peers import peers
 from .upstream import UpstreamNetwork
 
@@ -41,8 +41,7 @@ def cases(options: Options) -> Iterator[Case]:
 def _compare(name: str, batch: int, options: Options) -> Comparison:
     model = make_model(name, options.device)
     z, x = images(model.cfg, batch, options.device)
-    pause = 0.05 if options.peers and torch.get_num_threads() > 1 else 0.0
-    comparison = Comparison(UpstreamNetwork(deepcopy(model).double())(z, x), {}, mean_error=True, pause=pause)
+    comparison = Comparison(UpstreamNetwork(deepcopy(model).double())(z, x), {}, mean_error=True, pause=pause())
     for label, (build, dtype) in implementations(model, z, x).items():
         if options.wants(label, dtype) and not (options.quick and "compile" in label):  # compiling takes minutes
             # Without elimination it is another function, there for comparison.

@@ -12,7 +12,7 @@ from ostrack_fast.engine import Engine
 from ostrack_fast.model import OSTrack
 
 from .case import Case, Comparison, Implementation, Options, short_name
-from .networks import NAMES, engine_dtypes, make_model, network_cases
+from .networks import NAMES, engine_dtypes, make_model, network_cases, pause
 from .upstream import Box, upstream_tracking
 
 __all__ = ["NAMES", "cases"]
@@ -53,7 +53,7 @@ def _compare(name: str, targets: int, options: Options) -> Comparison:
     model, frame = make_model(name, options.device), smooth_frame()
     boxes = [(300.0 + 37 * index, 250.0 + 11 * index, 180.0, 140.0 + index) for index in range(targets)]
     upstream = upstream_tracking(model, frame, boxes)
-    comparison = Comparison((upstream(),), {"upstream": Implementation(upstream, 0.0, torch.float32)})
+    comparison = Comparison((upstream(),), {"upstream": Implementation(upstream, 0.0, torch.float32)}, pause=pause())
     for dtype in engine_dtypes(options.device):
         if options.wants(label := f"engine {short_name(dtype)}", dtype):
             run = engine_tracking(model, frame, boxes, dtype)

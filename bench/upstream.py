@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ostrack_fast.boxes import clip_xywh
+from ostrack_fast.boxes import clip_xywh, image_to_crop
 from ostrack_fast.engine import CLIP_MARGIN, hann_window
 from ostrack_fast.model import OSTrack, template_mask
 from ostrack_fast.model.vit import Block
@@ -43,9 +43,11 @@ class UpstreamNetwork:
         self._keep = dict(enumerate(model.cfg.search_tokens()[1:]))
         self._mask = template_mask(model.cfg, device=model.backbone.norm.weight.device)
 
-    def __call__(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, template: Tensor, search: Tensor, template_box: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         backbone = self.model.backbone
-        return self.locate(backbone.embed_template(template.to(backbone.norm.weight.dtype)), search)
+        return self.locate(backbone.embed_template(template.to(backbone.norm.weight.dtype), template_box), search)
 
     def locate(self, z: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same from the template's embedded tokens z (B,T,C)."""
@@ -83,15 +85,17 @@ def upstream_tracking(model: OSTrack, frame: Tensor, boxes: Sequence[Box]) -> Ca
     """
     cfg, network, like = model.cfg, UpstreamNetwork(model), model.backbone.norm.weight
     window = hann_window(cfg.search_grid).to(like.device)
-    templates = [
-        bench_crop.upstream(frame, [list(box)], cfg.template_factor, cfg.template_size, like)[0] for box in boxes
-    ]
+    templates = []
+    for box in boxes:
+        template, scale = bench_crop.upstream(frame, [list(box)], cfg.template_factor, cfg.template_size, like)
+        around = torch.tensor([box], dtype=torch.float32, device=like.device)
+        templates.append((template, image_to_crop(around, around, scale.to(like), cfg.template_size)))
 
     def track() -> Tensor:
         moved = []
-        for template, box in zip(templates, boxes, strict=True):
+        for (template, template_box), box in zip(templates, boxes, strict=True):
             search, scale = bench_crop.upstream(frame, [list(box)], cfg.search_factor, cfg.search_size, like)
-            score_map, size_map, offset_map = (each.float() for each in network(template, search))
+            score_map, size_map, offset_map = (each.float() for each in network(template, search, template_box))
             found, _ = bench_decode.upstream(score_map, size_map, offset_map, window)
             place = crop_to_image(found[0].tolist(), box, scale.item(), cfg.search_size)
             moved.append(clip_xywh(place, frame.shape[0], frame.shape[1], CLIP_MARGIN))
