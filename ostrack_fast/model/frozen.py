@@ -257,12 +257,11 @@ class FrozenOSTrack:
         gives it.
         """
         x = self.features(template, search, mask)
-        with stage("norm, restoration, head"):
-            batch, grid, _, channels = x.shape
-            maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
-            offset = maps[:, 1:3]
-            probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
-            return probability[:, :1], probability[:, 3:], offset
+        batch, grid, _, channels = x.shape
+        maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
+        offset = maps[:, 1:3]
+        probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
+        return probability[:, :1], probability[:, 3:], offset
 
     def features(self, template: Template, search: Tensor, mask: Tensor | None) -> Tensor:
         """The same inputs -> what the maps are computed of: (B,F,F,3C), the towers for score, offset and size.
