@@ -396,9 +396,9 @@ def test_an_attention_map_is_a_tensor_that_computes_what_is_read():
     lazy = AttentionMap(q, k, torch.float32)
     assert lazy.shape == (2, 3, 7, 7) and lazy.dtype == torch.float32 and lazy.dim() == 4 and lazy.size(1) == 3
     part = lazy[:, :, 1:, 1:][:, :, :4, 4:]
-    assert lazy._numbers is None and isinstance(part, AttentionMap) and part._numbers is None
+    assert lazy.known is None and isinstance(part, AttentionMap) and part.known is None
     torch.testing.assert_close(part.mean(2), expected[:, :, 1:5, 5:].mean(2))
-    assert lazy._numbers is None
+    assert lazy.known is None
     for read in (
         lambda m: m + 0,
         lambda m: torch.from_numpy(m.numpy().copy()),

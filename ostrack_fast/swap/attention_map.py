@@ -19,7 +19,7 @@ _OUTLINE = {
 class Unread(Tensor):
     """A tensor whose numbers are computed when they are first read."""
 
-    _numbers: Tensor | None
+    known: Tensor | None
 
     def _compute(self) -> Tensor:
         raise NotImplementedError
@@ -30,10 +30,10 @@ class Unread(Tensor):
 
     def numbers(self) -> Tensor:
         """This as a plain tensor."""
-        if self._numbers is None:
+        if self.known is None:
             with torch._C.DisableTorchFunctionSubclass():
-                self._numbers = self._compute()
-        return self._numbers
+                self.known = self._compute()
+        return self.known
 
     @classmethod
     def __torch_function__(
@@ -42,7 +42,7 @@ class Unread(Tensor):
         if func in _OUTLINE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        if args and isinstance(args[0], Unread) and args[0]._numbers is None:
+        if args and isinstance(args[0], Unread) and args[0].known is None:
             found = args[0]._unread(func, args[1:], kwargs or {})
             if found is not None:
                 return found
@@ -80,7 +80,7 @@ class AttentionMap(Unread):
         columns = range(k.shape[1]) if columns is None else columns
         shape = q.shape[0], q.shape[2], len(rows), len(columns)
         made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=q.device)
-        made._qk, made._rows, made._columns, made._numbers = (q, k), rows, columns, None
+        made._qk, made._rows, made._columns, made.known = (q, k), rows, columns, None
         return made
 
     def _compute(self) -> Tensor:

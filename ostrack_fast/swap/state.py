@@ -23,7 +23,7 @@ class State:
             for name, value in holder.items()
             if name not in _PARTS
         }
-        self._versions = {key: _version(value) for key, value in self._values.items()}
+        self._versions = {key: changes_of(value) for key, value in self._values.items()}
 
     def restore(self) -> None:
         """Attributes and buffers are again what they were; what changed in place stays changed."""
@@ -57,5 +57,5 @@ def _difference(a: Any, b: Any) -> float:
     return 0.0 if type(a) is type(b) and a == b else float("inf")
 
 
-def _version(value: Any) -> int:
+def changes_of(value: Any) -> int:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

@@ -44,7 +44,7 @@ class _Logits(Unread):
         """Queries (B,H,M,D) and keys (B,H,N,D)."""
         shape = *q.shape[:3], k.shape[2]
         made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=q.dtype, device=q.device)
-        made._parts, made._numbers = (q, k, scale, attend), None
+        made._parts, made.known = (q, k, scale, attend), None
         return made
 
     def _compute(self) -> Tensor:
