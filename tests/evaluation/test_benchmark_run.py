@@ -190,18 +190,8 @@ def test_a_killed_run_is_resumed_to_the_same_numbers(tmp_path, weights, capsys):
     whole = run(tmp_path / "data", weights, tmp_path / "whole")
     out = capsys.readouterr().out
     assert "4 sequences tracked" in out and "in track()" in out and f"{whole[0]['AUC']:.2f}" in out
-    arguments = [
-        "--data",
-        tmp_path / "data",
-        "--weights",
-        weights,
-        "--results",
-        tmp_path / "cut",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]  # as in this process, whatever is fastest on this machine
+    arguments = ["--data", tmp_path / "data", "--weights", weights, "--results", tmp_path / "cut", "--device", "cpu"]
+    arguments += ["--dtype", "float32"]  # as in this process, whatever is fastest on this machine
     process = subprocess.Popen(
         [sys.executable, "-m", "ostrack_fast.cli", "evaluate", "--benchmark", "lasot", *map(str, arguments)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
