@@ -354,7 +354,7 @@ def _native_backward(
 ) -> Tensor:
     # Pairs of bfloat16 are multiplied as they are where the processor can, other half precisions in float32.
     pairs = qkv.dtype == torch.bfloat16 and qkv.shape[-1] % 2 == 0
-    dtype = qkv.dtype if pairs and native.build_info()["cpu_level"] == "avx512_bf16" else torch.float32
+    dtype = qkv.dtype if pairs and native.multiplies_bfloat16() else torch.float32
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     x, y, grad_y = (native.dense(each.to(dtype)) for each in (qkv, out, grad_out))
     grad = torch.empty_like(x)

@@ -44,6 +44,12 @@ def build_info() -> dict[str, Any]:
     return _C.build_info()
 
 
+@cache  # asked for in every backward pass
+def multiplies_bfloat16() -> bool:
+    """Whether the compiled CPU kernels of the level in use multiply pairs of bfloat16."""
+    return build_info()["cpu_level"] == "avx512_bf16"
+
+
 def has_cpu_feature(name: str) -> bool:
     """Whether the compiled module is there and finds this instruction set on the processor."""
     return _C is not None and build_info()["cpu_features"][name]

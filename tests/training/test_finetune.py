@@ -122,3 +122,21 @@ def test_lora_starts_as_the_weights_it_adapts():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     adapt(model, 2)
     assert same(merged(model.state_dict()), before)
+
+
+@pytest.mark.parametrize(("device", "fast", "precision"), [
+    ("cpu", False, "float32"), ("cpu", True, "bfloat16"), ("cuda", False, "bfloat16"),
+])  # fmt: skip
+def test_precision_is_what_is_fast(folder, monkeypatch, device, fast, precision):
+    class Asked(Exception):
+        pass
+
+    def trainer(cfg, _device):
+        assert cfg.precision == precision
+        raise Asked
+
+    monkeypatch.setattr(module, "success", lambda model, videos, device, starts: dict.fromkeys("a", 0.5))
+    monkeypatch.setattr(module, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(module, "Trainer", trainer)
+    with pytest.raises(Asked):
+        finetune(settings(folder), torch.device(device), progress=False)
