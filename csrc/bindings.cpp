@@ -195,6 +195,9 @@ PYBIND11_MODULE(_C, module) {
   OSTF_CPU_KERNELS(OSTF_DEFINE)
 #undef OSTF_DEFINE
   module.def("cpu_linear_packed_bytes", &linear_packed_bytes);
+  module.def("cpu_use_openmp", [](uintptr_t parallel) {
+    return reinterpret_cast<uintptr_t>(ostf_cpu_use_openmp(reinterpret_cast<void*>(parallel)));
+  });
 #if defined(OSTF_WITH_CUDA)
 #define OSTF_DEFINE(name) define(module, "cuda_" #name, ostf_cuda_##name);
   OSTF_CUDA_KERNELS(OSTF_DEFINE)

@@ -17,8 +17,8 @@
 
 // The kernels by name: X(update_box) stands for the function ostf_cpu_update_box or ostf_cuda_update_box.
 #define OSTF_CPU_KERNELS(X) \
-  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(patches) \
-  X(restore) X(restore_conv3x3) X(update_box)
+  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(matmul) \
+  X(patches) X(restore) X(restore_conv3x3) X(update_box)
 #define OSTF_CUDA_KERNELS(X) X(attention) X(crop) X(decode) X(eliminate) X(restore) X(update_box)
 
 #ifdef __cplusplus
@@ -60,6 +60,10 @@ typedef enum {
   OSTF_EDTYPE = -2,       // this kernel has no code for the dtype on this machine
   OSTF_ENOMEM = -3,       // host memory for scratch space could not be had
 } ostf_status;
+
+// What cpu_* functions called by this thread run on from now on: the team of an OpenMP runtime, whose function
+// GOMP_parallel is given, or threads of their own (null). Returns what it was before.
+OSTF_API void* ostf_cpu_use_openmp(void* parallel);
 
 // attention: softmax(Q K' / sqrt(D)) V of queries q (B,M,H,D) over keys and values kv (B,N,2,H,D) -> out (B,M,H*D), all
 // of one dtype. template_mask bool (T) or (B,T), or null: the queries, the first T of the M, whose probabilities score
@@ -146,6 +150,10 @@ OSTF_API int ostf_cpu_linear_pack(const ostf_tensor* weight, const ostf_tensor* 
 // without affine if norm_eps >= 0, else nothing. activation: ostf_activation.
 OSTF_API int ostf_cpu_linear(const ostf_tensor* packed, const ostf_tensor* x, const ostf_tensor* residual,
                              const ostf_tensor* out, int dtype, double norm_eps, int activation, int threads);
+// matmul: out (R,O) = a b + bias; a (R,I), b (I,O), bias (O) or null, all float32. Rows or columns of a and of b are
+// dense, their distance is any; out is dense. OSTF_EDTYPE without AVX2.
+OSTF_API int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias,
+                             const ostf_tensor* out, int threads);
 // conv3x3: out (B,F,F,O) = activation(3 x 3 convolution of x (B,F,F,I) with a border of zeros). Group g of the outputs
 // sees group g of the inputs. x and out are float32 or bfloat16.
 OSTF_API int ostf_cpu_conv3x3(const ostf_tensor* packed, const ostf_tensor* x, const ostf_tensor* out, int dtype,

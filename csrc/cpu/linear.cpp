@@ -17,25 +17,11 @@ using ostf::Gemm;
 using ostf::LinearKernel;
 using ostf::PackedLayout;
 
-// The kernel of a compute dtype, or null where this machine (or OSTRACK_FAST_CPU_CAPABILITY) has none.
-const LinearKernel* choose([[maybe_unused]] int dtype) {
-#if defined(OSTF_X86)
-  if (ostf::level() < ostf::kAvx2) return nullptr;
-  const bool avx512 = ostf::level() >= ostf::kAvx512;
-  if (dtype == OSTF_F32) return avx512 ? &ostf::linear_avx512 : &ostf::linear_avx2;
-  if (dtype == OSTF_BF16) return ostf::level() >= ostf::kAvx512Bf16 ? &ostf::linear_avx512_bf16 : &ostf::linear_avx2_bf16;
-  if (dtype == OSTF_I8) {
-    return avx512 && ostf::cpu_features().avx512_vnni ? &ostf::linear_avx512_vnni : &ostf::linear_avx2_int8;
-  }
-#endif
-  return nullptr;
-}
-
 // Checks that all entry points share: sizes, OSTRACK_FAST_CPU_CAPABILITY, and whether there is a kernel.
 int find_kernel(int dtype, int64_t O, int64_t I, int64_t taps, int groups, const LinearKernel** kernel) {
   const bool valid = O >= 1 && I >= 1 && groups >= 1 && O % groups == 0 && I % groups == 0 && (taps == 1 || taps == 9);
   if (!valid || O > INT_MAX || I > INT_MAX || ostf::level() < 0) return OSTF_EINVAL;
-  *kernel = choose(dtype);
+  *kernel = ostf::linear_kernel(dtype);
   return *kernel ? OSTF_OK : OSTF_EDTYPE;
 }
 
@@ -69,8 +55,7 @@ struct PackedRows {
   ptrdiff_t scales;   // bytes of one row's scales
 
   PackedRows(const LinearKernel& kernel, const PackedLayout& layout, ptrdiff_t count) {
-    // An odd number of cache lines, so that the rows of a tile do not fall into the same sets of the cache.
-    pitch = (static_cast<ptrdiff_t>(layout.conv_groups) * layout.groups * kernel.row_group_bytes + 63) / 64 * 64 | 64;
+    pitch = ostf::row_pitch(kernel, static_cast<ptrdiff_t>(layout.conv_groups) * layout.groups);
     scales = static_cast<ptrdiff_t>(layout.conv_groups) * layout.blocks;
     static thread_local ostf::Arena arena;
     rows = static_cast<char*>(arena.reserve((pitch + sizeof(float) * scales) * count));
@@ -79,6 +64,19 @@ struct PackedRows {
 };
 
 }  // namespace
+
+const ostf::LinearKernel* ostf::linear_kernel([[maybe_unused]] int dtype) {
+#if defined(OSTF_X86)
+  if (ostf::level() < ostf::kAvx2) return nullptr;
+  const bool avx512 = ostf::level() >= ostf::kAvx512;
+  if (dtype == OSTF_F32) return avx512 ? &ostf::linear_avx512 : &ostf::linear_avx2;
+  if (dtype == OSTF_BF16) return ostf::level() >= ostf::kAvx512Bf16 ? &ostf::linear_avx512_bf16 : &ostf::linear_avx2_bf16;
+  if (dtype == OSTF_I8) {
+    return avx512 && ostf::cpu_features().avx512_vnni ? &ostf::linear_avx512_vnni : &ostf::linear_avx2_int8;
+  }
+#endif
+  return nullptr;
+}
 
 int ostf_cpu_linear_packed_bytes(const ostf_tensor* weight, int dtype, int groups, int64_t* bytes) {
   const LinearKernel* kernel;

@@ -84,6 +84,9 @@ struct LinearKernel {
   void (*flush)(PendingTile& pending);
 };
 
+// The kernel of a compute dtype, or null where this machine (or OSTRACK_FAST_CPU_CAPABILITY) has none.
+const LinearKernel* linear_kernel(int dtype);
+
 #if defined(OSTF_X86)
 extern const LinearKernel linear_avx2;
 extern const LinearKernel linear_avx2_bf16;
@@ -123,6 +126,12 @@ inline int part_begin(int i, int parts, int count) {
 // Writes weight (O,taps,I/conv_groups) and bias (O) to packed, layout.total bytes.
 void pack_weights(const LinearKernel& kernel, const PackedLayout& layout, const float* weight, const float* bias,
                   char* packed, int threads);
+
+// Bytes from one packed row of so many K-groups to the next: an odd number of cache lines, so that the rows of a tile do
+// not fall into the same sets of the cache.
+inline ptrdiff_t row_pitch(const LinearKernel& kernel, ptrdiff_t groups) {
+  return (groups * kernel.row_group_bytes + 63) / 64 * 64 | 64;
+}
 
 // The rows of a GEMM lie in lines of `length` rows, and a batch item has lines_per_item of them. A tile stays within a
 // line, so its rows are evenly spaced. Strides are in bytes for `rows` and in elements for residual and out.

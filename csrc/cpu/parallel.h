@@ -49,6 +49,10 @@ struct Job {
 
 inline thread_local bool inside_parallel_for = false;
 
+// What ostf_cpu_use_openmp set for this thread.
+using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+inline thread_local OpenMpParallel openmp_parallel = nullptr;
+
 // Whether `done` comes true within 50 microseconds.
 template <class F>
 bool soon(F done) {
@@ -172,6 +176,10 @@ void parallel_for(int64_t n, int threads, F body) {
   job.n = n;
   job.shares = 2 * team;
   job.helpers = static_cast<int>(team) - 1;
+  if (detail::openmp_parallel) {
+    const auto work = [](void* shared) { static_cast<detail::Job*>(shared)->run(); };
+    return detail::openmp_parallel(work, &job, static_cast<unsigned>(team), 0);
+  }
   detail::Pool::instance().run(job);
 }
 

@@ -7,54 +7,13 @@
 #include "cpu/half.h"
 #include "cpu/parallel.h"
 #include "cpu/cells.h"
+#include "cpu/transpose.h"
 #include "tensor.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 namespace {
 
 constexpr int kCells = 16;    // grid cells in a tile: a row of a tile is written as one or two cache lines
 constexpr int kChannels = 32;  // channels in a tile
-
-// Transposes B x B elements: rows[j][i] -> to[i * stride + j]. B elements fill 16 bytes.
-template <class E>
-struct Block {
-  static constexpr int B = 16 / sizeof(E);
-
-#if defined(__SSE2__)
-  static __m128i low(__m128i a, __m128i b) { return pick<sizeof(E)>(a, b, false); }
-  static __m128i high(__m128i a, __m128i b) { return pick<sizeof(E)>(a, b, true); }
-
-  template <size_t size>
-  static __m128i pick(__m128i a, __m128i b, bool upper) {
-    if (size == 2) return upper ? _mm_unpackhi_epi16(a, b) : _mm_unpacklo_epi16(a, b);
-    if (size == 4) return upper ? _mm_unpackhi_epi32(a, b) : _mm_unpacklo_epi32(a, b);
-    return upper ? _mm_unpackhi_epi64(a, b) : _mm_unpacklo_epi64(a, b);
-  }
-
-  static void transpose(const E* const* rows, E* to, ptrdiff_t stride) {
-    __m128i a[B], b[B];
-    for (int j = 0; j < B; ++j) a[j] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[j]));
-    // Each round interleaves row j with row j + B / 2; after log2(B) rounds rows are columns.
-    for (int step = 1; step < B; step *= 2) {
-      for (int j = 0; j < B / 2; ++j) {
-        b[2 * j] = low(a[j], a[j + B / 2]);
-        b[2 * j + 1] = high(a[j], a[j + B / 2]);
-      }
-      std::copy(b, b + B, a);
-    }
-    for (int i = 0; i < B; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride), a[i]);
-  }
-#else
-  static void transpose(const E* const* rows, E* to, ptrdiff_t stride) {
-    for (int i = 0; i < B; ++i) {
-      for (int j = 0; j < B; ++j) to[i * stride + j] = rows[j][i];
-    }
-  }
-#endif
-};
 
 template <class E>
 void to_planes(const E* tokens, const std::vector<int32_t>& token_at, E* map, int B, int K, int C, int cells,
@@ -62,7 +21,7 @@ void to_planes(const E* tokens, const std::vector<int32_t>& token_at, E* map, in
   const int64_t strips = (C + kChannels - 1) / kChannels;
   ostf::parallel_for(B * strips, threads, [&](int64_t begin, int64_t end) {
     static const E nothing[kChannels] = {};
-    constexpr int side = Block<E>::B;
+    constexpr int side = ostf::TransposedBlock<E>::B;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / strips;
       const int first = static_cast<int>(item % strips) * kChannels;
@@ -81,7 +40,7 @@ void to_planes(const E* tokens, const std::vector<int32_t>& token_at, E* map, in
           for (int j = 0; j < whole_cells; j += side) {
             const E* block[side];
             for (int i = 0; i < side; ++i) block[i] = rows[j + i] + c;
-            Block<E>::transpose(block, out + static_cast<int64_t>(c) * cells + p + j, cells);
+            ostf::TransposedBlock<E>::transpose(block, out + static_cast<int64_t>(c) * cells + p + j, cells);
           }
         }
         for (int c = 0; c < channels; ++c) {

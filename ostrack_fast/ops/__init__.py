@@ -9,6 +9,7 @@ from .attention import attention
 from .crop import crop
 from .decode import decode
 from .eliminate import eliminate
+from .matmul import linear, matmul
 from .registry import BACKENDS, LAYERS, OPS, declared, forced_backend, report, use
 from .restore import restore
 from .update_box import update_box
@@ -27,6 +28,8 @@ __all__ = [
     "eliminate",
     "forced_backend",
     "layers",
+    "linear",
+    "matmul",
     "reference",
     "report",
     "restore",

@@ -45,9 +45,14 @@ def build_info() -> dict[str, Any]:
 
 
 @cache  # asked for in every backward pass
+def cpu_level() -> str:
+    """The instruction sets that the compiled CPU kernels use: portable, avx2, avx512, avx512_bf16; or unknown."""
+    return build_info()["cpu_level"]
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the compiled CPU kernels of the level in use multiply pairs of bfloat16."""
-    return build_info()["cpu_level"] == "avx512_bf16"
+    return cpu_level() == "avx512_bf16"
 
 
 def has_cpu_feature(name: str) -> bool:

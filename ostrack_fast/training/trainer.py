@@ -21,6 +21,7 @@ from ..interrupts import Interrupts
 from ..model import template_mask
 from ..model.checkpoint import save_weights
 from ..model.vit import DropPath
+from ..ops.threads import pytorch_threads
 from ..progress import progress_bar
 from .ambient import as_configured
 from .augment import Normalizer
@@ -253,7 +254,8 @@ class Trainer:
             else:
                 set_rate(group, group["base_lr"] * self.rate, self.device)
         if self._graph is None:
-            found = self._compute(batch)
+            with pytorch_threads():
+                found = self._compute(batch)
         else:
             found = self._graph(batch, tuple(self.cfg.model.search_tokens(self.keep)))
         numbers = dict(zip(self._names, found.tolist(), strict=True))

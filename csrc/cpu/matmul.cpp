@@ -1,0 +1,143 @@
+// Products of two float32 matrices that both change from call to call, as in training, by the GEMM of the linear layers.
+// The right one is packed as weights are, whole; rows of the left one, where they do not lie in memory as rows, are packed
+// block by block, by the thread that then multiplies them, so that they come from its cache.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "cpu/arena.h"
+#include "cpu/linear.h"
+#include "cpu/parallel.h"
+#include "cpu/transpose.h"
+#include "tensor.h"
+
+namespace {
+
+using ostf::PackedLayout;
+
+constexpr ptrdiff_t kBlockFloats = 80 * 1024;  // of packed rows: with a panel of the right matrix they fit 1 MiB of L2
+constexpr int kBlocksAThread = 4;  // at least, where rows are many: so that threads end at about the same time
+constexpr int kAhead = 48;         // rows between the one that is packed and the one that is prefetched
+constexpr int kStrip = 64;  // columns that are transposed together: few pages and cache lines are in use at a time
+
+// Strides of a matrix, of which one is 1: along the summed dimension, and from one vector along it to the next.
+struct Strides {
+  ptrdiff_t summed, next;
+};
+
+bool valid(const ostf_tensor* t) {
+  if (!ostf::has_rank(t, 2) || t->dtype != OSTF_F32 || !ostf::has_elements(*t)) return false;
+  const auto dense = [t](int i) { return t->stride[i] == 1 || t->shape[i] == 1; };
+  return t->stride[0] >= 0 && t->stride[1] >= 0 && (dense(0) || dense(1));
+}
+
+Strides strides(const ostf_tensor* t, int summed) {
+  // A dimension of one element may have any stride.
+  const auto stride = [&](int i) { return t->shape[i] == 1 ? ptrdiff_t{1} : static_cast<ptrdiff_t>(t->stride[i]); };
+  return {stride(summed), stride(1 - summed)};
+}
+
+// Hardware does not foresee rows that lie pages apart.
+void prefetch_row(const float* row, int count) {
+  for (int at = 0; at < count; at += 16) __builtin_prefetch(row + at);
+}
+
+// to[j * to_next + i] = from[i * from_next + j] for up to kStrip columns j.
+void transpose_strip(const float* from, ptrdiff_t from_next, float* to, ptrdiff_t to_next, int rows, int columns) {
+  using Block = ostf::TransposedBlock<float>;
+  constexpr int side = Block::B;
+  const int whole_rows = rows - rows % side, whole_columns = columns - columns % side;
+  for (int i = 0; i < whole_rows; i += side) {
+    for (int j = 0; j < whole_columns; j += side) {
+      const float* block[side];
+      for (int r = 0; r < side; ++r) block[r] = from + (i + r) * from_next + j;
+      Block::transpose(block, to + j * to_next + i, to_next);
+    }
+    for (int r = i + kAhead; r < std::min(i + kAhead + side, rows); ++r) prefetch_row(from + r * from_next, columns);
+  }
+  for (int j = 0; j < columns; ++j) {
+    for (int i = j < whole_columns ? whole_rows : 0; i < rows; ++i) to[j * to_next + i] = from[i * from_next + j];
+  }
+}
+
+// `columns` columns of the right matrix for a panel of `width`: input by input.
+void pack_panel(const float* from, const Strides& by, int inputs, int columns, float* to, int width) {
+  if (columns < width) std::memset(to, 0, sizeof(float) * inputs * width);
+  if (by.next == 1) {
+    for (int i = 0; i < inputs; ++i) {
+      if (i + kAhead < inputs) prefetch_row(from + (i + kAhead) * by.summed, columns);
+      std::copy_n(from + i * by.summed, columns, to + static_cast<ptrdiff_t>(i) * width);
+    }
+    return;
+  }
+  for (int i = 0; i < inputs; i += kStrip) {
+    transpose_strip(from + i, by.next, to + static_cast<ptrdiff_t>(i) * width, width, columns,
+                    std::min(kStrip, inputs - i));
+  }
+}
+
+// `count` rows of the left matrix, `pitch` floats apart, from columns that lie `next` apart.
+void pack_rows(const float* from, ptrdiff_t next, int inputs, int count, float* to, ptrdiff_t pitch) {
+  for (int r = 0; r < count; r += kStrip) {
+    transpose_strip(from + r, next, to + r * pitch, pitch, inputs, std::min(kStrip, count - r));
+  }
+}
+
+}  // namespace
+
+int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out,
+                    int threads) {
+  if (!valid(a) || !valid(b) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
+  const auto R = static_cast<int>(a->shape[0]), I = static_cast<int>(a->shape[1]), O = static_cast<int>(b->shape[1]);
+  if (b->shape[0] != I || !ostf::is(out, OSTF_F32, {R, O}) || (bias && !ostf::is(bias, OSTF_F32, {O}))) {
+    return OSTF_EINVAL;
+  }
+  const ostf::LinearKernel* kernel = ostf::linear_kernel(OSTF_F32);
+  if (!kernel) return OSTF_EDTYPE;
+
+  const PackedLayout layout(*kernel, O, I, 1, 1);
+  static thread_local ostf::Arena right;
+  auto* packed = static_cast<char*>(right.reserve(layout.total));
+  if (!packed) return OSTF_ENOMEM;
+  auto* shift = reinterpret_cast<float*>(packed + layout.bias);
+  std::fill_n(shift, layout.columns, 0.0f);
+  if (bias) std::copy_n(ostf::data<const float>(bias), O, shift);
+  const Strides by = strides(b, 0);
+  ostf::parallel_for(layout.panels, threads, [&](int64_t first, int64_t last) {
+    for (int p = static_cast<int>(first); p < last; ++p) {
+      const int column = layout.first_vector(p) * layout.width, end = layout.first_vector(p + 1) * layout.width;
+      pack_panel(ostf::data<const float>(b) + column * by.next, by, I, std::min(end, O) - column,
+                 reinterpret_cast<float*>(packed + layout.panel(p)), end - column);
+    }
+  });
+
+  const Strides from = strides(a, 1);
+  const bool direct = from.summed == 1;
+  const ptrdiff_t pitch = direct ? from.next : ostf::row_pitch(*kernel, I) / static_cast<ptrdiff_t>(sizeof(float));
+  const int tiles = ostf::ceil_div(R, kernel->rows);
+  const int fewest = threads > 1 ? std::min(kBlocksAThread * threads, tiles) : 1;
+  const int blocks = std::max(fewest, static_cast<int>(std::min<int64_t>(tiles, pitch * R / kBlockFloats)));
+  std::atomic<bool> enough{true};  // memory
+  ostf::parallel_for(blocks, threads, [&](int64_t first, int64_t last) {
+    static thread_local ostf::Arena left;
+    for (int block = static_cast<int>(first); block < last; ++block) {
+      const auto start = [&](int i) { return std::min(R, ostf::part_begin(i, blocks, tiles) * kernel->rows); };
+      const int row = start(block), count = start(block + 1) - row;
+      const float* rows = ostf::data<const float>(a) + row * from.next;
+      if (!direct) {
+        auto* to = static_cast<float*>(left.reserve(sizeof(float) * pitch * count));
+        if (!to) {
+          enough = false;
+          return;
+        }
+        pack_rows(rows, from.summed, I, count, to, pitch);
+        rows = to;
+      }
+      const ostf::Gemm gemm = {1, count, 1, reinterpret_cast<const char*>(rows), 0, 0,
+                               pitch * static_cast<ptrdiff_t>(sizeof(float)), 0, nullptr, OSTF_NONE, nullptr, 0,
+                               ostf::data<float>(out) + static_cast<ptrdiff_t>(row) * O, false, 0};
+      run_gemm(*kernel, layout, packed, gemm, 1);
+    }
+  });
+  return enough ? OSTF_OK : OSTF_ENOMEM;
+}
