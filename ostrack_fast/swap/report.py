@@ -12,7 +12,6 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from . import short_waits
 from .block import eliminates
 from .compare import difference, difference_of_values
 from .kinds import METHODS
@@ -61,7 +60,6 @@ class Report:
         for swap in self._session.swaps:
             swap.restore()
         self._session.swaps.clear()
-        short_waits.release(self._session)
         return self.network
 
     def leave(self, why: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import short_waits
+from ..ops.threads import pytorch_threads
 from .block import NotServed
 from .compare import TOLERANCES, pattern_of
 from .kinds import BY_NAME, Kind
@@ -66,8 +66,7 @@ class Session:
     def speed(self, key: tuple, original: Callable[[], Any], replacement: Callable[[], Any]) -> float:
         """The original's time over the replacement's, timed in turns, once for all modules of the same sizes.
 
-        Weights come from memory, as in a network, where those of other modules have been read in between. PyTorch's
-        threads wait for the original as they did before, and as `short_waits` has them for the replacement.
+        Weights come from memory, as in a network, where those of other modules have been read in between.
         """
         if key not in self._speeds:
             times: tuple[list[float], list[float]] = [], []
@@ -75,14 +74,13 @@ class Session:
             for turn in range(_ROUNDS * _TIMINGS):
                 if turn % _TIMINGS == 0 and turn > 0 and min(times[0]) >= _WORTH * min(times[1]):
                     break
-                for short, function, taken in zip((False, True), (original, replacement), times, strict=True):
-                    with short_waits.temporarily(short):
-                        others.add_(1)
-                        start = time.perf_counter()
-                        function()
-                        if torch.cuda.is_available():
-                            torch.cuda.synchronize()
-                        taken.append(time.perf_counter() - start)
+                for function, taken in zip((original, replacement), times, strict=True):
+                    others.add_(1)
+                    start = time.perf_counter()
+                    function()
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
+                    taken.append(time.perf_counter() - start)
             self._speeds[key] = min(times[0]) / min(times[1])
         return self._speeds[key]
 
@@ -235,14 +233,14 @@ class Swapped:
         if speed < _WORTH:
             return Verdict(kind.name, None, "not faster than the original here", error, speed)
         self._runs[kind.name] = run
-        if args[0].device.type == "cpu":
-            short_waits.hold(self.session)
         return Verdict(kind.name, form, "", error, speed)
 
     def _built(self, kind: Kind, dtype: torch.dtype) -> Callable[..., Any]:
         if dtype == self.session.dtype and kind.name in self._runs:
             return self._runs[kind.name]
-        return kind.build(self.module, dtype, self.original) if kind.own_code else kind.build(self.module, dtype)
+        build = kind.build
+        run = build(self.module, dtype, self.original) if kind.own_code else build(self.module, dtype)
+        return pytorch_threads()(run)  # as the network's other modules do
 
     def _best_form(
         self, kind: Kind, found: Any, expected: Any, exact: bool
