@@ -28,4 +28,9 @@ def cases(at: Setting) -> Iterator[Case]:
 
 def _compare(at: Setting, sizes: tuple[int, int, int], turned: str) -> Comparison:
     a, b, _ = arguments = at.example("matmul", *sizes, turned, False)
-    return compare("matmul", arguments, at.dtype, {"torch": lambda: a @ b})
+    baselines = {
+        "upstream": lambda: a @ b,
+        # What oneDNN makes of it, in whose place MKL stands by default.
+        "torch": lambda: torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""),
+    }
+    return compare("matmul", arguments, at.dtype, baselines)

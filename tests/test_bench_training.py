@@ -56,7 +56,7 @@ def test_a_loss_that_is_a_little_wrong_is_refused(monkeypatch):
 
 def test_cases():
     (case,) = suite_training.cases(Options(CPU))
-    assert (case.op, case.batch) == ("training", 2)
+    assert (case.op, case.batch) == ("training", 8)
     # The pairs have no template box, nor has the upstream network.
     assert get_config("small").template_box and not case.build.args[0].template_box
     cuda = torch.device("cuda")
