@@ -137,8 +137,8 @@ OSTF_API int ostf_cuda_update_box(const ostf_tensor* found, const ostf_tensor* b
                                   int64_t height, int64_t width, double factor, double margin, void* stream);
 
 // linear, conv3x3: GEMMs with prepacked weights. dtype is the compute dtype: OSTF_F32, OSTF_BF16, or OSTF_I8 (weights
-// quantized symmetrically beforehand, activations as they come, each 64 inputs of a row and a tap by themselves; sums of
-// products of 64 exact); sums are float32. OSTF_EDTYPE where this processor has no kernel for it.
+// quantized symmetrically beforehand, activations as they come, each row and tap by themselves; a tap's sum is exact,
+// and has at most 131072 inputs); sums are float32. OSTF_EDTYPE where this processor has no kernel for it.
 // weight (O,taps,I/groups) and bias (O) float32; taps is 1 for linear, 9 row by row for conv3x3. packed: opaque uint8, as
 // many as packed_bytes writes to *bytes, which reads only the shape of weight. OSTF_I8 takes only finite weights (else
 // OSTF_EINVAL).

@@ -20,7 +20,8 @@ using ostf::PackedLayout;
 // Checks that all entry points share: sizes, OSTRACK_FAST_CPU_CAPABILITY, and whether there is a kernel.
 int find_kernel(int dtype, int64_t O, int64_t I, int64_t taps, int groups, const LinearKernel** kernel) {
   const bool valid = O >= 1 && I >= 1 && groups >= 1 && O % groups == 0 && I % groups == 0 && (taps == 1 || taps == 9);
-  if (!valid || O > INT_MAX || I > INT_MAX || ostf::level() < 0) return OSTF_EINVAL;
+  const bool fits = O <= INT_MAX && I <= INT_MAX && (dtype != OSTF_I8 || I / groups <= ostf::kMaxQuantizedInputs);
+  if (!valid || !fits || ostf::level() < 0) return OSTF_EINVAL;
   *kernel = ostf::linear_kernel(dtype);
   return *kernel ? OSTF_OK : OSTF_EDTYPE;
 }
@@ -50,15 +51,13 @@ bool valid(int activation) { return activation >= OSTF_NONE && activation <= OST
 // Encoded rows in the calling thread's scratch memory.
 struct PackedRows {
   char* rows;
-  float* scale;       // (count, scales)
-  ptrdiff_t pitch;    // bytes from one row to the next
-  ptrdiff_t scales;   // bytes of one row's scales
+  float* scale;     // (count, conv_groups)
+  ptrdiff_t pitch;  // bytes from one row to the next
 
   PackedRows(const LinearKernel& kernel, const PackedLayout& layout, ptrdiff_t count) {
     pitch = ostf::row_pitch(kernel, static_cast<ptrdiff_t>(layout.conv_groups) * layout.groups);
-    scales = static_cast<ptrdiff_t>(layout.conv_groups) * layout.blocks;
     static thread_local ostf::Arena arena;
-    rows = static_cast<char*>(arena.reserve((pitch + sizeof(float) * scales) * count));
+    rows = static_cast<char*>(arena.reserve((pitch + sizeof(float) * layout.conv_groups) * count));
     scale = reinterpret_cast<float*>(rows + pitch * count);
   }
 };
@@ -132,7 +131,7 @@ int ostf_cpu_linear(const ostf_tensor* packed, const ostf_tensor* x, const ostf_
     ostf::parallel_for(rows, threads, [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) {
         kernel->pack_row(x->dtype, from + (row / R * x_item + row % R * I) * element, I, static_cast<float>(norm_eps),
-                         to.rows + row * to.pitch, to.scale + row * to.scales);
+                         to.rows + row * to.pitch, to.scale + row);
       }
     });
     gemm.rows = to.rows;
@@ -175,14 +174,14 @@ int ostf_cpu_conv3x3(const ostf_tensor* packed, const ostf_tensor* x, const ostf
       char* encoded = to.rows + cell * to.pitch;
       if (row < 0 || row >= F || column < 0 || column >= F) {
         std::memset(encoded, kernel->zero, to.pitch);
-        std::fill_n(to.scale + cell * to.scales, to.scales, 0.0f);
+        std::fill_n(to.scale + cell * groups, groups, 0.0f);
         continue;
       }
       const char* from = ostf::data<const char>(x) + ((cell / side / side * F + row) * F + column) * I * element;
       for (int g = 0; g < groups; ++g) {
         kernel->pack_row(x->dtype, from + static_cast<ptrdiff_t>(g) * layout.inputs * element, layout.inputs, -1.0f,
                          encoded + static_cast<ptrdiff_t>(g) * layout.groups * kernel->row_group_bytes,
-                         to.scale + cell * to.scales + g * layout.blocks);
+                         to.scale + cell * groups + g);
       }
     }
   });

@@ -13,7 +13,7 @@
 namespace ostf {
 
 constexpr int kGroupBytes = 4;  // size of a K-group of weights; activations differ where they are widened beforehand
-constexpr int kQuantBlock = 64;  // inputs per int8 scale; one scale for a whole row would be too coarse
+constexpr int kMaxQuantizedInputs = 1 << 17;  // products of so many int8 pairs add up in 32 bits
 
 // The largest micro-tile of any kernel: 9 x 48 with AVX-512, whose 27 sums and 4 operands fit the 32 registers.
 constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
@@ -45,11 +45,10 @@ struct Tile {
   const uint32_t* weights;  // (taps, groups, columns of the panel)
   const char* prefetch;     // weights of the next panel
 
-  // int8 only: sum over taps and quantization blocks of row_scale * column_scale * (integer sum + offset).
+  // int8 only: sum over taps of row_scale * column_scale * (integer sum + offset).
   const float* row_scale;     // (rows, scale_pitch)
-  const float* column_scale;  // (taps, blocks, column_pitch)
+  const float* column_scale;  // (taps, column_pitch)
   const int32_t* offset;      // likewise; what the sums start from
-  int blocks;                 // quantization blocks of one tap
   int scale_pitch, column_pitch;
 
   Epilogue epilogue;
@@ -77,7 +76,7 @@ struct LinearKernel {
   int row_dtype;        // dtype whose rows need no encoding (OSTF_F32 or OSTF_BF16), or -1
 
   // The prologue: encodes `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The
-  // quantized kernels write a scale for every block.
+  // quantized kernels write the row's scale.
   void (*pack_row)(int dtype, const void* row, int count, float norm_eps, void* groups, float* scale);
   // By vectors - 1 and rows - 1: runs the pending tile's epilogue and leaves this tile pending.
   void (*tile[kMaxTileVectors][kMaxTileRows])(const Tile& tile, PendingTile& pending);
@@ -97,13 +96,12 @@ extern const LinearKernel linear_avx512_vnni;
 #endif
 
 // Layout of the prepacked weights: for each group of a grouped convolution, for each panel, (taps, K-groups,
-// columns); then for every column (padded to whole vectors) the bias; and in int8, (taps, blocks, columns), the scale
-// and the offset of the integer sum.
+// columns); then for every column (padded to whole vectors) the bias; and in int8, (taps, columns), the scale and the
+// offset of the integer sum.
 struct PackedLayout {
   int taps, conv_groups;
   int inputs, outputs;  // channels of one convolution group
   int groups;           // K-groups of one tap
-  int blocks;           // quantization blocks of one tap; 0 unless quantized
   int width;            // columns in a vector
   int vectors, panels;  // counts for one convolution group
   int columns;          // padded columns of all convolution groups
@@ -140,7 +138,7 @@ struct Gemm {
   const char* rows;
   ptrdiff_t item, line, pitch;  // from one item, line, row to the next
   int tap_line;                 // rows from one line to the next, for the taps of a convolution
-  const float* scale;           // (rows, conv_groups, blocks), int8 only
+  const float* scale;           // (rows, conv_groups), int8 only
   int activation;  // ostf_activation
   const float* residual;
   ptrdiff_t residual_item;

@@ -60,13 +60,13 @@ struct Int8Pairs {
   static constexpr ostf::Encoding kEncoding = ostf::kInt8Pairs;
   static constexpr bool kQuantized = true;
   static constexpr int kGroupInputs = 4;
-  static constexpr int kChain = kQuantBlock / kGroupInputs;
+  static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
   static constexpr int kTileVectors = 2, kTileRows = 5;  // so that the products and the ones have registers
   static constexpr int kZero = 128;  // activations are unsigned
   static constexpr int kSteps = 1;
   static constexpr int kRowDtype = -1;
   using Sum = Ints;
-  using Chain = QuantizedChain<kChain>;
+  using Chain = QuantizedChain;
   using Group = Ints;
 
   static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load_ints(from); }

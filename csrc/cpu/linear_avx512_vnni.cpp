@@ -1,5 +1,5 @@
-// Linear layers in int8 with AVX-512 VNNI: rows are quantized as they are packed, block by block, and the sums of
-// products over a block are exact.
+// Linear layers in int8 with AVX-512 VNNI: rows are quantized as they are packed, and the sums of a row's products are
+// exact.
 #include "cpu/linear_target.h"
 
 #if defined(OSTF_X86)
@@ -14,13 +14,13 @@ struct Int8Quad {
   static constexpr ostf::Encoding kEncoding = ostf::kInt8;
   static constexpr bool kQuantized = true;
   static constexpr int kGroupInputs = 4;
-  static constexpr int kChain = kQuantBlock / kGroupInputs;
+  static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
   static constexpr int kTileVectors = 3, kTileRows = 9;
   static constexpr int kZero = 128;  // the instruction takes unsigned activations
   static constexpr int kSteps = 1;  // multiply-adds for a K-group
   static constexpr int kRowDtype = -1;
   using Sum = Ints;
-  using Chain = QuantizedChain<kChain>;
+  using Chain = QuantizedChain;
   using Group = Ints;
 
   static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load_ints(from); }

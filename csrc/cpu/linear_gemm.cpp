@@ -53,8 +53,7 @@ class Task {
     tile.weights = reinterpret_cast<const uint32_t*>(packed_ + layout_.panel(panel));
     tile.column_scale = reinterpret_cast<const float*>(packed_ + layout_.scale + lane);
     tile.offset = reinterpret_cast<const int32_t*>(packed_ + layout_.offset + lane);
-    tile.blocks = layout_.blocks;
-    tile.scale_pitch = layout_.conv_groups * layout_.blocks;
+    tile.scale_pitch = layout_.conv_groups;
     tile.column_pitch = layout_.columns;
     tile.epilogue.bias = reinterpret_cast<const float*>(packed_ + layout_.bias + lane);
     tile.epilogue.activation = gemm_.activation;
@@ -70,9 +69,7 @@ class Task {
     };
     const ptrdiff_t from = start(gemm_.item, gemm_.line) + row * gemm_.pitch;
     tile.rows = gemm_.rows + from + static_cast<ptrdiff_t>(conv_group) * layout_.groups * kernel_.row_group_bytes;
-    if (gemm_.scale) {
-      tile.row_scale = gemm_.scale + from / gemm_.pitch * tile.scale_pitch + conv_group * layout_.blocks;
-    }
+    if (gemm_.scale) tile.row_scale = gemm_.scale + from / gemm_.pitch * tile.scale_pitch + conv_group;
     const ptrdiff_t within = static_cast<ptrdiff_t>(row) * outputs_ + output;
     const ptrdiff_t next = static_cast<ptrdiff_t>(gemm_.length) * outputs_;
     if (gemm_.residual) tile.epilogue.residual = gemm_.residual + start(gemm_.residual_item, next) + within;

@@ -15,7 +15,6 @@
 namespace {
 
 using ostf::Epilogue;
-using ostf::kQuantBlock;
 using ostf::PendingTile;
 using ostf::Tile;
 
@@ -35,56 +34,51 @@ OSTF_INLINE void each_vector(const T* row, int count, float mean, F body) {
   }
 }
 
-// The row that is packed is (x - mean) * factor: mean 0 and factor 1, or LayerNorm's.
-struct Norm {
-  float mean, factor;
-};
+OSTF_INLINE float total(const Vec (&sum)[4]) { return sum_of(add(add(sum[0], sum[1]), add(sum[2], sum[3]))); }
 
 template <class T>
-Norm statistics(const T* row, int count, float eps) {
-  const auto average = [count](const Vec (&sum)[4]) {
-    return sum_of(add(add(sum[0], sum[1]), add(sum[2], sum[3]))) / static_cast<float>(count);
-  };
-  Vec sum[4] = {}, square[4] = {};
+float mean_of(const T* row, int count) {
+  Vec sum[4] = {};
   each_vector(row, count, 0.0f, [&](int, Vec x, Lanes, int j) OSTF_INLINED { sum[j] = add(sum[j], x); });
-  const float mean = average(sum);
-  each_vector(row, count, mean, [&](int, Vec x, Lanes, int j) OSTF_INLINED { square[j] = fma(x, x, square[j]); });
-  return {mean, 1.0f / std::sqrt(average(square) + eps)};
+  return total(sum) / static_cast<float>(count);
 }
 
-// The factor that makes the largest magnitude of a block's (normalized) elements 127. *scale is its inverse, or NaN if
-// an element is NaN or infinite.
-template <class T>
-float quantizing_factor(const T* row, int count, const Norm& norm, float* scale) {
-  Ints most[4] = {};  // the bits of magnitudes order as integers, infinity and NaN highest
-  each_vector(row, count, norm.mean, [&](int, Vec x, Lanes, int j) OSTF_INLINED {
-    most[j] = max_bits(most[j], abs(x));
-  });
+// The factor that makes the largest magnitude of a row's elements 127. *scale, which comes as their unit, is multiplied by
+// its inverse, or becomes NaN if an element is NaN or infinite.
+OSTF_INLINE float quantizing_factor(const Ints (&most)[4], float* scale) {
   const Ints all = max_ints(max_ints(most[0], most[1]), max_ints(most[2], most[3]));
   const float largest = ostf::bits_float(static_cast<uint32_t>(largest_of(all)));
   if (!(largest <= 3.402823466e38f)) {
     *scale = ostf::bits_float(0x7fc00000);
     return 0.0f;
   }
-  *scale = largest * norm.factor / 127.0f;
+  *scale *= largest / 127.0f;
   return largest > 1e-30f ? 127.0f / largest : 0.0f;  // below, the quotient would overflow
 }
 
 template <class S, class T>
 void pack_elements(const T* row, int count, float norm_eps, void* groups, float* scale) {
-  const Norm norm = norm_eps < 0 ? Norm{0.0f, 1.0f} : statistics(row, count, norm_eps);
-  const int block = S::kQuantized ? kQuantBlock : count;
-  for (int first = 0; first < count; first += block) {
-    const int length = count - first < block ? count - first : block;
-    const int padded = (length + S::kGroupInputs - 1) / S::kGroupInputs * S::kGroupInputs;
-    float multiplier = norm.factor;
-    if constexpr (S::kQuantized) multiplier = quantizing_factor(row + first, length, norm, scale++);
-    const Vec factor = set(multiplier);
-    each_vector(row + first, length, norm.mean, [&](int at, Vec x, Lanes lanes, int) OSTF_INLINED {
-      if (lanes != kAllLanes) lanes = first_lanes(padded - at);
-      S::encode(groups, first + at, lanes, mul(x, factor));
+  const bool norm = norm_eps >= 0;
+  const float mean = norm ? mean_of(row, count) : 0.0f;
+  Vec square[4] = {};
+  [[maybe_unused]] Ints most[4] = {};  // the bits of magnitudes order as integers, infinity and NaN highest
+  if (norm || S::kQuantized) {
+    each_vector(row, count, mean, [&](int, Vec x, Lanes, int j) OSTF_INLINED {
+      square[j] = fma(x, x, square[j]);
+      if constexpr (S::kQuantized) most[j] = max_bits(most[j], abs(x));
     });
   }
+  float multiplier = norm ? 1.0f / std::sqrt(total(square) / static_cast<float>(count) + norm_eps) : 1.0f;
+  if constexpr (S::kQuantized) {
+    *scale = multiplier;
+    multiplier = quantizing_factor(most, scale);
+  }
+  const int padded = (count + S::kGroupInputs - 1) / S::kGroupInputs * S::kGroupInputs;
+  const Vec factor = set(multiplier);
+  each_vector(row, count, mean, [&](int at, Vec x, Lanes lanes, int) OSTF_INLINED {
+    if (lanes != kAllLanes) lanes = first_lanes(padded - at);
+    S::encode(groups, at, lanes, mul(x, factor));
+  });
 }
 
 template <class S>
@@ -95,23 +89,21 @@ void pack_row(int dtype, const void* row, int count, float norm_eps, void* group
 
 // The sums of one chain of K-groups in floating point: chains are added up in float32.
 struct FloatChain {
-  FloatChain(const Tile&, ptrdiff_t, int, int) {}
+  FloatChain(const Tile&, ptrdiff_t, int) {}
   static OSTF_INLINE Vec begin(int) { return zero(); }
   static OSTF_INLINE Vec end(int, int, Vec sum, bool more, const float* before) {
     return more ? add(load(before), sum) : sum;
   }
 };
 
-// The integer sums of one quantization block, which has a scale for each row and one for each column.
-template <int kGroups>  // K-groups in a block
+// The integer sums of one tap, which have a scale for each row and one for each column.
 class QuantizedChain {
  public:
-  OSTF_INLINE QuantizedChain(const Tile& tile, ptrdiff_t row, int tap, int group)
-      : row_scale_(tile.row_scale + row * tile.scale_pitch + group / kGroups), pitch_(tile.scale_pitch) {
-    const ptrdiff_t block = static_cast<ptrdiff_t>(tap) * tile.blocks + group / kGroups;
-    column_scale_ = tile.column_scale + block * tile.column_pitch;
-    offset_ = tile.offset + block * tile.column_pitch;
-  }
+  OSTF_INLINE QuantizedChain(const Tile& tile, ptrdiff_t row, int tap)
+      : row_scale_(tile.row_scale + row * tile.scale_pitch),
+        column_scale_(tile.column_scale + static_cast<ptrdiff_t>(tap) * tile.column_pitch),
+        offset_(tile.offset + static_cast<ptrdiff_t>(tap) * tile.column_pitch),
+        pitch_(tile.scale_pitch) {}
 
   OSTF_INLINE Ints begin(int v) const { return load_ints(offset_ + v * kWidth); }
   OSTF_INLINE Vec end(int r, int v, Ints sum, bool more, const float* before) const {
@@ -228,7 +220,7 @@ OSTF_NOINLINE const char* main_loop(const Tile& tile, int tap, const char* prefe
   const uint32_t* b = tile.weights + static_cast<ptrdiff_t>(tap) * tile.groups * V * kWidth;
   for (int done = 0; done < tile.groups; done += S::kChain) {
     const int groups = tile.groups - done < S::kChain ? tile.groups - done : S::kChain;
-    const typename S::Chain chain(tile, shift, tap, done);
+    const typename S::Chain chain(tile, shift, tap);
     typename S::Sum acc[R][V];
     OSTF_UNROLL for (int r = 0; r < R; ++r) {
       OSTF_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = chain.begin(v);

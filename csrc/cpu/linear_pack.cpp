@@ -10,7 +10,7 @@
 namespace ostf {
 namespace {
 
-// A block's quantization step: its largest weight becomes 127. In pairs, two products of an unsigned activation, up
+// A column's quantization step: its largest weight becomes 127. In pairs, two products of an unsigned activation, up
 // to 255, add up in a signed 16-bit sum: two neighbours of one sign may together become 128 at most.
 float quantization_step(const float* values, int count, bool in_pairs) {
   float largest = 0, largest_pair = 0;
@@ -28,27 +28,25 @@ void keep_pair(int8_t& a, int8_t& b) {
   if (std::abs(a + b) > 128 && (a ^ b) >= 0) (std::abs(a) < std::abs(b) ? a : b) += a > 0 ? -1 : 1;
 }
 
-// One column of one quantization block in int8. Activations are unsigned bytes, packed with 128 added, and `offset` takes
-// that off the sum.
+// One column in int8. Activations are unsigned bytes, packed with 128 added, and `offset` takes that off the sum.
 void quantize(const float* values, int count, bool in_pairs, char* groups, ptrdiff_t next, float* scale,
               int32_t* offset) {
-  int8_t whole[kQuantBlock] = {};
   *scale = quantization_step(values, count, in_pairs);
-  for (int i = 0; i < count; ++i) {
-    const float rounded = *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
-    whole[i] = static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
-  }
-  for (int i = 0; in_pairs && i < count; i += 2) keep_pair(whole[i], whole[i + 1]);
+  const auto whole = [&](int i) {
+    const float rounded = i < count && *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
+    return static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
+  };
   int32_t sum = 0;
-  for (int i = 0; i < count; ++i) {
-    std::memcpy(groups + i / kGroupBytes * next + i % kGroupBytes, whole + i, 1);
-    sum += whole[i];
+  for (int i = 0; i < count; i += 2) {
+    int8_t pair[] = {whole(i), whole(i + 1)};
+    if (in_pairs) keep_pair(pair[0], pair[1]);
+    std::memcpy(groups + i / kGroupBytes * next + i % kGroupBytes, pair, sizeof pair);
+    sum += pair[0] + pair[1];
   }
   *offset = -128 * sum;
 }
 
-// The weights of one column and tap, whose K-groups lie `next` bytes apart. `at` is the column in the scales of the
-// tap's first block.
+// The weights of one column and tap, whose K-groups lie `next` bytes apart. `at` is the column in the tap's scales.
 void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const float* values, char* groups,
                  ptrdiff_t next, char* packed, ptrdiff_t at) {
   if (kernel.encoding == kFloat) {
@@ -62,13 +60,8 @@ void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const f
     }
     return;
   }
-  for (int block = 0; block < layout.blocks; ++block, at += layout.columns) {
-    const int first = block * kQuantBlock;
-    const int count = std::min(kQuantBlock, layout.inputs - first);
-    quantize(values + first, count, kernel.encoding == kInt8Pairs, groups + first / kGroupBytes * next, next,
-             reinterpret_cast<float*>(packed + layout.scale) + at,
-             reinterpret_cast<int32_t*>(packed + layout.offset) + at);
-  }
+  quantize(values, layout.inputs, kernel.encoding == kInt8Pairs, groups, next,
+           reinterpret_cast<float*>(packed + layout.scale) + at, reinterpret_cast<int32_t*>(packed + layout.offset) + at);
 }
 
 }  // namespace
@@ -76,15 +69,15 @@ void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const f
 PackedLayout::PackedLayout(const LinearKernel& kernel, int O, int I, int taps, int conv_groups)
     : taps(taps), conv_groups(conv_groups), inputs(I / conv_groups), outputs(O / conv_groups), width(kernel.width) {
   groups = ceil_div(inputs, inputs_per_group(kernel.encoding));
-  blocks = quantized(kernel.encoding) ? ceil_div(inputs, kQuantBlock) : 0;
   vectors = ceil_div(outputs, width);
   panels = ceil_div(vectors, kernel.vectors);
   columns = conv_groups * vectors * width;
   constexpr size_t lane = sizeof(uint32_t);
   bias = lane * columns * taps * groups;
   scale = bias + lane * columns;
-  offset = scale + lane * columns * taps * blocks;
-  total = offset + lane * columns * taps * blocks;
+  const size_t scales = quantized(kernel.encoding) ? lane * columns * taps : 0;
+  offset = scale + scales;
+  total = offset + scales;
 }
 
 int PackedLayout::first_vector(int p) const { return p / panels * vectors + part_begin(p % panels, panels, vectors); }
@@ -104,7 +97,7 @@ void pack_weights(const LinearKernel& kernel, const PackedLayout& layout, const 
         for (int tap = 0; tap < layout.taps; ++tap) {
           const ptrdiff_t row = static_cast<ptrdiff_t>(output) * layout.taps + tap;
           char* groups = packed + layout.panel(p) + tap * layout.groups * next + c * kGroupBytes;
-          const ptrdiff_t at = static_cast<ptrdiff_t>(tap) * layout.blocks * layout.columns + column;
+          const ptrdiff_t at = static_cast<ptrdiff_t>(tap) * layout.columns + column;
           pack_column(kernel, layout, weight + row * layout.inputs, groups, next, packed, at);
         }
       }

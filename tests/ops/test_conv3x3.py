@@ -60,7 +60,7 @@ def test_error(dtype, activation, batch, side, inputs, outputs, groups):
 
 @pytest.mark.parametrize(("batch", "side", "inputs", "outputs", "groups"), CASES)
 def test_int8_is_its_formula(batch, side, inputs, outputs, groups):
-    """Each cell and each tap are quantized by themselves, slice by slice; then sums of products are exact."""
+    """Each cell and each tap are quantized by themselves; then sums of products are exact."""
     needs(torch.int8)
     weight, bias = layer(outputs, inputs, groups)
     x = maps(batch, side, side, inputs) * maps(batch, side, side, 1, seed=3).exp()

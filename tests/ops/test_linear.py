@@ -12,7 +12,7 @@ import torch
 from ostrack_fast import ops
 from ostrack_fast.ops import native, native_linear, reference
 
-from .int8 import INT8_SLICE, quantized, quantized_weight
+from .int8 import quantized, quantized_weight
 
 FEATURES = native.build_info()["cpu_features"]
 PRODUCTS = [torch.float32, torch.bfloat16, torch.int8]
@@ -180,11 +180,10 @@ def test_not_finite_stays_in_its_row(dtype, norm_eps, activation, value):
 @pytest.mark.parametrize("count", [1, 7, 153, 180])
 @pytest.mark.parametrize(("inputs", "outputs"), [(384, 216), (768, 50), (3072, 17), (33, 5), (257, 40)])
 def test_int8_is_its_formula(count, inputs, outputs):
-    """The sums of products of a slice are exact; what follows rounds in float32."""
+    """The sums of products are exact; what follows rounds in float32."""
     needs(torch.int8)
     weight, bias = layer(outputs, inputs)
     x = rows(count, inputs) * rows(count, 1, seed=3).exp()
-    x[:, inputs // 2 :] *= 1e-3  # a slice has its own scale
     x_bytes, weight_bytes = quantized(x), quantized_weight(weight)
     expected = x_bytes @ weight_bytes.T + bias
     out = torch.empty(count, outputs)
@@ -200,13 +199,26 @@ def test_int8_at_its_limits(sign):
     inputs = 1000  # 2^24 / 127^2, beyond which float32 does not hold all whole numbers
     x = torch.full((3, inputs), 127.0)
     x[1] = torch.randint(-127, 128, (inputs,), generator=torch.Generator().manual_seed(0)).float()
-    x[1, ::INT8_SLICE] = 127
+    x[1, 0] = 127
     x[2] = 0
     weight = torch.full((2, inputs), 127.0 * sign)
     weight[1, ::2] = -127
     out = torch.empty(3, 2)
     native_linear.Linear(weight, torch.zeros(2), dtype=torch.int8)(x, out=out)
     assert torch.equal(out, (x.double() @ weight.double().T).float())
+
+
+def test_int8_has_as_many_inputs_as_sums_fit_32_bits():
+    needs(torch.int8)
+    most = 1 << 17
+    out = torch.empty(1, 1)
+    native_linear.Linear(torch.full((1, most), -127.0), torch.zeros(1), dtype=torch.int8)(
+        torch.full((1, most), 127.0), out=out
+    )
+    assert out.item() == -(127**2) * most
+    assert native_linear.reason(torch.empty(1, most), torch.int8) is None
+    assert native_linear.reason(torch.empty(1, most + 1), torch.int8) is not None
+    assert native_linear.reason(torch.empty(1, most + 1)) is None
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -224,7 +236,7 @@ def test_int8_never_saturates(sign):
 @pytest.mark.parametrize("norm_eps", [None, 1e-6])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_int8_error(norm_eps, activation):
-    """Rounding to 254 steps of a slice's largest value: one per cent of the deviation of such sums."""
+    """Rounding to 254 steps of a row's largest value: one per cent of the deviation of such sums."""
     needs(torch.int8)
     weight, bias = layer(300, 768)
     x = rows(180, 768)

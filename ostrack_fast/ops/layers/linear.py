@@ -167,7 +167,7 @@ def linear(
         norm_eps: normalize x over its last dimension first (LayerNorm without affine), in float32.
         activation: "gelu" is the exact one, with erf.
         dtype: compute dtype of the matmul; sums are float32. int8 quantizes the rows of weight beforehand and those of
-            x as they come, symmetrically, each 64 inputs by themselves.
+            x as they come, symmetrically, each row by itself.
 
     Returns:
         A function `(x, residual=None, out=None)` of x (...,I) float32 or `dtype` (bfloat16 for int8), dense. It returns
