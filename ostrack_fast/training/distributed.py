@@ -42,19 +42,17 @@ class Processes:
     @torch.no_grad()
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes, without a gradient."""
-        if self.count == 1:
-            return value
-        value = value.detach().clone()
-        dist.all_reduce(value)
-        return value / self.count
+        # Small values are gathered in a third of the time in which gloo adds them up (0.5 ms for 1.9, two processes).
+        return value if self.count == 1 else self.rows(value[None]).mean(0)
 
     @torch.no_grad()
     def rows(self, value: Tensor) -> Tensor:
         """(B,...) of every process -> (count*B,...) in the order of the processes; all have the same shape."""
         if self.count == 1:
             return value
+        value = value.contiguous()
         parts = [torch.empty_like(value) for _ in range(self.count)]
-        dist.all_gather(parts, value.contiguous())
+        dist.all_gather(parts, value)
         return torch.cat(parts)
 
     def from_first(self, value: T) -> T:
@@ -129,23 +127,47 @@ def wrap(model: nn.Module, processes: Processes) -> nn.Module:
         return model
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    # Shared statistics are the same in every process. Of local ones DDP sends the first's to the others.
+    alike = any(isinstance(module, SharedBatchNorm2d) for module in model.modules())
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=ids, broadcast_buffers=not alike, gradient_as_bucket_view=True
+    )
 
 
-class _Gathered(torch.autograd.Function):
-    """(...) of every process -> (count,...), the same in all of them; with its gradient."""
+class _SharedBatchNorm(torch.autograd.Function):
+    """BatchNorm (arXiv:1502.03167) of x (B,C,H,W) by the statistics of all processes; returns it, mean and variance.
+
+    Its gradient is that of the sum of all processes' losses, as each depends on every process's x.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, processes: Processes) -> Tensor:
-        ctx.processes = processes
-        return processes.rows(value[None])
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, processes: Processes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        parts = torch.stack(torch.var_mean(wide, dim=(0, 2, 3), correction=0))
+        variances, means = processes.rows(parts[None]).unbind(1)
+        mean = means.mean(0)
+        var = (variances + (means - mean) ** 2).mean(0)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.processes = eps, processes
+        ctx.mark_non_differentiable(mean, var)
+        return torch.nn.functional.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Every process's loss depends on this process's value.
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[ctx.processes.rank], None
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var = ctx.saved_tensors
+        # As if the statistics were constants; with what flows through them, every process's, x is shifted and scaled.
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        sum_of_weight, sum_of_bias = ctx.processes.rows(torch.stack((of_weight, of_bias))[None]).sum(0)
+        scale = (var + ctx.eps).rsqrt()
+        share = weight * scale * x.shape[1] / (ctx.processes.count * x.numel())
+        slope = share * scale * sum_of_weight
+        level = share * sum_of_bias - slope * mean
+        through = torch.addcmul(level[:, None, None], x.to(level.dtype), slope[:, None, None])
+        return (of_x - through).to(x.dtype), of_weight, of_bias, None, None
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -160,14 +182,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.processes.count == 1:
             return super().forward(x)
-        var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), dim=(0, 2, 3), correction=0)
-        means, variances = _Gathered.apply(torch.stack((mean, var)), self.processes).unbind(1)
-        mean = means.mean(0)
-        var = (variances + (means - mean) ** 2).mean(0)
+        found, mean, var = _SharedBatchNorm.apply(x, self.weight, self.bias, self.eps, self.processes)
         count = self.processes.count * x.numel() // x.shape[1]
-        self._update_running(mean.detach(), var.detach() * count / max(count - 1, 1))
-        scale = self.weight * (var + self.eps).rsqrt()
-        return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+        self._update_running(mean, var * count / max(count - 1, 1))
+        return found
 
     def _update_running(self, mean: Tensor, var: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
