@@ -80,7 +80,15 @@ def evaluate_benchmark(
 
     The exit status is 130 after an interrupt, and `INCOMPLETE` where sequences failed and the others are done.
     """
-    from ..evaluation.benchmark_run import count_from_one, is_finished, make_tasks, own_share, write_run
+    from ..evaluation.benchmark_run import (
+        Outcome,
+        count_from_one,
+        is_finished,
+        make_tasks,
+        own_share,
+        read_run,
+        write_run,
+    )
     from ..evaluation.benchmarks import find_benchmark
     from ..evaluation.protocols import find_protocol
     from ..evaluation.starts import several_starts
@@ -106,9 +114,6 @@ def evaluate_benchmark(
             f"{folder} holds results of {len(there)} sequences: go on with --resume, or give another --results folder"
         )
     left = [task for task in own_share(tasks) if task not in there]
-    with Interrupts() as interrupts:
-        outcome = _run(left, make, lambda: interrupts.requested, realtime)
-    outcome.failed.update(failed)
     about = {
         "benchmark": benchmark,
         "data": str(data.resolve()),
@@ -117,6 +122,13 @@ def evaluate_benchmark(
         "starts": starts,
         "realtime": realtime,
     }
+    if there:
+        _check_same(folder, read_run(folder), about)
+    if left:
+        write_run(folder, about, Outcome())  # what results are of is known even after a kill
+    with Interrupts() as interrupts:
+        outcome = _run(left, make, lambda: interrupts.requested, realtime)
+    outcome.failed.update(failed)
     write_run(folder, about, outcome)
     _tell(outcome, folder)
     if not outcome.unfinished:
@@ -125,6 +137,24 @@ def evaluate_benchmark(
         raise typer.Exit(130)
     if outcome.failed:
         raise typer.Exit(INCOMPLETE)
+
+
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ValueError where results of an earlier run are those of another tracker or came about otherwise."""
+
+    def flat(about: dict[str, Any]) -> dict[str, Any]:
+        tracker = about.get("tracker")
+        return {**about, **(tracker if isinstance(tracker, dict) else {})}
+
+    before, now = flat(before), flat(now)
+    # Not where the data lie or what computes: the boxes are the same. More starts are more sequences.
+    decisive = ("benchmark", "split", "realtime", "tracker", "weights", "config", "dtype", "box_prior", "smoothing")
+    for name in decisive:
+        if name in before and name in now and before[name] != now[name]:
+            raise ValueError(
+                f"{folder} holds results with {name} {before[name]}, this run has {now[name]}: resume with the same "
+                "options, or give another --results folder"
+            )
 
 
 def _about(make: MakeTracker) -> dict[str, Any]:

@@ -175,10 +175,10 @@ def test_shares_of_several_machines(monkeypatch):
     assert sorted(task.name for task in shares) == list("01234")
 
 
-def run(data, weights, results, resume=False):
+def run(data, weights, results, resume=False, dtype="float32"):
     """The figures that a run in this process writes."""
     file = results.with_suffix(".json")
-    make = MakeTracker(str(weights), None, "cpu", "float32", 1)
+    make = MakeTracker(str(weights), None, "cpu", dtype, 1)
     evaluate_benchmark("lasot", data, make, split=None, protocol=None, results=results, resume=resume, json=file)
     (tracker,) = json.loads(file.read_text())["trackers"]
     return tracker["summary"], tracker["sequences"]
@@ -203,6 +203,10 @@ def test_a_killed_run_is_resumed_to_the_same_numbers(tmp_path, weights, capsys):
     process.wait()
     with pytest.raises(ValueError, match=f"holds results of {len(finished())} sequences: go on with --resume"):
         run(tmp_path / "data", weights, tmp_path / "cut")
+    with pytest.raises(
+        ValueError, match="holds results with dtype float32, this run has bfloat16: resume with the same"
+    ):
+        run(tmp_path / "data", weights, tmp_path / "cut", resume=True, dtype="bfloat16")
     assert run(tmp_path / "data", weights, tmp_path / "cut", resume=True) == whole
     for name in names:
         assert (tmp_path / "whole" / f"{name}.txt").read_bytes() == (tmp_path / "cut" / f"{name}.txt").read_bytes()
