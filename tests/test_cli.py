@@ -219,6 +219,8 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
         (("track", tmp_path / "absent.mp4", *good), "absent.mp4 does not exist"),
         (("track", weights, *good), "cannot be read as a video"),
         (("track", video, "--box", "1,2,3", "--weights", weights), "four numbers x,y,w,h"),
+        (("track", video, "--box", "1_0,20,24,16", "--weights", weights), "four numbers x,y,w,h"),
+        (("track", video, "--box", "١٠,20,24,16", "--weights", weights), "four numbers x,y,w,h"),
         (("track", video, "--box", "300,20,24,16", "--weights", weights, "--device", "cpu"), "outside the frame"),
         (("track", video, "--box", "20,20,0,16", "--weights", weights, "--device", "cpu"), "empty"),
         (("track", video, "--box", "1,2,3,4", "--weights", "no-such"), "no weights 'no-such'"),

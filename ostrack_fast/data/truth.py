@@ -154,7 +154,7 @@ def _parse_rows(lines: list[str], path: str | Path) -> Array:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = [_number(word) for word in re.split(r"[,;\s]+", line) if word]
+            row = [parse_number(word) for word in re.split(r"[,;\s]+", line) if word]
             # An empty line is absent too: `all` of nothing is true.
             rows.append([np.nan] * 4 if all(np.isnan(row)) else _four(row))
         except ValueError:
@@ -169,7 +169,8 @@ def _four(row: list[float]) -> list[float]:
     return row
 
 
-def _number(word: str) -> float:
+def parse_number(word: str) -> float:
+    """A decimal number, or NaN. Raises ValueError for another word."""
     if _NAN.fullmatch(word):
         return np.nan
     # float() alone would also take 1_000 and digits of other scripts.
@@ -194,9 +195,9 @@ def parse_numbers(data: bytes, path: str | Path) -> Array:
         return np.fromstring(data.replace(b",", b" "), dtype=np.int64, sep=" ").astype(np.float64)
     words = re.split(r"[,;\s]+", "\n".join(_parse_lines(data, path)).strip())
     try:
-        return np.array([float(word) for word in words if word])
+        return np.array([parse_number(word) for word in words if word])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {str(error)!r} is no number") from None
 
 
 def read_lines(path: str | Path) -> list[str]:
