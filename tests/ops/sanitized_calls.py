@@ -63,11 +63,20 @@ def empty(dtype: int, *shape: int) -> np.ndarray:
     return np.empty(shape, np.float32 if dtype == F32 else np.uint16)
 
 
+def _refused(name: str, arguments: list, capability: str) -> bool:
+    """Whether the kernel needs another instruction set, see ostrack_fast.h."""
+    if name not in ("attention_backward", "matmul"):
+        return False
+    first = arguments[0]
+    in_pairs = (first if isinstance(first, ctypes.Structure) else view(first)).dtype == BF16
+    return capability == "portable" or (in_pairs and capability in ("avx2", "avx512"))
+
+
 def recorded(call: Library, folder: Path, short: bool) -> None:
     """Every recorded call on several numbers of threads; with `short`, on memory that is too small."""
-    portable = os.environ.get("OSTRACK_FAST_CPU_CAPABILITY") == "portable"
+    capability = os.environ.get("OSTRACK_FAST_CPU_CAPABILITY", "")
     for name, arguments in load(folder):
-        refused = portable and name == "attention_backward"  # it needs AVX2, see ostrack_fast.h
+        refused = _refused(name, arguments, capability)
         for threads in (1, 2, 3, 4, 5, 7):
             given = shortened(arguments) if short else arguments
             call(name, *given, threads, status=EDTYPE if refused else 0)
