@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
+
+from ostrack_fast.ops.threads import pytorch_threads
 
 from .case import Case, Comparison, Setting, compare
 
@@ -33,4 +36,8 @@ def _compare(at: Setting, sizes: tuple[int, int, int], turned: str) -> Compariso
         # What oneDNN makes of it, in whose place MKL stands by default.
         "torch": lambda: torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""),
     }
-    return compare("matmul", arguments, at.dtype, baselines)
+    comparison = compare("matmul", arguments, at.dtype, baselines)
+    for name, each in comparison.implementations.items():
+        # On whose threads a training step runs everything.
+        comparison.implementations[name] = replace(each, run=pytorch_threads()(each.run))
+    return comparison
