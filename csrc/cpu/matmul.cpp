@@ -16,6 +16,7 @@ namespace {
 using ostf::PackedLayout;
 
 constexpr ptrdiff_t kBlockFloats = 80 * 1024;  // of packed rows: with a panel of the right matrix they fit 1 MiB of L2
+constexpr int kMostSummed = 2048;  // inputs at a time: of more a block would have too few rows for each reading of b
 constexpr int kBlocksAThread = 4;  // at least, where rows are many: so that threads end at about the same time
 constexpr int kAhead = 48;         // rows between the one that is packed and the one that is prefetched
 constexpr int kStrip = 64;  // columns that are transposed together: few pages and cache lines are in use at a time
@@ -83,61 +84,78 @@ void pack_rows(const float* from, ptrdiff_t next, int inputs, int count, float* 
   }
 }
 
-}  // namespace
-
-int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out,
-                    int threads) {
-  if (!valid(a) || !valid(b) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
-  const auto R = static_cast<int>(a->shape[0]), I = static_cast<int>(a->shape[1]), O = static_cast<int>(b->shape[1]);
-  if (b->shape[0] != I || !ostf::is(out, OSTF_F32, {R, O}) || (bias && !ostf::is(bias, OSTF_F32, {O}))) {
-    return OSTF_EINVAL;
-  }
-  const ostf::LinearKernel* kernel = ostf::linear_kernel(OSTF_F32);
-  if (!kernel) return OSTF_EDTYPE;
-
-  const PackedLayout layout(*kernel, O, I, 1, 1);
+// out = a b + bias, or out += a b without a bias, over `count` of the summed dimension from `first` on; OSTF_ENOMEM, or
+// OSTF_OK.
+int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_tensor* b, const float* bias,
+             const ostf_tensor* out, int first, int count, int threads) {
+  const auto R = static_cast<int>(a->shape[0]), O = static_cast<int>(b->shape[1]);
+  const PackedLayout layout(kernel, O, count, 1, 1);
   static thread_local ostf::Arena right;
   auto* packed = static_cast<char*>(right.reserve(layout.total));
   if (!packed) return OSTF_ENOMEM;
   auto* shift = reinterpret_cast<float*>(packed + layout.bias);
   std::fill_n(shift, layout.columns, 0.0f);
-  if (bias) std::copy_n(ostf::data<const float>(bias), O, shift);
+  if (bias && first == 0) std::copy_n(bias, O, shift);
   const Strides by = strides(b, 0);
-  ostf::parallel_for(layout.panels, threads, [&](int64_t first, int64_t last) {
-    for (int p = static_cast<int>(first); p < last; ++p) {
-      const int column = layout.first_vector(p) * layout.width, end = layout.first_vector(p + 1) * layout.width;
-      pack_panel(ostf::data<const float>(b) + column * by.next, by, I, std::min(end, O) - column,
-                 reinterpret_cast<float*>(packed + layout.panel(p)), end - column);
+  const float* columns = ostf::data<const float>(b) + first * by.summed;
+  ostf::parallel_for(layout.panels, threads, [&](int64_t begin, int64_t end) {
+    for (int p = static_cast<int>(begin); p < end; ++p) {
+      const int column = layout.first_vector(p) * layout.width, next = layout.first_vector(p + 1) * layout.width;
+      pack_panel(columns + column * by.next, by, count, std::min(next, O) - column,
+                 reinterpret_cast<float*>(packed + layout.panel(p)), next - column);
     }
   });
 
   const Strides from = strides(a, 1);
+  const float* vectors = ostf::data<const float>(a) + first * from.summed;
   const bool direct = from.summed == 1;
-  const ptrdiff_t pitch = direct ? from.next : ostf::row_pitch(*kernel, I) / static_cast<ptrdiff_t>(sizeof(float));
-  const int tiles = ostf::ceil_div(R, kernel->rows);
+  const ptrdiff_t pitch = direct ? from.next : ostf::row_pitch(kernel, count) / static_cast<ptrdiff_t>(sizeof(float));
+  const int tiles = ostf::ceil_div(R, kernel.rows);
   const int fewest = threads > 1 ? std::min(kBlocksAThread * threads, tiles) : 1;
   const int blocks = std::max(fewest, static_cast<int>(std::min<int64_t>(tiles, pitch * R / kBlockFloats)));
   std::atomic<bool> enough{true};  // memory
-  ostf::parallel_for(blocks, threads, [&](int64_t first, int64_t last) {
+  ostf::parallel_for(blocks, threads, [&](int64_t begin, int64_t end) {
     static thread_local ostf::Arena left;
-    for (int block = static_cast<int>(first); block < last; ++block) {
-      const auto start = [&](int i) { return std::min(R, ostf::part_begin(i, blocks, tiles) * kernel->rows); };
-      const int row = start(block), count = start(block + 1) - row;
-      const float* rows = ostf::data<const float>(a) + row * from.next;
+    for (int block = static_cast<int>(begin); block < end; ++block) {
+      const auto start = [&](int i) { return std::min(R, ostf::part_begin(i, blocks, tiles) * kernel.rows); };
+      const int row = start(block), some = start(block + 1) - row;
+      const float* rows = vectors + row * from.next;
       if (!direct) {
-        auto* to = static_cast<float*>(left.reserve(sizeof(float) * pitch * count));
+        auto* to = static_cast<float*>(left.reserve(sizeof(float) * pitch * some));
         if (!to) {
           enough = false;
           return;
         }
-        pack_rows(rows, from.summed, I, count, to, pitch);
+        pack_rows(rows, from.summed, count, some, to, pitch);
         rows = to;
       }
-      const ostf::Gemm gemm = {1, count, 1, reinterpret_cast<const char*>(rows), 0, 0,
-                               pitch * static_cast<ptrdiff_t>(sizeof(float)), 0, nullptr, OSTF_NONE, nullptr, 0,
-                               ostf::data<float>(out) + static_cast<ptrdiff_t>(row) * O, false, 0};
-      run_gemm(*kernel, layout, packed, gemm, 1);
+      float* result = ostf::data<float>(out) + static_cast<ptrdiff_t>(row) * O;
+      const ostf::Gemm gemm = {1, some, 1, reinterpret_cast<const char*>(rows), 0, 0,
+                               pitch * static_cast<ptrdiff_t>(sizeof(float)), 0, nullptr, OSTF_NONE,
+                               first > 0 ? result : nullptr, 0, result, false, 0};
+      run_gemm(kernel, layout, packed, gemm, 1);
     }
   });
   return enough ? OSTF_OK : OSTF_ENOMEM;
+}
+
+}  // namespace
+
+int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out,
+                    int threads) {
+  if (!valid(a) || !valid(b) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
+  const int64_t R = a->shape[0], O = b->shape[1];
+  const auto I = static_cast<int>(a->shape[1]);
+  if (b->shape[0] != I || !ostf::is(out, OSTF_F32, {R, O}) || (bias && !ostf::is(bias, OSTF_F32, {O}))) {
+    return OSTF_EINVAL;
+  }
+  const ostf::LinearKernel* kernel = ostf::linear_kernel(OSTF_F32);
+  if (!kernel) return OSTF_EDTYPE;
+  const int parts = ostf::ceil_div(I, kMostSummed);
+  for (int part = 0; part < parts; ++part) {
+    const int first = ostf::part_begin(part, parts, I), end = ostf::part_begin(part + 1, parts, I);
+    const int status = multiply(*kernel, a, b, ostf::data<const float>(bias), out, first, end - first, threads);
+    if (status != OSTF_OK) return status;
+  }
+  return OSTF_OK;
 }
