@@ -16,7 +16,7 @@ namespace {
 using ostf::PackedLayout;
 
 constexpr ptrdiff_t kBlockFloats = 80 * 1024;  // of packed rows: with a panel of the right matrix they fit 1 MiB of L2
-constexpr int kMostSummed = 2048;  // inputs at a time: of more a block would have too few rows for each reading of b
+constexpr int kMostSummed = 2048;  // at a time where rows are packed: of more a block would have too few of them
 constexpr int kBlocksAThread = 4;  // at least, where rows are many: so that threads end at about the same time
 constexpr int kAhead = 48;         // rows between the one that is packed and the one that is prefetched
 constexpr int kStrip = 64;  // columns that are transposed together: few pages and cache lines are in use at a time
@@ -151,7 +151,7 @@ int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tenso
   }
   const ostf::LinearKernel* kernel = ostf::linear_kernel(OSTF_F32);
   if (!kernel) return OSTF_EDTYPE;
-  const int parts = ostf::ceil_div(I, kMostSummed);
+  const int parts = strides(a, 1).summed == 1 ? 1 : ostf::ceil_div(I, kMostSummed);
   for (int part = 0; part < parts; ++part) {
     const int first = ostf::part_begin(part, parts, I), end = ostf::part_begin(part + 1, parts, I);
     const int status = multiply(*kernel, a, b, ostf::data<const float>(bias), out, first, end - first, threads);
