@@ -33,7 +33,17 @@ def assert_accurate(got, exact, plain):
 @pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1440, 384, 1152), (384, 1440, 384), (9, 48, 48), (10, 3, 49), (65, 66, 67), (1, 1, 1), (130, 1, 5), (1, 700, 3), (20, 4100, 60)],
+    [
+        (1440, 384, 1152),
+        (384, 1440, 384),
+        (9, 48, 48),
+        (10, 3, 49),
+        (65, 66, 67),
+        (1, 1, 1),
+        (130, 1, 5),
+        (1, 700, 3),
+        (20, 4100, 60),
+    ],
 )
 def test_error_by_shape(kernel, threads, rows, inputs, outputs, turned):
     a, b, bias = matrices(rows, inputs, outputs, turned)
