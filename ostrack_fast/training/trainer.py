@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data.images import Image
 from ..files import write_atomically
 from ..interrupts import Interrupts
-from ..model import template_mask
+from ..model import OSTrack, template_mask
 from ..model.checkpoint import save_weights
 from ..model.vit import DropPath
 from ..ops.threads import pytorch_threads
@@ -188,11 +188,7 @@ class Trainer:
         due = self.seen // interval > self._judged // interval or self.finished
         if not due or self._judged == self.seen:
             return
-        with torch.device("meta"):  # draws no random numbers, which the training goes on with
-            model = type(self.model)(self.cfg.model).eval()
-        weights = {name: value.detach().clone() for name, value in self.weights().items()}
-        model.load_state_dict(weights, assign=True)
-        numbers = validation(model, lambda: interrupts.requested)
+        numbers = validation(self.exported(), lambda: interrupts.requested)
         if numbers is not None:
             self._judged = self.seen
             writers.scalars("validation", self.seen, numbers)
@@ -370,6 +366,14 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """The weights a tracker takes: the running average where there is one, and what LoRA added merged in."""
         return merged(self.average.state if self.average else self.model.state_dict())
+
+    def exported(self) -> OSTrack:
+        """The network that a tracker takes, in evaluation mode; training goes on without changing it."""
+        with torch.device("meta"):  # draws no random numbers, which the training goes on with
+            model = type(self.model)(self.cfg.model).eval()
+        weights = {name: value.detach().clone() for name, value in self.weights().items()}
+        model.load_state_dict(weights, assign=True)
+        return model
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint of the output folder, if there is one.

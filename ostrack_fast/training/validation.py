@@ -23,7 +23,7 @@ from .config import TrainConfig
 from .dataset import DataConfig, PairDataset, make_loader
 from .distributed import Processes
 from .losses import ostrack_loss
-from .videos import VideoFolder
+from .videos import VideoFolder, leave_out
 
 _PLAIN = AugmentConfig(gray=0, flip=0, brightness=0)
 
@@ -72,9 +72,11 @@ class Validation:
         folder = Path(cfg.data_root) / cfg.validation.videos
         batch = cfg.batch_size * processes.count
         length = ceil(cfg.validation.pairs / batch) * batch
-        source = VideoFolder(folder, camera=UNMOVED, memory_limit=0)
+        without = cfg.validation.without
+        source = VideoFolder(folder, camera=UNMOVED, memory_limit=0, without=without)
         self._pairs = PairDataset([(source, 1.0)], DataConfig(cfg.crops, _PLAIN, cfg.seed, length))
-        self._videos = load_videos(folder)[processes.rank :: processes.count] if cfg.validation.starts else []
+        videos = leave_out(load_videos(folder), without) if cfg.validation.starts else []
+        self._videos = videos[processes.rank :: processes.count]
         self._normalize = Normalizer(device)
 
     def __call__(self, model: OSTrack, stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -111,7 +113,9 @@ class Validation:
                 if stop():
                     raise Stopped("the validation was stopped")
                 template, search = (self._normalize(batch[name].to(self.device)) for name in ("template", "search"))
-                _, terms = ostrack_loss(model(template, search, mask), batch["search_box"].to(self.device), cfg.loss)
+                boxes = batch["template_box"].to(self.device) if cfg.model.template_box else None
+                out = model(template, search, mask, template_box=boxes)
+                _, terms = ostrack_loss(out, batch["search_box"].to(self.device), cfg.loss)
                 loss, iou, count = loss + terms["loss"].item(), iou + terms["iou"].item(), count + 1
         return loss, iou, count
 

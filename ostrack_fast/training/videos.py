@@ -142,7 +142,7 @@ class VideoFolder:
             raise_problems(root, problems)
         else:
             videos = stored_videos(storage, one_based)
-        videos = [video for video in videos if not any(fnmatchcase(video.name, pattern) for pattern in without)]
+        videos = leave_out(videos, without)
         visible = [np.flatnonzero(present(video.boxes) & (video.boxes[:, 2:] > 1).all(1)) for video in videos]
         used = [i for i, video in enumerate(videos) if len(video) >= LEAST_FRAMES and len(visible[i]) >= LEAST_VISIBLE]
         if not used:
@@ -219,6 +219,11 @@ class VideoFolder:
 
         beside = distract if self.distractors else None
         return crop_pair(self.view(video, first), self.view(video, second), crops, self.camera, rng, beside)
+
+
+def leave_out(videos: Sequence[Video], patterns: Sequence[str]) -> list[Video]:
+    """The videos that none of the names or patterns names."""
+    return [video for video in videos if not any(fnmatchcase(video.name, pattern) for pattern in patterns)]
 
 
 def _reader(readers: dict[Path, Callable[[Path], Image]]) -> Callable[[Path], Image]:

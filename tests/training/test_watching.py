@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,16 +15,20 @@ import torch
 
 from ostrack_fast.data.videos import load_videos
 from ostrack_fast.model import OSTrack
+from ostrack_fast.training.augment import AugmentConfig
 from ostrack_fast.training.building import build_dataset
+from ostrack_fast.training.collections import UNMOVED
 from ostrack_fast.training.config import ValidationConfig, read_train_config
-from ostrack_fast.training.dataset import make_loader
+from ostrack_fast.training.dataset import DataConfig, PairDataset, make_loader
+from ostrack_fast.training.distributed import ALONE
 from ostrack_fast.training.log import LOG
 from ostrack_fast.training.pictures import TRUTH_COLOUR
 from ostrack_fast.training.record import CONFIG, RUN, git_state
 from ostrack_fast.training.runs import find_runs, plot_runs
 from ostrack_fast.training.speed import Speed, status
 from ostrack_fast.training.trainer import Trainer
-from ostrack_fast.training.validation import first_frames, track_all
+from ostrack_fast.training.validation import Validation, first_frames, track_all
+from ostrack_fast.training.videos import VideoFolder
 from ostrack_fast.training.writers import PICTURES, TENSORBOARD
 from ostrack_fast.visualization.draw import TARGET_COLOUR
 
@@ -73,6 +79,33 @@ def test_validation_is_that_of_the_weights_written(watched, tmp_path):
     assert line["validation_ao"] == pytest.approx(scores.average_overlap, abs=1e-5)
     assert line["validation_auc"] == pytest.approx(scores.auc, abs=1e-5)
     assert line["pairs"] == 12
+
+
+def test_the_validations_pairs_tell_the_box_of_their_template(watched, tmp_path):
+    """A network that reads it gets the pair's own, whose shape the square that stands for none has not."""
+    cfg = replace(watched, model=replace(watched.model, template_box=True), output=str(tmp_path / "run"))
+    trainer, asked = Trainer(cfg), []
+    model = trainer.exported()
+    plain = model.forward
+    model.forward = lambda *images, template_box, **rest: (
+        asked.append(template_box) or plain(*images, template_box=template_box, **rest)
+    )
+    Validation(replace(cfg, validation=replace(cfg.validation, starts=0)), torch.device("cpu"), ALONE)(
+        model, lambda: False
+    )
+    pairs = PairDataset(
+        [(VideoFolder(cfg.data_root, camera=UNMOVED), 1.0)],
+        DataConfig(cfg.crops, AugmentConfig(gray=0, flip=0, brightness=0), cfg.seed, 8),
+    )
+    assert torch.equal(torch.cat(asked), torch.stack([pairs[i]["template_box"] for i in range(8)]))
+
+
+def test_validation_leaves_videos_out(watched, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(Path(watched.data_root) / "square", tmp_path / "videos" / name)
+    judged = replace(watched.validation, videos=str(tmp_path / "videos"), without=("a",))
+    validation = Validation(replace(watched, validation=judged), torch.device("cpu"), ALONE)
+    assert validation._pairs.sources[0].names == [video.name for video in validation._videos] == ["b"]
 
 
 @pytest.mark.slow
