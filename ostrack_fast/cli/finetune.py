@@ -16,11 +16,13 @@ def finetune(
         Path | None, typer.Option(help="Videos that say when to stop; by default every fifth of --data.")
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Further videos, only to report on.")] = None,
-    rounds: Annotated[int, typer.Option(help="Largest number of rounds.")] = 8,
-    pairs: Annotated[int, typer.Option(help="Training pairs of a round.")] = 1600,
-    starts: Annotated[int, typer.Option(help="Frames of each test video that tracking starts from.")] = 10,
-    freeze: Annotated[int | None, typer.Option(help="First blocks that stay as they are; by default half.")] = None,
-    lora: Annotated[int, typer.Option(help="Rank of LoRA's matrices, trained in place of the backbone.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Largest number of rounds.")] = 4,
+    pairs: Annotated[int, typer.Option(help="Training pairs of a round.")] = 800,
+    starts: Annotated[int, typer.Option(help="Frames of each video reported on that tracking starts from.")] = 10,
+    lora: Annotated[int, typer.Option(help="Rank of LoRA's matrices, trained beside the backbone's weights.")] = 8,
+    freeze: Annotated[
+        int | None, typer.Option(help="Train the backbone's weights instead, but for so many first blocks.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the pairs.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -38,7 +40,7 @@ def finetune(
     stop_by, report_on = (None if path is None else str(path) for path in (held_out, test))
     cfg = FinetuneConfig(
         str(data), str(output), weights, stop_by, report_on, rounds=rounds, pairs=pairs, starts=starts,
-        freeze_blocks=freeze, lora=lora, seed=seed,
+        lora=lora, freeze_blocks=freeze, seed=seed,
     )  # fmt: skip
     for gain in run(cfg, chosen):
         print("success AUC on the videos the training stopped by:" if gain.chosen_by else "success AUC on test videos:")

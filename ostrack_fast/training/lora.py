@@ -26,8 +26,14 @@ class LowRank(nn.Module):
 
 
 def adapt(model: OSTrack, rank: int) -> None:
-    """Freeze the backbone but for matrices of this rank beside every attention's query, key, value and projection."""
+    """Freeze the backbone but for matrices of this rank beside every attention's query, key, value and projection.
+
+    The two vectors that tell the template's box (`template_box`) are trained, too: weights of a model that was not told
+    it start with zeros there.
+    """
     model.backbone.requires_grad_(False)
+    if model.backbone.box_embed is not None:
+        model.backbone.box_embed.requires_grad_(True)
     for block in model.backbone.blocks:
         attention = block.get_submodule("attn")
         for layer in (attention.get_submodule("qkv"), attention.get_submodule("proj")):

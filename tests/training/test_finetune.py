@@ -14,6 +14,7 @@ from ostrack_fast.training import finetune as module
 from ostrack_fast.training.building import build_model
 from ostrack_fast.training.finetune import REPORT, TUNED, FinetuneConfig, Gain, finetune
 from ostrack_fast.training.lora import adapt, merged
+from ostrack_fast.training.trainer import WEIGHTS
 
 from .tiny_run import MODEL, run, same
 
@@ -31,36 +32,92 @@ def folder(square, tmp_path):
 
 
 def settings(folder, **changes):
-    return FinetuneConfig(
-        str(folder / "videos"), str(folder / "out"), str(folder / "start.safetensors"),
-        **{"rounds": 3, "pairs": 8, "batch_size": 4, "workers": 0, **changes},
-    )  # fmt: skip
+    return FinetuneConfig(**{
+        "data": str(folder / "videos"), "output": str(folder / "out"), "weights": str(folder / "start.safetensors"),
+        "rounds": 3, "pairs": 8, "batch_size": 4, "workers": 0, **changes,
+    })  # fmt: skip
+
+
+class Judge:
+    """In place of `Validation`: the IoU of the start and of each round as given."""
+
+    def __init__(self, ious, cfg):
+        self.ious, self.cfg, self.seen = iter(ious), cfg, []
+
+    def __call__(self, model, stop):
+        assert not model.training
+        self.seen.append(dict(model.state_dict()))
+        return {"loss": 0.0, "iou": next(self.ious)}
 
 
 @pytest.mark.parametrize(
-    ("aucs", "kept", "rounds"),
-    [([0.2, 0.5, 0.4, 0.3], 8, 3), ([0.5, 0.4, 0.3, 0.2], None, 2)],
+    ("ious", "kept", "rounds"),
+    [([0.2, 0.5, 0.4, 0.3], 1, 3), ([0.5, 0.4, 0.3, 0.2], 0, 2)],
     ids=["the best round is kept", "the start is kept where nothing gains"],
 )
-def test_rounds(folder, monkeypatch, aucs, kept, rounds):
-    """With the AUC of the start and of each round given."""
-    tracked, seen = [], []
+def test_rounds(folder, monkeypatch, ious, kept, rounds):
+    judges, tracked = [], []
 
     def track(model, videos, device, starts):
         tracked.append([video.name for video in videos])
-        seen.append(dict(model.state_dict()))
-        return {video.name: aucs[len(seen) - 1] for video in videos}
+        return {video.name: 0.1 * len(tracked) for video in videos}
 
+    monkeypatch.setattr(module, "Validation", lambda cfg, *_: judges.append(Judge(ious, cfg)) or judges[0])
     monkeypatch.setattr(module, "success", track)
     (gain,) = finetune(settings(folder, patience=2), CPU, progress=False)
-    assert tracked == [["v4"]] * (rounds + 1), "every fifth video is kept out"
+    (judge,) = judges
+    assert judge.cfg.data["videos"]["without"] == ["v2"], "every fifth video is kept out"
+    assert judge.cfg.validation.without == ("v0", "v1", "v3", "v4", "v5"), "and judges"
     report = json.loads((folder / "out" / REPORT).read_text())
-    assert [one["pairs"] for one in report["rounds"]] == [8, 16, 24][:rounds]
+    told = [{"pairs": 8 * i, "iou": iou} for i, iou in enumerate(ious[: rounds + 1])]
+    assert report["rounds"] == told
     final = dict(OSTrack.from_pretrained(folder / "out" / TUNED).state_dict())
-    assert same(final, seen[1 if kept else 0]) and not same(seen[1], seen[0])
-    assert gain.mean == pytest.approx(0.3 if kept else 0) and gain.chosen_by
+    assert same(final, judge.seen[kept]) and not same(judge.seen[1], judge.seen[0])
+    assert tracked == [["v2"]] * 2 and gain.mean == pytest.approx(0.1) and gain.chosen_by
     with pytest.raises(ValueError, match="holds a run already"):
         finetune(settings(folder), CPU)
+
+
+def test_half_of_the_way_is_kept(folder, monkeypatch):
+    """What is judged and written lies halfway between the start and what was trained, which goes on from its own."""
+    judge = Judge([0.1, 0.2, 0.3], None)
+    monkeypatch.setattr(module, "Validation", lambda *_: judge)
+    monkeypatch.setattr(module, "success", lambda model, videos, device, starts: dict.fromkeys("a", 0.5))
+    finetune(settings(folder, rounds=2), CPU, progress=False)
+    start, _, tuned = judge.seen
+    trained = OSTrack.from_pretrained(folder / "out" / WEIGHTS).state_dict()
+    for name, value in tuned.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (start[name] + trained[name]) / 2, rtol=1e-5, atol=1e-7)
+    assert same(dict(OSTrack.from_pretrained(folder / "out" / TUNED).state_dict()), tuned)
+
+
+def test_held_out_videos_of_another_folder(folder, monkeypatch):
+    """They judge, and all of the training's videos are trained on."""
+    shutil.copytree(folder / "videos" / "v0", folder / "others" / "o")
+    judges = []
+    monkeypatch.setattr(module, "Validation", lambda cfg, *_: judges.append(Judge([0.2] * 4, cfg)) or judges[0])
+    (gain,) = finetune(settings(folder, rounds=1, held_out=str(folder / "others"), starts=1), CPU, progress=False)
+    cfg = judges[0].cfg
+    assert (cfg.data["videos"]["without"], cfg.validation.without) == ([], ())
+    assert cfg.validation.videos == str(folder / "others") and set(gain.before) == {"o"}
+
+
+def test_what_is_trained(folder, monkeypatch):
+    """Beside the head: LoRA's matrices and the vectors for the template's box, or the blocks that are not frozen."""
+    monkeypatch.setattr(module, "success", lambda model, videos, device, starts: dict.fromkeys("a", 0.5))
+    before = module.load_pretrained(folder / "start.safetensors")[1]
+    for name, changes in (("lora", {}), ("frozen", {"freeze_blocks": 2})):
+        judge = Judge([0.1, 0.2], None)
+        monkeypatch.setattr(module, "Validation", lambda *_, judge=judge: judge)
+        finetune(settings(folder, rounds=1, output=str(folder / name), **changes), CPU, progress=False)
+        tuned = module.load_pretrained(folder / name / TUNED)[1]
+        assert tuned.pop("backbone.box_embed").abs().max() > 0, "the tuned network reads the template's box"
+        moved = {key for key in before if key.startswith("backbone") and not torch.equal(before[key], tuned[key])}
+        if name == "lora":
+            assert moved == {f"backbone.blocks.{i}.attn.{part}.weight" for i in range(3) for part in ("qkv", "proj")}
+        else:
+            assert {key for key in moved if "blocks" in key} == {key for key in before if ".blocks.2." in key}
 
 
 def test_the_kept_out_videos_are_not_trained_on(folder):
@@ -75,7 +132,7 @@ def test_the_whole_way(folder):
     """Untrained weights track nothing; the report is that of the weights written."""
     shutil.copytree(folder / "videos" / "v0", folder / "test" / "t")
     gains = finetune(settings(folder, rounds=1, test=str(folder / "test")), CPU, progress=False)
-    assert [set(gain.before) for gain in gains] == [{"v4"}, {"t"}]
+    assert [set(gain.before) for gain in gains] == [{"v2"}, {"t"}]
     again = module.success(
         OSTrack.from_pretrained(folder / "out" / TUNED), module.load_videos(folder / "test"), CPU, 10
     )  # fmt: skip
