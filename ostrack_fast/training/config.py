@@ -67,17 +67,17 @@ class ValidationConfig:
 
     Args:
         videos: folder of videos kept out of the training; counts from `data_root`.
-        without: names or patterns of the videos of that folder which do not judge: those that the training has.
         every: epochs between two validations.
         pairs: least number of pairs of these videos that give the validation's IoU, rounded up to whole batches.
         starts: frames of each video that tracking starts from, see `validation.first_frames`; 0 tracks nothing.
+        without: names or patterns of the videos of that folder which do not judge: those that the training has.
     """
 
     videos: str
-    without: tuple[str, ...] = ()
     every: float = 1.0
     pairs: int = 512
     starts: int = 1
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self, every=(1e-6, 1e6), pairs=(1, 1e9), starts=(0, 1e4))

@@ -176,7 +176,7 @@ def _held_out(cfg: FinetuneConfig) -> tuple[list[Video], tuple[str, ...], Valida
         kept = videos[_HELD_OUT // 2 :: _HELD_OUT] or videos[-1:]
     names = tuple(video.name for video in kept)
     trained = tuple(video.name for video in videos if video.name not in names)
-    judging = ValidationConfig(str(Path(folder).absolute()), trained, pairs=_JUDGING_PAIRS, starts=0)
+    judging = ValidationConfig(str(Path(folder).absolute()), pairs=_JUDGING_PAIRS, starts=0, without=trained)
     return kept, names if cfg.held_out is None else (), judging
 
 
