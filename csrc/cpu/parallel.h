@@ -21,9 +21,21 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace ostf {
 namespace detail {
+
+// The core that this thread runs on, or -1 where the system does not tell.
+inline int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
 
 // One parallel_for in flight. A thread claims part of the remaining range, so parts shrink towards the end and threads
 // finish at about the same time, even where a core is slow or busy.
@@ -34,16 +46,22 @@ struct Job {
   int64_t shares;
   int helpers;                 // threads still wanted beside the caller; guarded by the pool's mutex
   std::atomic<int> inside{0};  // helpers now in this job; written under the pool's mutex
+  const int core = current_core();  // the caller's
+  int elsewhere = 0;                // helpers that worked on another core; guarded by the pool's mutex
   std::atomic<int64_t> next{0};
 
-  void run() {
+  // Does parts until none is left; returns how much of the range this thread did.
+  int64_t run() {
+    int64_t did = 0;
     for (int64_t begin = 0; begin < n;) {
       const int64_t end = begin + std::max<int64_t>(1, (n - begin) / shares);
       if (next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
         call(body, begin, end);
+        did += end - begin;
         begin = next.load(std::memory_order_relaxed);
       }
     }
+    return did;
   }
 };
 
@@ -53,10 +71,12 @@ inline thread_local bool inside_parallel_for = false;
 using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 inline thread_local OpenMpParallel openmp_parallel = nullptr;
 
+using Clock = std::chrono::steady_clock;
+
 // Whether `done` comes true within 50 microseconds.
 template <class F>
 bool soon(F done) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+  const auto end = Clock::now() + std::chrono::microseconds(50);
   for (;;) {
     for (int i = 0; i < 16; ++i) {
       if (done()) return true;
@@ -64,9 +84,36 @@ bool soon(F done) {
       _mm_pause();
 #endif
     }
-    if (std::chrono::steady_clock::now() >= end) return false;
+    if (Clock::now() >= end) return false;
   }
 }
+
+// Tells when the caller is better off alone. Where another process keeps a core busy, the system stops a helper for
+// milliseconds in the middle of its part, and the caller waits; or it runs the helper on the caller's core, which saves
+// nothing. Where waiting costs more than half of what helpers save, the caller works alone for a while and then tries
+// again; the more trials fail, the later. Guarded by the pool's mutex, but for `now`.
+class Solitude {
+ public:
+  bool now(Clock::time_point time) const { return time.time_since_epoch().count() < end_.load(std::memory_order_relaxed); }
+
+  // After a job: how long the caller worked, how long it waited then, and how much of the range it did.
+  void note(const Job& job, Clock::duration worked, Clock::duration waited, int64_t did, Clock::time_point time) {
+    if (did == 0) return;  // no telling what the helpers saved
+    const double share = std::min<double>(job.elsewhere, static_cast<double>(job.n - did) / static_cast<double>(did));
+    const auto saved = std::chrono::duration_cast<Clock::duration>(worked * share);
+    lost_ = std::max(Clock::duration::zero(), lost_ + waited - saved / 2);
+    if (lost_ < kPatience) return;
+    const Clock::duration since = time.time_since_epoch() - Clock::duration(end_.load(std::memory_order_relaxed));
+    length_ = since < kLongest ? std::min<Clock::duration>(2 * length_, kLongest) : kShortest;
+    end_.store((time + length_).time_since_epoch().count(), std::memory_order_relaxed);
+    lost_ = Clock::duration::zero();
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds kPatience{5}, kShortest{100}, kLongest{1000};
+  std::atomic<Clock::rep> end_{0};
+  Clock::duration lost_{0}, length_{kShortest};
+};
 
 // The caller works too and waits only for threads that have taken work, so a pool with fewer threads than asked for (none
 // could be started) is slower, never wrong.
@@ -75,6 +122,8 @@ class Pool {
   static Pool& instance() { return **slot(); }
 
   void run(Job& job) {
+    const Clock::time_point begin = Clock::now();
+    if (solitude_.now(begin)) return job.call(job.body, 0, job.n);
     std::unique_lock<std::mutex> lock(mutex_);
     grow(job.helpers);
     jobs_.push_back(&job);
@@ -82,14 +131,18 @@ class Pool {
     const bool asleep = asleep_ > 0;
     lock.unlock();
     if (asleep) ready_.notify_all();
-    job.run();
+    const int64_t did = job.run();
+    const Clock::time_point finished = Clock::now();
     lock.lock();
     withdraw(&job);
-    if (job.inside.load(std::memory_order_relaxed) == 0) return;
-    lock.unlock();
-    soon([&] { return job.inside.load(std::memory_order_acquire) == 0; });
-    lock.lock();
-    done_.wait(lock, [&] { return job.inside.load(std::memory_order_relaxed) == 0; });
+    if (job.inside.load(std::memory_order_relaxed) != 0) {
+      lock.unlock();
+      soon([&] { return job.inside.load(std::memory_order_acquire) == 0; });
+      lock.lock();
+      done_.wait(lock, [&] { return job.inside.load(std::memory_order_relaxed) == 0; });
+    }
+    const Clock::time_point end = Clock::now();
+    solitude_.note(job, finished - begin, end - finished, did, end);
   }
 
  private:
@@ -133,8 +186,10 @@ class Pool {
       if (--job->helpers == 0) withdraw(job);
       lock.unlock();
       job->run();
+      const int core = current_core();
       lock.lock();
       withdraw(job);
+      if (core < 0 || core != job->core) ++job->elsewhere;
       if (job->inside.fetch_sub(1, std::memory_order_release) == 1) done_.notify_all();
     }
   }
@@ -150,6 +205,7 @@ class Pool {
   std::vector<Job*> jobs_;       // those that still want threads
   std::atomic<int> waiting_{0};  // how many those are, to be read without the mutex
   int threads_ = 0, asleep_ = 0;
+  Solitude solitude_;
 };
 
 }  // namespace detail

@@ -1,10 +1,15 @@
-"""The thread pool of the CPU kernels: a process that forks leaves its threads behind."""
+"""The thread pool of the CPU kernels: a process that forks leaves its threads behind, and helpers may not help."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
 
 FORKS = """
 import os, threading, torch
@@ -45,3 +50,14 @@ def test_a_forked_child_computes_while_its_parent_did():
     """Also where a thread of the parent held the pool's mutex at that moment."""
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "60 children" in done.stdout, done.stdout + done.stderr
+
+
+def test_callers_work_alone_where_helpers_cost_more_than_they_save(tmp_path):
+    if shutil.which("g++") is None or not CSRC.is_dir():
+        pytest.skip("needs g++ and the kernels' sources")
+    program = tmp_path / "solitude"
+    source = HERE / "solitude.cpp"
+    command = ["g++", "-std=c++17", f"-I{CSRC}", str(source), "-o", str(program), "-pthread"]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "alone as told\n", done.stdout + done.stderr
