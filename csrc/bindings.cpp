@@ -106,6 +106,7 @@ py::dict cpu_features() {
   const ostf::CpuFeatures& found = ostf::cpu_features();
   py::dict out;
   out["avx2"] = found.avx2;
+  out["avx_vnni"] = found.avx_vnni;
   out["avx512f"] = found.avx512f;
   out["avx512bw"] = found.avx512bw;
   out["avx512dq"] = found.avx512dq;

@@ -27,7 +27,7 @@ VARIABLES = (
         "OSTRACK_FAST_CPU_CAPABILITY",
         "the processor's own",
         "at run time, once",
-        "portable, avx2, avx512 or avx512_bf16: the CPU kernels use no later instruction set",
+        "portable, avx2, avx_vnni, avx512 or avx512_bf16: the CPU kernels use no later instruction set",
     ),
     Variable(
         "OSTRACK_FAST_TUNING",

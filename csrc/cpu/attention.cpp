@@ -21,7 +21,7 @@ const AttentionKernel& choose([[maybe_unused]] int level, [[maybe_unused]] int d
 #if defined(OSTF_X86)
   if (level == ostf::kAvx512Bf16 && dtype == OSTF_BF16) return ostf::attention_avx512_bf16;
   if (level >= ostf::kAvx512) return ostf::attention_avx512;
-  if (level == ostf::kAvx2) return ostf::attention_avx2;
+  if (level >= ostf::kAvx2) return ostf::attention_avx2;
 #endif
   return ostf::attention_portable;
 }

@@ -9,6 +9,7 @@ namespace ostf {
 
 struct CpuFeatures {
   bool avx2 = false;  // with FMA and F16C, as on every processor that has it
+  bool avx_vnni = false;
   bool avx512f = false, avx512bw = false, avx512dq = false, avx512vl = false;
   bool avx512_vnni = false, avx512_bf16 = false, avx512_fp16 = false;
   bool amx_tile = false, amx_int8 = false, amx_bf16 = false;
@@ -37,7 +38,10 @@ inline CpuFeatures detect_cpu_features() {
   found.amx_bf16 = tiles && (d >> 22 & 1);
   found.amx_tile = tiles && (d >> 24 & 1);
   found.amx_int8 = tiles && (d >> 25 & 1);
-  if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = zmm && (a >> 5 & 1);
+  if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+    found.avx_vnni = found.avx2 && (a >> 4 & 1);
+    found.avx512_bf16 = zmm && (a >> 5 & 1);
+  }
 #endif
   return found;
 }

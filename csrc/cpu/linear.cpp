@@ -71,7 +71,12 @@ const ostf::LinearKernel* ostf::linear_kernel([[maybe_unused]] int dtype) {
   if (dtype == OSTF_F32) return avx512 ? &ostf::linear_avx512 : &ostf::linear_avx2;
   if (dtype == OSTF_BF16) return ostf::level() >= ostf::kAvx512Bf16 ? &ostf::linear_avx512_bf16 : &ostf::linear_avx2_bf16;
   if (dtype == OSTF_I8) {
-    return avx512 && ostf::cpu_features().avx512_vnni ? &ostf::linear_avx512_vnni : &ostf::linear_avx2_int8;
+    if (avx512 && ostf::cpu_features().avx512_vnni) return &ostf::linear_avx512_vnni;
+#if defined(OSTF_AVX_VNNI)
+    // Not every processor with AVX-512 has it.
+    if (ostf::level() >= ostf::kAvxVnni && ostf::cpu_features().avx_vnni) return &ostf::linear_avx_vnni;
+#endif
+    return &ostf::linear_avx2_int8;
   }
 #endif
   return nullptr;

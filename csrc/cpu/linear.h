@@ -90,6 +90,7 @@ const LinearKernel* linear_kernel(int dtype);
 extern const LinearKernel linear_avx2;
 extern const LinearKernel linear_avx2_bf16;
 extern const LinearKernel linear_avx2_int8;
+extern const LinearKernel linear_avx_vnni;
 extern const LinearKernel linear_avx512;
 extern const LinearKernel linear_avx512_bf16;
 extern const LinearKernel linear_avx512_vnni;

@@ -78,10 +78,7 @@ struct Int8Pairs {
             : "x"(a), "x"(b), "x"(_mm256_set1_epi16(1)));
   }
   static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
-    const Ints shifted = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(kZero));
-    const Halves halves = low_halves(shifted);
-    const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(halves, halves));
-    std::memcpy(static_cast<char*>(row) + at, &bytes, lanes);
+    store_bytes(static_cast<char*>(row) + at, lanes, x, kZero);
   }
   static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
 };

@@ -82,6 +82,12 @@ OSTF_INLINE void store_lanes(uint16_t* to, Lanes lanes, Halves x) {
 OSTF_INLINE Halves low_halves(Ints a) {
   return _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
+// The numbers plus `zero`, rounded, as unsigned bytes.
+OSTF_INLINE void store_bytes(char* to, Lanes lanes, Vec x, int zero) {
+  const Halves halves = low_halves(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero)));
+  const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(halves, halves));
+  std::memcpy(to, &bytes, lanes);
+}
 OSTF_INLINE Halves round_to_bf16(Vec x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

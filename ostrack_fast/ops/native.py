@@ -46,7 +46,7 @@ def build_info() -> dict[str, Any]:
 
 @cache  # asked for in every backward pass
 def cpu_level() -> str:
-    """The instruction sets that the compiled CPU kernels use: portable, avx2, avx512, avx512_bf16; or unknown."""
+    """What the compiled CPU kernels use: portable, avx2, avx_vnni, avx512, avx512_bf16; or unknown."""
     return build_info()["cpu_level"]
 
 

@@ -1,7 +1,5 @@
 """How the compiled layers quantize."""
 
-import os
-
 import torch
 
 from ostrack_fast.ops import native
@@ -26,6 +24,6 @@ def _in_steps(values, step):
 
 
 def _has_vnni():
-    features = native.build_info()["cpu_features"]
-    allowed = os.environ.get("OSTRACK_FAST_CPU_CAPABILITY", "avx512_bf16")
-    return features["avx512_vnni"] and features["avx512f"] and allowed.startswith("avx512")
+    features, level = native.build_info()["cpu_features"], native.cpu_level()
+    with_avx512 = level.startswith("avx512") and features["avx512_vnni"]
+    return with_avx512 or (level in ("avx_vnni", "avx512", "avx512_bf16") and features["avx_vnni"])

@@ -69,7 +69,7 @@ def _refused(name: str, arguments: list, capability: str) -> bool:
         return False
     first = arguments[0]
     in_pairs = (first if isinstance(first, ctypes.Structure) else view(first)).dtype == BF16
-    return capability == "portable" or (in_pairs and capability in ("avx2", "avx512"))
+    return capability == "portable" or (in_pairs and capability in ("avx2", "avx_vnni", "avx512"))
 
 
 def recorded(call: Library, folder: Path, short: bool) -> None:

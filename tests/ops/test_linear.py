@@ -277,7 +277,9 @@ def test_reasons():
             assert reason is not None
 
 
-@pytest.mark.parametrize(("capability", "able"), [("portable", False), ("avx2", True), ("avx512", True)])
+@pytest.mark.parametrize(
+    ("capability", "able"), [("portable", False), ("avx2", True), ("avx_vnni", True), ("avx512", True)]
+)
 def test_lesser_processors(capability, able):
     """In a process that takes this processor for an older one, layers say whether they can run."""
     if not FEATURES["avx2"]:
