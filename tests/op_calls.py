@@ -53,8 +53,9 @@ def compiled_ops():
 
 
 def cuda_ops():
-    """Those of them whose compiled kernels run on a GPU too: there the gradient of attention is Triton's."""
-    return [op for op in compiled_ops() if op.name != "attention_backward"]
+    """Those of them whose compiled kernels run on a GPU too, where the gradient of attention is Triton's and matrices
+    are PyTorch's to multiply."""
+    return [op for op in compiled_ops() if op.name not in ("attention_backward", "matmul")]
 
 
 def save_calls(folder, cuda=False, most=1 << 62):
