@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ostrack_fast.ops.threads import pytorch_threads
+from ostrack_fast.ops.native import pytorch_threads
 
 from .case import Case, Comparison, Setting, compare
 

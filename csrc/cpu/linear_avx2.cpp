@@ -56,31 +56,16 @@ struct WidenedBf16 : Float {
 
 // int8 without VNNI. vpmaddubsw adds two products of unsigned activations and signed weights in 16 bits, and weights are
 // quantized so that it never saturates (pack_weights): the sums are exact, as with VNNI.
-struct Int8Pairs {
+struct Int8Pairs : Int8Encoding {
   static constexpr ostf::Encoding kEncoding = ostf::kInt8Pairs;
-  static constexpr bool kQuantized = true;
-  static constexpr int kGroupInputs = 4;
-  static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
   static constexpr int kTileVectors = 2, kTileRows = 5;  // so that the products and the ones have registers
-  static constexpr int kZero = 128;  // activations are unsigned
-  static constexpr int kSteps = 1;
-  static constexpr int kRowDtype = -1;
-  using Sum = Ints;
-  using Chain = QuantizedChain;
-  using Group = Ints;
 
-  static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load_ints(from); }
-  static OSTF_INLINE Group broadcast(const char* from) { return broadcast_group(from); }
   static OSTF_INLINE void multiply_add(Group a, Group b, Sum& sum) {
     __m256i products;  // in assembly: GCC 12 reorders the additions and then spills all sums
     __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
             : "+x"(sum), "=&x"(products)
             : "x"(a), "x"(b), "x"(_mm256_set1_epi16(1)));
   }
-  static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
-    store_bytes(static_cast<char*>(row) + at, lanes, x, kZero);
-  }
-  static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
 };
 
 }  // namespace

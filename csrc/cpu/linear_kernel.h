@@ -118,6 +118,27 @@ class QuantizedChain {
   int pitch_;
 };
 
+// What the encodings in int8 share: four inputs of a row, unsigned, by four weights.
+struct Int8Encoding {
+  static constexpr ostf::Encoding kEncoding = ostf::kInt8;
+  static constexpr bool kQuantized = true;
+  static constexpr int kGroupInputs = 4;
+  static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
+  static constexpr int kZero = 128;  // instructions take unsigned activations
+  static constexpr int kSteps = 1;   // multiply-adds for a K-group
+  static constexpr int kRowDtype = -1;
+  using Sum = Ints;
+  using Chain = QuantizedChain;
+  using Group = Ints;
+
+  static OSTF_INLINE Group load_group(const uint32_t* from, int) { return load_ints(from); }
+  static OSTF_INLINE Group broadcast(const char* from) { return broadcast_group(from); }
+  static OSTF_INLINE void encode(void* row, int at, Lanes lanes, Vec x) {
+    store_bytes(static_cast<char*>(row) + at, lanes, x, kZero);
+  }
+  static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
+};
+
 OSTF_INLINE Vec gelu(Vec x) {
   const Gelu& table = gelu_table();
   Vec t;

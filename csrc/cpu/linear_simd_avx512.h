@@ -65,6 +65,12 @@ OSTF_INLINE void store_lanes(uint16_t* to, Lanes lanes, Halves x) {
   _mm_mask_storeu_epi8(to, lanes, x);
 }
 
+// The numbers plus `zero`, rounded, as unsigned bytes.
+[[maybe_unused]] OSTF_INLINE void store_bytes(char* to, Lanes lanes, Vec x, int zero) {
+  const Ints shifted = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+  store_lanes(reinterpret_cast<uint8_t*>(to), lanes, _mm512_cvtepi32_epi8(shifted));
+}
+
 // For processors without an instruction for it.
 [[maybe_unused]] OSTF_INLINE Halves round_to_bf16(Vec x) {
   const __m512i bits = _mm512_castps_si512(x);

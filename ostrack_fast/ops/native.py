@@ -6,6 +6,8 @@ ValueError or TypeError; they have no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from .recording import launch
-from .threads import thread_count
+from .threads import gnu_parallel, thread_count
 
 try:
     from .. import _C
@@ -141,3 +143,21 @@ def call(kernel: str, device: torch.device, *arguments: Tensor | float | None) -
             function(*converted, torch.cuda.current_stream().cuda_stream)
     else:
         launch(function, *converted, thread_count())
+
+
+@contextmanager
+def pytorch_threads() -> Iterator[None]:
+    """Kernels that this thread calls inside run on PyTorch's OpenMP threads, where it has some with GNU's interface.
+
+    For kernels between PyTorch's own ops, as in training: OpenMP's threads go on spinning for milliseconds after each
+    op, and kernels on threads of their own would share the cores with them. Else those are better, as they wait for
+    none that another process keeps from its core.
+    """
+    if _C is None:
+        yield
+        return
+    before = _C.cpu_use_openmp(gnu_parallel())
+    try:
+        yield
+    finally:
+        _C.cpu_use_openmp(before)

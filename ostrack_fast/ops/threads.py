@@ -5,35 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from math import floor, inf
 from pathlib import Path
 
 import torch
-
-try:
-    from .. import _C
-except ImportError:
-    _C = None  # type: ignore[assignment]
-
-
-@contextmanager
-def pytorch_threads() -> Iterator[None]:
-    """Kernels that this thread calls inside run on PyTorch's OpenMP threads, where it has some with GNU's interface.
-
-    For kernels between PyTorch's own ops, as in training: OpenMP's threads go on spinning for milliseconds after each
-    op, and kernels on threads of their own would share the cores with them. Else those are better, as they wait for
-    none that another process keeps from its core.
-    """
-    if _C is None:
-        yield
-        return
-    before = _C.cpu_use_openmp(gnu_parallel())
-    try:
-        yield
-    finally:
-        _C.cpu_use_openmp(before)
 
 
 @cache

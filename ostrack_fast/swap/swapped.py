@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ..ops.threads import pytorch_threads
+from ..ops.native import pytorch_threads
 from .block import NotServed
 from .compare import TOLERANCES, pattern_of
 from .kinds import BY_NAME, Kind

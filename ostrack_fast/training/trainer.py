@@ -21,7 +21,7 @@ from ..interrupts import Interrupts
 from ..model import OSTrack, template_mask
 from ..model.checkpoint import save_weights
 from ..model.vit import DropPath
-from ..ops.threads import pytorch_threads
+from ..ops.native import pytorch_threads
 from ..progress import progress_bar
 from .ambient import as_configured
 from .augment import Normalizer

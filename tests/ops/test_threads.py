@@ -10,8 +10,8 @@ import torch
 
 from ostrack_fast import ops
 from ostrack_fast.ops import native
-from ostrack_fast.ops import threads as threads_module
-from ostrack_fast.ops.threads import cpu_limit, pytorch_threads
+from ostrack_fast.ops.native import pytorch_threads
+from ostrack_fast.ops.threads import cpu_limit, gnu_parallel
 
 
 def write(root, files):
@@ -66,7 +66,7 @@ def test_the_affinity_is_respected():
 COUNTS = """
 import os, torch
 from ostrack_fast import ops
-from ostrack_fast.ops.threads import pytorch_threads
+from ostrack_fast.ops.native import pytorch_threads
 torch.set_num_threads(2)
 ids = torch.stack([torch.randperm(256) for _ in range(4)])
 tokens = torch.randn(4, 256, 64)
@@ -90,14 +90,14 @@ print(*inside, restored(), threads() - before)
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="the threads of a process are counted in /proc")
 def test_kernels_run_on_the_threads_that_pytorch_has():
     """And on their own, which are made when they are first wanted, where they are not told to."""
-    if threads_module.gnu_parallel() == 0:
+    if gnu_parallel() == 0:
         pytest.skip("PyTorch's OpenMP runtime here has no GOMP_parallel")
     done = subprocess.run([sys.executable, "-c", COUNTS], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "0", "True", "0", "True", "0", "True", "1"]
 
 
 def test_without_such_a_runtime_kernels_keep_their_threads(monkeypatch):
-    monkeypatch.setattr(threads_module, "gnu_parallel", lambda: 0)
+    monkeypatch.setattr(native, "gnu_parallel", lambda: 0)
     with pytorch_threads(), ops.use("native"):
         assert native._C.cpu_use_openmp(0) == 0
         assert ops.restore(torch.ones(1, 1, 4), torch.zeros(1, 1, dtype=torch.int64), 1).sum() == 4
