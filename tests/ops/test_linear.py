@@ -298,6 +298,18 @@ def test_lesser_processors(capability, able):
     assert all(reason == "None" if able else "OSTRACK_FAST_CPU_CAPABILITY" in reason for reason in found.values())
 
 
+@pytest.mark.parametrize("capability", ["avx2", "avx_vnni"])
+def test_int8_of_lesser_processors(capability):
+    """This file's tests of int8, in a process that takes this processor for an older one."""
+    if not FEATURES[capability]:
+        pytest.skip(f"this processor has no {capability}")
+    environment = os.environ | {"OSTRACK_FAST_CPU_CAPABILITY": capability}
+    chosen = "int8 and not lesser"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize(
     "how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
 )

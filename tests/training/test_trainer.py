@@ -13,6 +13,8 @@ from safetensors import safe_open
 
 from ostrack_fast.model import OSTrack
 from ostrack_fast.model.checkpoint import save_weights
+from ostrack_fast.ops import native
+from ostrack_fast.ops.threads import gnu_parallel
 from ostrack_fast.training.building import build_dataset, build_model
 from ostrack_fast.training.checkpoint import CHECKPOINT
 from ostrack_fast.training.config import OptimConfig, read_train_config
@@ -53,6 +55,23 @@ def test_training_learns_and_exports_weights_that_load(config, tmp_path):
     assert last < 0.5 * first
     loaded = OSTrack.from_pretrained(tmp_path / "run" / WEIGHTS)
     assert same(dict(loaded.state_dict()), dict(trainer.model.state_dict()))
+
+
+@pytest.mark.skipif(gnu_parallel() == 0, reason="PyTorch's OpenMP runtime here has no GOMP_parallel")
+def test_kernels_of_a_step_run_on_pytorchs_threads(config, tmp_path, monkeypatch):
+    trainer, seen, call = Trainer(replace(config, output=str(tmp_path / "run"))), set(), native.call
+
+    def watched(*arguments):
+        in_use = native._C.cpu_use_openmp(0)
+        native._C.cpu_use_openmp(in_use)
+        seen.add(in_use)
+        call(*arguments)
+
+    monkeypatch.setattr(native, "call", watched)
+    batch = next(iter(make_loader(build_dataset(config), config.batch_size)))
+    seen.clear()
+    trainer.step(batch)
+    assert seen == {gnu_parallel()} and native._C.cpu_use_openmp(0) == 0
 
 
 def test_frozen_blocks_stay_and_the_others_move(config, square, tmp_path):
