@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import FrameType
 from typing import cast
@@ -88,3 +90,21 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if device.type == "cpu" and resolved in (torch.float16, torch.bfloat16):
         _warn_if_slow(resolved)
     return resolved
+
+
+@contextmanager
+def full_float32(device: str) -> Iterator[None]:
+    """Inside, PyTorch multiplies float32 as float32 on this kind of device, whatever the caller has allowed.
+
+    By default a GPU's convolutions round it to TF32's 10 bits.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device, enabled=False),
+            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal, overload
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig, get_config
+from .devices import full_float32
 from .engine import Engine
 from .model import OSTrack
 from .model.checkpoint import fitting
@@ -347,22 +347,6 @@ def _verify(network: nn.Module, engine: Engine) -> None:
             )
 
 
-@contextmanager
-def _exactly(device: str) -> Iterator[None]:
-    """Float32 is multiplied as float32, whatever the caller has allowed."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.no_grad(),
-            torch.autocast(device, enabled=False),
-            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def _difference(network: nn.Module, engine: Engine, mask: Tensor | None, seed: int) -> tuple[float, str]:
     """The largest difference of an output as a share of its largest number, and that output's name."""
     cfg = engine.cfg
@@ -375,7 +359,7 @@ def _difference(network: nn.Module, engine: Engine, mask: Tensor | None, seed: i
         for size in (cfg.template_size, cfg.search_size)
     )
     try:
-        with _exactly(like.device.type):
+        with torch.no_grad(), full_float32(like.device.type):
             theirs = network(template.to(like), search.to(like), None if mask is None else mask.to(like.device))
     except Exception as error:
         raise ValueError(
@@ -384,7 +368,7 @@ def _difference(network: nn.Module, engine: Engine, mask: Tensor | None, seed: i
         ) from error
     if not isinstance(theirs, dict) or not all(isinstance(theirs.get(name), Tensor) for name in _MAPS):
         raise ValueError(f"the given {type(unwrapped(network)).__name__} does not return {', '.join(_MAPS)}")
-    with _exactly(engine.device.type):
+    with torch.no_grad(), full_float32(engine.device.type):
         engine.set_template(template, _whole(mask, template, cfg))
         ours = engine.forward(search)
     compared = []

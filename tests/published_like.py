@@ -69,8 +69,9 @@ class VisionTransformerCE(nn.Module):
         self.patch_embed.proj, self.patch_embed.norm = nn.Conv2d(3, dim, 16, 16), nn.Identity()
         self.cls_token, self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)), None
         self.pos_embed, self.pos_drop = nn.Parameter(torch.zeros(1, 197, dim)), nn.Dropout(0.0)
-        self.pos_embed_z = nn.Parameter(torch.randn(1, (template // 16) ** 2, dim))
-        self.pos_embed_x = nn.Parameter(torch.randn(1, (search // 16) ** 2, dim))
+        # Transposed, as they come from an interpolated grid.
+        self.pos_embed_z = nn.Parameter(torch.randn(1, dim, (template // 16) ** 2).transpose(1, 2))
+        self.pos_embed_x = nn.Parameter(torch.randn(1, dim, (search // 16) ** 2).transpose(1, 2))
         self.ce_loc = ce_loc
         ratios = dict(zip(ce_loc or (), ce_keep_ratio or (), strict=True))
         self.blocks = nn.Sequential(*(CEBlock(dim, heads, ratios.get(i, 1.0), act, eps) for i in range(depth)))
@@ -83,14 +84,14 @@ class VisionTransformerCE(nn.Module):
     def forward(self, z, x, ce_template_mask=None, ce_keep_rate=None, tnc_keep_rate=None, return_last_attn=False):
         z, x = self.tokens(z, x)
         template, cells = z.shape[1], x.shape[1]
-        ids = torch.arange(cells).repeat(len(x), 1)
+        ids = torch.arange(cells, device=x.device).repeat(len(x), 1)
         x, gone = torch.cat((z, x), dim=1), []
         for i, block in enumerate(self.blocks):
             x, ids, removed, attn = block(x, template, ids, None, ce_template_mask, ce_keep_rate)
             if self.ce_loc is not None and i in self.ce_loc:
                 gone.append(removed)
         x = self.norm(x)
-        search = torch.zeros(len(x), cells, x.shape[2], dtype=x.dtype)
+        search = x.new_zeros(len(x), cells, x.shape[2])
         search = search.scatter(1, ids[:, :, None].expand(-1, -1, x.shape[2]), x[:, template:])
         return torch.cat((x[:, :template], search), dim=1), {"attn": attn, "removed_indexes_s": gone}
 
@@ -108,7 +109,7 @@ class CenterPredictor(nn.Module):
 
     def cal_bbox(self, score, size, offset, return_score=False):
         peak = score.flatten(1).argmax(1)
-        values = torch.cat((offset, size), dim=1).flatten(2)[torch.arange(len(peak)), :, peak]
+        values = torch.cat((offset, size), dim=1).flatten(2)[torch.arange(len(peak), device=peak.device), :, peak]
         cell = torch.stack((peak % self.feat_sz, peak // self.feat_sz), dim=1)
         return torch.cat(((cell + values[:, :2]) / self.feat_sz, values[:, 2:]), dim=1)
 

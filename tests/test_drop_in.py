@@ -380,3 +380,23 @@ def test_templates_in_numpy_memory():
     accelerated(z, x)
     buffer[:] = images(seed=9)[0].numpy()
     assert_same(accelerated, network, z, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@torch.no_grad()
+def test_on_a_gpu(dtype):
+    """Whose convolutions of float32 are rounded to TF32 as PyTorch comes."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    network = published().cuda()
+    z, x = (image.cuda() for image in images())
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        accelerated = fast(network, device="cuda", dtype=dtype)
+        found = accelerated(z, x)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = network(z, x)
+    assert type(found) is not dict  # it is the engine that answered
+    for name in MAPS[:3]:
+        error = (found[name] - expected[name]).abs().median() / expected[name].std()
+        assert error < {"float32": 1e-4, "float16": 0.02}[dtype], name

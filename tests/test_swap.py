@@ -164,6 +164,66 @@ def test_a_module_that_computes_something_else_is_left(name):
 
 
 @pytest.fixture
+def imprecise():
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("imprecise")
+@torch.no_grad()
+def test_in_float32_the_module_is_compared_as_it_is_in_float32():
+    """Whatever rounding the caller allows: on a processor with bfloat16, "medium" rounds to that."""
+    seen = []
+
+    class Noting(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.get_float32_matmul_precision())
+            return super().forward(x)
+
+    module = awake(Noting(DIM, DIM))
+    report = accelerate(module, mode="ops", dtype="float32", inputs=(tokens(),))
+    assert states(report) == {"": ("linear", "replaced")} and report.error < 1e-5
+    assert seen == ["highest"] * 2, "once for the whole network, once for the module"
+    report.restore()
+    module(tokens())
+    assert seen[-1] == "medium"
+
+
+@torch.no_grad()
+def test_a_module_that_is_left_costs_nothing():
+    """Once its calls are known, it is as it was; the report goes on telling why."""
+    network = nn.Sequential(awake(Mlp(DIM, lambda: nn.GELU("tanh"))), nn.Linear(DIM, DIM))
+    report = accelerate(network.eval(), mode="ops", dtype="float32", inputs=(tokens(),))
+    assert "forward" not in network[0].__dict__ and "forward" in network[1].__dict__
+    rows = report.rows
+    row = next(row for row in rows if row.name == "0")
+    assert row.state == "left" and "differs by" in row.why
+    assert accelerate(network, mode="ops", dtype="float32", inputs=(tokens(),)).rows == rows
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@torch.no_grad()
+def test_modules_on_a_gpu(dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    network = published(ce=None).cuda()
+    images = [torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(size)).cuda() for size in (64, 128)]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = network(*images)
+    # TF32 is allowed, as PyTorch comes.
+    report = accelerate(network, mode="ops", dtype=dtype, inputs=tuple(images))
+    assert {row.kind: row.state for row in report.rows} == dict.fromkeys(
+        ("patch embedding", "block", "centre head"), "replaced"
+    ), [row.why for row in report.rows]
+    found = network(*images)
+    for name in ("score_map", "size_map", "offset_map"):
+        error = (found[name] - expected[name]).abs().max() / expected[name].abs().max()
+        assert error < {"float32": 1e-4, "float16": 0.02}[dtype], name
+
+
+@pytest.fixture
 def attended(monkeypatch):
     """Grows with every attention of a written-out one that our op computes."""
     calls = []

@@ -415,4 +415,5 @@ def _return_freed_memory() -> None:
 
 
 def _float(value: Tensor, device: torch.device) -> Tensor:
-    return value.detach().to(device, torch.float32)
+    # Dense, as kernels read it: the published code makes its position tables by a transposition.
+    return value.detach().to(device, torch.float32).contiguous()

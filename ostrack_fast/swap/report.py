@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..devices import full_float32
 from .block import eliminates
 from .compare import difference, difference_of_values
 from .kinds import METHODS
@@ -194,15 +195,18 @@ def flops_by_module(network: nn.Module, call: Callable[[], Any]) -> tuple[dict[s
 
 def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
     """Run the network's own forward: as it was, then with its replacements until none is new, and compare."""
+    device = next(report.network.parameters()).device.type
     with torch.no_grad():
-        with session.originals():
+        with session.originals(), full_float32(device):
             report._flops, expected = flops_by_module(report.network, call)
         # A module that is left to its own forward calls those inside it, which are checked at their next call.
         for _ in range(6):
             session.news = False
-            found = call()
+            call()
             if not session.news:
                 break
+        with full_float32(device):
+            found = call()
         pairs = {"output": (expected, found)}
         if isinstance(expected, Mapping):
             pairs = {str(name): (each, found.get(name)) for name, each in expected.items()}
@@ -212,6 +216,8 @@ def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
             # Outputs list the candidates that were kept by their scores, where rounding may decide between two.
             for name, pair in pairs.items():
                 report.errors[name] = min(report.errors[name], difference_of_values(*pair))
+        for swap in session.swaps:
+            swap.step_aside()
         if not any(row.state == "replaced" for row in report.rows):
             return
         report.speed = session.speed(("network",), session.with_originals(call), call)

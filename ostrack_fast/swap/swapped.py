@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ..devices import full_float32
 from ..ops.native import pytorch_threads
 from .block import NotServed
 from .compare import TOLERANCES, pattern_of
@@ -107,6 +108,11 @@ class Swapped:
         if self._before is not None:
             self.module.__dict__[self.method] = self._before
 
+    def step_aside(self) -> None:
+        """Leave the module as it was if none of its calls so far is served: telling calls apart takes time too."""
+        if self.verdicts and all(each.form is None for each in self.verdicts.values()):
+            self.restore()
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy packs its own weights."""
         return {**self.__dict__, "_runs": {}, "_stamp": (), "verdicts": {}}
@@ -172,7 +178,8 @@ class Swapped:
         given = args[0].clone()
         with self.session.originals(), torch.no_grad():
             before = State(self.module)
-            expected = self.original(*args, **kwargs)
+            with full_float32(given.device.type):
+                expected = self.original(*args, **kwargs)
             after = State(self.module)
             if after.changed_in_place(before):
                 verdict = Verdict(self.kinds[0], None, "changes in place what it keeps")
@@ -211,7 +218,8 @@ class Swapped:
             for each in dict.fromkeys((torch.float32, dtype)):
                 run = self._built(kind, each)
                 before.restore()
-                found = run(*args, **kwargs)
+                with full_float32(args[0].device.type):
+                    found = run(*args, **kwargs)
                 kept = after.difference(State(self.module)) if kind.own_code else 0.0
                 form, error = self._best_form(kind, found, expected, exact=each == torch.float32)
                 error = max(error, kept)

@@ -23,8 +23,10 @@ TINY = ModelConfig(
 def model():
     torch.manual_seed(0)
     made = build_ostrack(TINY).requires_grad_(False)
-    for table in (made.backbone.pos_embed_z, made.backbone.pos_embed_x):
-        torch.nn.init.normal_(table)
+    for name in ("pos_embed_z", "pos_embed_x"):
+        table = torch.randn(getattr(made.backbone, name).transpose(1, 2).shape)
+        # Transposed, as in a network of the published code, whose tensors `accelerate` takes over as they lie.
+        setattr(made.backbone, name, torch.nn.Parameter(table.transpose(1, 2), requires_grad=False))
     return made
 
 
