@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from ostrack_fast.cli._latency import Latencies
+from ostrack_fast.cli._run import _until
+from ostrack_fast.interrupts import Interrupts
 from ostrack_fast.video import FrameSource, VideoWriter, open_source
 from ostrack_fast.video.h264 import has_h264
 from ostrack_fast.video.live import LiveFrames
@@ -78,6 +80,55 @@ def test_what_stops_the_reading_is_raised_after_the_last_frame():
         assert [int(next(frames)[0, 0, 0]) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="cable"):
             next(frames)
+
+
+def test_a_wish_to_stop_is_heard_while_a_stream_is_silent():
+    silent, stop = threading.Event(), Interrupts()
+
+    def falling_silent():
+        yield from numbered(2)
+        silent.wait()
+
+    with LiveFrames(source(falling_silent()), newest=False) as frames:
+        coming = _until(stop, frames)
+        assert [int(next(coming)[0, 0, 0]) for _ in range(2)] == [0, 1]
+        threading.Timer(0.3, setattr, (stop, "requested", True)).start()
+        assert next(coming, None) is None and not silent.is_set() and frames._reader.is_alive()
+        silent.set()
+
+
+class Stream:
+    """Stands in for OpenCV's capture of an address: some frames, then a read that ends when its time is up."""
+
+    def __init__(self, address, backend, parameters):
+        self.parameters = dict(zip(parameters[::2], parameters[1::2], strict=True))
+        self.left = 3
+
+    def read(self):
+        self.left -= 1
+        if self.left >= 0:
+            return True, np.zeros((8, 8, 3), np.uint8)
+        Stream.clock += self.parameters[cv2.CAP_PROP_READ_TIMEOUT_MSEC] / 1000
+        return False, None
+
+    def get(self, _):
+        return 25.0
+
+    def isOpened(self):
+        return True
+
+    def release(self):
+        pass
+
+
+def test_a_stream_that_falls_silent_is_told_after_one_wait(monkeypatch):
+    Stream.clock = 0.0
+    monkeypatch.setattr("ostrack_fast.video.capture.cv2.VideoCapture", Stream)
+    monkeypatch.setattr("ostrack_fast.video.capture.monotonic", lambda: Stream.clock)
+    opened = open_source("rtsp://camera/1")
+    with pytest.raises(OSError, match="fell silent: after 3 frames none for 15 seconds"):
+        list(opened)
+    assert Stream.clock == 15
 
 
 def test_latencies_without_keeping_them():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ._window import Window
 
 _PAUSE = 0.03  # seconds between two looks at a paused window
+_PATIENCE = 0.2  # seconds of silence after which a wish to stop is looked for
 
 
 @dataclass
@@ -230,6 +231,18 @@ def follow(
     return run
 
 
+def _until(stop: Interrupts, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, until somebody wants to stop, who need not wait for a stream that has fallen silent."""
+    coming = iter(frames)
+    while not stop.requested:
+        if isinstance(frames, LiveFrames) and not frames.wait(_PATIENCE):
+            continue
+        frame = next(coming, None)
+        if frame is None:
+            return
+        yield frame
+
+
 def _loop(follower: Follower, frames: Iterable[np.ndarray], stop: Interrupts) -> None:
     run = follower.run
     # Frames that are passed over are not counted, so those that cannot be decoded have no place among the others.
@@ -241,18 +254,18 @@ def _loop(follower: Follower, frames: Iterable[np.ndarray], stop: Interrupts) ->
 
     with progress_bar() as bar:
         task = bar.add_task("tracking", total=run.source.length, status="")
-        for frame in frames:
+        for frame in _until(stop, frames):
             skip_broken()
             goes_on = follower.take(frame)
             status = f"{run.fps:.1f} frames/s  score {run.mean_score:.2f}" if run.tracked else ""
             bar.update(task, completed=run.frames, status=status)
             if stop.requested or not goes_on:
-                run.interrupted = stop.requested
                 break
         else:
             skip_broken()
             # A file's header may have promised another number of frames.
             bar.update(task, total=run.frames, completed=run.frames)
+        run.interrupted = stop.requested
     if isinstance(frames, LiveFrames):
         run.passed_over = frames.passed_over
 

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 
 import cv2
 import numpy as np
@@ -21,8 +22,16 @@ from .pipe import Pipe
 
 # Cameras and streams: failed reads in a row that mean the end.
 _MAX_FAILURES = 5
+# Seconds without an answer or a frame after which a stream is taken to have ended.
+SILENCE = 15
 # Milliseconds; far less than a frame lasts, far more than the rounding of times.
 _SLACK = 0.01
+
+
+_PATIENCE: tuple = (
+    cv2.CAP_FFMPEG,
+    [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 1000 * SILENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 1000 * SILENCE],
+)
 
 
 class Capture:
@@ -32,17 +41,21 @@ class Capture:
         target: what cv2.VideoCapture opens.
         resources: closed at the end of `frames`.
         seekable: a file, whose packets can be listed.
+        stream: an address, which may fall silent.
 
     Attributes:
         broken: numbers of the frames that could not be decoded, as far as `frames` has come.
     """
 
-    def __init__(self, target: str | int, resources: ExitStack | None = None, seekable: bool = False):
+    def __init__(
+        self, target: str | int, resources: ExitStack | None = None, seekable: bool = False, stream: bool = False
+    ):
         self.broken: list[int] = []
         self._pipe: Pipe | None = None
         self._target = target if seekable else None
         self._resources = resources or ExitStack()
-        self._capture = cv2.VideoCapture(target)
+        self._stream = stream and cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
+        self._capture = cv2.VideoCapture(target, *(_PATIENCE if self._stream else ()))
         self._resources.callback(self._capture.release)
         self._step = 1000 / self.fps if self.fps > 0 else float("inf")
         self._count = 0  # number of the next frame
@@ -87,10 +100,14 @@ class Capture:
         return int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The frames that can be decoded, (h,w,3) uint8 RGB. Raises OSError behind them where a pipe broke off."""
+        """The frames that can be decoded, (h,w,3) uint8 RGB.
+
+        Raises OSError behind them where a pipe broke off, or a stream fell silent.
+        """
         with self._resources:
             reads = failures = 0
             while self._capture.isOpened():
+                asked = monotonic()
                 good, frame = self._capture.read()
                 reads += 1
                 if good:
@@ -99,6 +116,8 @@ class Capture:
                     yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 else:
                     failures += 1
+                    if self._stream and monotonic() - asked > 0.9 * SILENCE:
+                        raise OSError(f"the stream fell silent: after {self._count} frames none for {SILENCE} seconds")
                     if self._ended(reads, failures):
                         break
             if self._times and self._last < self._times[-1] - _SLACK:

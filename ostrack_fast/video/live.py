@@ -49,6 +49,11 @@ class LiveFrames:
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for the next frame or the end, but no longer than this; whether one of them is there."""
+        with self._changed:
+            return bool(self._changed.wait_for(lambda: self._ready or self._ended, seconds))
+
     def __next__(self) -> np.ndarray:
         """The next frame, (h,w,3) uint8 RGB. Raises what kept the source from being read, after its last frame."""
         with self._changed:

@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
+from time import monotonic
 from urllib.parse import unquote_to_bytes
 from urllib.request import Request, urlopen
 
 import numpy as np
 
 from ..data.images import IMAGE_SUFFIXES, find_images, read_image
-from .capture import Capture
+from .capture import SILENCE, Capture
 from .pipe import Pipe
 
 # For sources that state no rate: image folders, some cameras and damaged headers.
 DEFAULT_FPS = 25.0
 # Rates beyond are a time base taken for a rate; MPEG-4 holds none beyond.
 _MAX_FPS = 65535
-_SECONDS_TO_ANSWER = 30
 # Addresses of what is as a rule a file, and waits.
 _FILES = ("http://", "https://", "file://", "ftp://")
 
@@ -137,17 +137,19 @@ def _open_stream(address: str) -> FrameSource:
     secret = re.search(r"//([^/@]*)@", address)
     name = address.replace(secret[1] + "@", "", 1) if secret else address
     problem = OSError(f"{name} cannot be read as a video: is it reachable, and a stream that OpenCV can decode?")
+    begin = monotonic()
     try:
-        return _from_capture(Capture(address), name, problem, live=not address.startswith(_FILES))
+        return _from_capture(Capture(address, stream=True), name, problem, live=not address.startswith(_FILES))
     except OSError:
-        if not address.startswith(("http://", "https://")):
+        # A server that does not answer will not do so when asked in another way.
+        if not address.startswith(("http://", "https://")) or monotonic() - begin > 0.9 * SILENCE:
             raise
     # A server that sends files only from the beginning: FFmpeg cannot look for the index at the end.
     try:
         request = Request(name)
         if secret:
             request.add_header("Authorization", "Basic " + b64encode(unquote_to_bytes(secret[1])).decode())
-        pipe = Pipe(urlopen(request, timeout=_SECONDS_TO_ANSWER))
+        pipe = Pipe(urlopen(request, timeout=SILENCE))
     except (OSError, ValueError, HTTPException) as error:
         raise OSError(f"{name} cannot be read: {error}") from None
     return _from_capture(Capture.of_pipe(pipe), name, problem)
