@@ -199,7 +199,8 @@ class Engine:
 
         Returns:
             `pred_boxes` (B,1,4) cxcywh in units of the crop; `score_map` (B,1,F,F), `size_map`, `offset_map`
-            (B,2,F,F); as `OSTrack.forward`.
+            (B,2,F,F); as `OSTrack.forward`. Nothing is checked for being finite, so that nobody waits for a GPU: crops
+            with NaN give maps with NaN, and boxes that mean nothing. `step` refuses them.
         """
         size = self.cfg.search_size
         if search.shape != (self.count, 3, size, size) or self.count == 0:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, cast
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,6 +23,10 @@ from .redetection import Presence, Redetection
 from .smoothing import Smoothing
 
 Box = tuple[float, float, float, float]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound="_OnEngine")
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,37 @@ class SearchRegion:
     candidates: tuple[int, ...]
 
 
+class _Lock:
+    """A reentrant lock; pickled and copied as a new one."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Lock], tuple[()]]:
+        return _Lock, ()
+
+
+def _alone(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """A method of a tracker that other threads' calls wait for."""
+
+    @wraps(method)
+    def run(self: T, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class _OnEngine:
     """What trackers have in common: an engine, and when a result counts as lost."""
+
+    _lock: _Lock
 
     def __init__(
         self,
@@ -81,6 +116,7 @@ class _OnEngine:
         box_prior: bool | BoxPrior = False,
         smoothing: bool | Smoothing = False,
     ):
+        self._lock = _Lock()
         given = isinstance(model_or_name, OSTrack)
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
         smoothed = Smoothing() if smoothing is True else smoothing or None
@@ -147,6 +183,9 @@ class _OnEngine:
 class Tracker(_OnEngine):
     """OSTrack's inference on frames of any size: of the published models, exactly as published.
 
+    It follows one target in one video: calls of several threads run one after the other, in the order they come. Give
+    each video a tracker of its own; they may share a model and run at the same time.
+
     Args:
         model_or_name: an `OSTrack`, which is read and not changed, or a name or path for `OSTrack.from_pretrained`.
         device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
@@ -190,6 +229,7 @@ class Tracker(_OnEngine):
         from .export.engine import OnnxEngine
 
         tracker = cls.__new__(cls)
+        tracker._lock = _Lock()
         smoothed = Smoothing() if smoothing is True else smoothing or None
         tracker.engine = OnnxEngine(path, providers, smoothed)
         tracker.cfg, tracker.lost_below = tracker.engine.cfg, lost_below
@@ -197,6 +237,7 @@ class Tracker(_OnEngine):
         tracker._box_prior, tracker._shapes = BoxPrior() if box_prior is True else box_prior or None, []
         return tracker
 
+    @_alone
     def initialize(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> None:
         """Take the target from the first frame.
 
@@ -213,6 +254,7 @@ class Tracker(_OnEngine):
         for _ in range(before):
             self._drop(0)
 
+    @_alone
     def track(self, frame: np.ndarray) -> TrackResult:
         """Find the target in the next frame, (h,w,3) uint8 RGB; its size may differ from earlier frames'.
 
@@ -230,7 +272,8 @@ class Tracker(_OnEngine):
 class MultiTracker(_OnEngine):
     """Many targets in one video, followed as one batch; targets come and go at any frame.
 
-    Arguments as `Tracker`. Each target's results are those a `Tracker` of its own would give.
+    Arguments as `Tracker`, and calls of several threads take turns as well. Each target's results are those a `Tracker`
+    of its own would give.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -244,6 +287,7 @@ class MultiTracker(_OnEngine):
         """The targets now followed, in the order they came."""
         return sorted(self._targets)
 
+    @_alone
     def add(self, frame: np.ndarray, box: Sequence[float] | Mapping[str, Sequence[float]]) -> int:
         """Follow a target from this frame on; arguments and errors as `Tracker.initialize`. Returns its number."""
         check_frame(frame)
@@ -253,6 +297,7 @@ class MultiTracker(_OnEngine):
         self._next += 1
         return self._targets[-1]
 
+    @_alone
     def drop(self, target: int) -> None:
         """Follow a target no longer. Raises KeyError if it is not followed."""
         row = self._row(target)
@@ -266,6 +311,7 @@ class MultiTracker(_OnEngine):
             raise KeyError(f"target {target} is not followed: there are {self.targets}")
         return self._targets.index(target)
 
+    @_alone
     def place(self, boxes: Mapping[int, Sequence[float]]) -> None:
         """Set where targets were last seen, xywh in pixels by target: the next frame is searched around these boxes.
 
@@ -280,6 +326,7 @@ class MultiTracker(_OnEngine):
             if self._presences:
                 self._presences[self._row(target)].move(box)
 
+    @_alone
     def search_region(self, target: int) -> SearchRegion:
         """Where the last `track` searched for a target, and what elimination left. Raises KeyError, RuntimeError."""
         row = self._row(target)
@@ -289,6 +336,7 @@ class MultiTracker(_OnEngine):
         left, top, side = crop_window(around, self.cfg.search_factor)
         return SearchRegion(left, top, side, self.cfg.search_grid, tuple(self.engine.candidates(row)))
 
+    @_alone
     def track(self, frame: np.ndarray) -> dict[int, TrackResult]:
         """Find all targets in the next frame; errors as `Tracker.track`. Without targets there are no results."""
         check_frame(frame)
@@ -299,6 +347,7 @@ class MultiTracker(_OnEngine):
         self._searched = searched
         return dict(sorted(found, key=lambda each: each[0]))
 
+    @_alone
     def track_each(self, frames: Mapping[int, np.ndarray]) -> dict[int, TrackResult]:
         """Find targets that are in different videos, as one batch.
 

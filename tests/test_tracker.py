@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -399,6 +400,25 @@ def test_an_output_that_is_not_finite_is_no_box():
     tracker.initialize(frame(), BOX)
     with pytest.raises(FloatingPointError, match="float32"):
         tracker.track(frame(1))
+
+
+def test_threads_take_turns(model, monkeypatch):
+    tracker = MultiTracker(model, "cpu", "float32")
+    frame = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    first, second = tracker.add(frame, BOX), tracker.add(frame, BOX)
+    step, waited = tracker.engine.step, []
+    other = threading.Thread(target=tracker.drop, args=(first,))
+
+    def step_while_another_thread_drops(frame):
+        other.start()
+        other.join(0.5)
+        waited.append(other.is_alive())
+        return step(frame)
+
+    monkeypatch.setattr(tracker.engine, "step", step_while_another_thread_drops)
+    assert list(tracker.track(frame)) == [first, second] and waited == [True]
+    other.join()
+    assert tracker.targets == [second]
 
 
 def test_devices_and_dtypes():
