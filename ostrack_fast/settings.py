@@ -208,7 +208,7 @@ def _converted_scalar(hint: type, value: Any, where: str) -> Any:
 def _shown(value: object) -> str:
     """A value of a file in a message: short, and with its kind where that is what is wrong."""
     if value is None:
-        return "nothing (leave the key out for its default)"
+        return "nothing (leave the key out for its default, if it has one)"
     names: dict[type, str] = {dict: "settings", list: "a list", tuple: "a list", str: "the text"}
     name = names.get(type(value)) or ("" if isinstance(value, (bool, int, float)) else f"a {type(value).__name__}")
     return f"{name} {_shortened(value)}".strip()
@@ -225,3 +225,9 @@ def check_ranges(settings: object, **ranges: tuple[float, float]) -> None:
         value = getattr(settings, name)
         if not all(low <= one <= high for one in (value if isinstance(value, tuple) else (value,))):
             raise ValueError(f"{name}={_shortened(value)} must lie in [{low:g}, {high:g}]")
+
+
+def check_folder_name(name: str, value: str) -> None:
+    """Raise ValueError unless a setting names a folder: an empty name would be the folder the run was started in."""
+    if not value.strip() or not value.isprintable():
+        raise ValueError(f"{name}={value!r} is no name of a folder: write . for the current one")

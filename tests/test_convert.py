@@ -222,6 +222,8 @@ def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(monkeypatch):
 
 
 def test_the_shipped_weights_are_where_they_were():
+    with pytest.raises(FileNotFoundError, match="no weights ''"):
+        find_weights("")  # not the folder one happens to be in
     assert find_weights("small") == Path(str(resources.files("ostrack_fast"))) / "weights" / "small.safetensors"
 
 

@@ -27,10 +27,10 @@ def find_weights(name_or_path: str | Path) -> Path:
     name, path = str(name_or_path), Path(name_or_path)
     if name in shipped_weights():
         return Path(str(resources.files("ostrack_fast") / "weights" / f"{name}.safetensors"))
-    if path.is_dir():
+    if name and path.is_dir():
         files = [each.name for each in path.iterdir() if each.is_file() and not each.name.startswith(".")]
         return path / _only_weights(files, f"the folder {name}")
-    if path.exists():
+    if name and path.exists():
         return path
     # A name that looks like a file's is that of a missing file: "weights/x.pth" is no id on the Hub.
     if not isinstance(name_or_path, Path) and _HUB_ID.fullmatch(name) and not name.endswith(_SUFFIXES):

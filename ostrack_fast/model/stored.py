@@ -62,8 +62,8 @@ _OTHER_SIZES = {
     "torch.storage.UntypedStorage": 1,
 }
 _CHUNK = 1 << 20
-# No header or directory of a checkpoint is larger: 1000 tensors take about 100 kB.
-_MAX_HEADER = 16 << 20
+# No header or directory of a checkpoint is larger: 1000 tensors take about 100 kB, and 150,000, in 10 MB, take seconds.
+_MAX_HEADER = 4 << 20
 _MAX_DIMENSIONS = 8
 # The errors that the libraries raise for damaged files.
 _DAMAGED = (

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..baselines import NETWORKS
 from ..model import OSTrack
-from ..model.checkpoint import load_pretrained
+from ..model.checkpoint import fitting, load_pretrained
 from ..model.vit import Block
 from .config import TrainConfig
 from .dataset import DataConfig, PairDataset
@@ -42,7 +42,7 @@ def build_model(cfg: TrainConfig) -> OSTrack:
                 state[f"backbone.{name}"] = resize_positions(table, grid)
         if cfg.model.template_box:  # weights of a model without it start with what it has: nothing
             state.setdefault("backbone.box_embed", torch.zeros_like(cast(torch.Tensor, model.backbone.box_embed)))
-        model.load_state_dict(state)
+        model.load_state_dict(fitting(state, model, cfg.weights))
         return model
     if cfg.backbone:
         load_backbone(model.backbone, cfg.backbone)

@@ -13,7 +13,7 @@ import torch
 from ..baselines import NETWORKS
 from ..config import ModelConfig, get_config
 from ..model.hub import shipped_weights
-from ..settings import bind, check_ranges, read_yaml
+from ..settings import bind, check_folder_name, check_ranges, read_yaml
 from .augment import AUGMENTS, AugmentConfig
 from .crops import CropConfig
 from .losses import LossConfig
@@ -151,6 +151,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_folder_name("output", self.output)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if self.cuda_graph and (self.precision == "float16" or self.activation_checkpointing == "block"):

@@ -16,7 +16,7 @@ from ..files import write_text
 from ..model import OSTrack
 from ..model.checkpoint import load_pretrained, save_weights
 from ..ops.layers import fast_bfloat16
-from ..settings import check_ranges
+from ..settings import check_folder_name, check_ranges
 from .augment import AugmentConfig
 from .checkpoint import CHECKPOINT
 from .config import OptimConfig, TrainConfig, ValidationConfig
@@ -71,7 +71,16 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self, rounds=(1, 1e6), patience=(1, 1e6), starts=(1, 1e4), lr=(0, 1), lora=(1, 1024))
+        check_folder_name("output", self.output)
+        check_ranges(
+            self,
+            rounds=(1, 1e6),
+            pairs=(self.batch_size, 1e12),
+            patience=(1, 1e6),
+            starts=(1, 1e4),
+            lr=(0, 1),
+            lora=(1, 1024),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
-from ..model.checkpoint import State, read_state
+from ..model.checkpoint import CheckpointError, State, read_state
+from ..model.stored import damaged
 from ..model.vit import VisionTransformer
 
 # The choices of the paper's Table 4 for a ViT-B, besides none, as timm calls them.
@@ -21,7 +24,7 @@ PRETRAINED = {
     "deit": "timm:deit_base_patch16_224.fb_in1k",
 }
 
-
+_MOST_INFLATED = 8
 # Unread, or of networks that add to a ViT: these keep what they start with.
 _NOT_PRETRAINED = ("pos_embed", "cls_token", "box_embed", "identity", "distance")
 
@@ -39,30 +42,60 @@ def load_backbone(vit: VisionTransformer, source: str | Path) -> None:
     its first blocks.
 
     Raises:
-        ValueError: the file's widths differ, or it has too few blocks.
+        ValueError: the file is damaged, is no such ViT, has other widths or too few blocks, or numbers that are not
+            finite. OSError: it cannot be read, or not be downloaded.
     """
-    source = PRETRAINED.get(str(source), source)
-    if str(source).startswith("timm:"):
-        state = timm.create_model(str(source).removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
-    elif str(source).endswith(".npz"):
-        with np.load(source, allow_pickle=False) as arrays:
-            state = _from_dinov2({name: torch.from_numpy(arrays[name]).float() for name in arrays.files})
-    else:
-        state, _ = read_state(Path(source))
-    state = _fold_layer_scale(state)
+    source = PRETRAINED.get(str(source), str(source))
+    if not source.startswith("timm:"):
+        with open(source, "rb"):
+            pass  # or say why not
     own = vit.state_dict()
-    kernel = state["patch_embed.proj.weight"]
-    if kernel.shape[2:] != own["patch_embed.proj.weight"].shape[2:]:
-        size = list(own["patch_embed.proj.weight"].shape[2:])
+    with damaged(Path(source)):
+        try:
+            loaded = _fitted(_fold_layer_scale(_read(source)), own, vit)
+        except KeyError as error:
+            raise CheckpointError(f"is no ViT in timm's names, or in a .npz DINOv2's: it lacks {error}") from error
+    missing = [
+        name
+        for name, value in own.items()
+        if name.rpartition(".")[2] not in _NOT_PRETRAINED and (name not in loaded or loaded[name].shape != value.shape)
+    ]
+    if missing:
+        raise ValueError(f"{source} does not fit the backbone: no (or another shape of) {', '.join(missing[:4])}")
+    broken = [name for name, value in loaded.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"{source}: {broken[0]} holds numbers that are not finite: the file is damaged")
+    vit.load_state_dict(loaded, strict=False)
+
+
+def _read(source: str) -> State:
+    """A ViT's state dict in timm's names. What the libraries raise for damaged files is not sorted."""
+    if source.startswith("timm:"):
+        try:
+            return timm.create_model(source.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
+        except Exception as error:  # of timm, of the Hub's client, and of what lies below them
+            text = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"timm cannot give these weights ({type(error).__name__}: {text})") from error
+    if not source.endswith(".npz"):
+        return read_state(Path(source))[0]
+    with zipfile.ZipFile(source) as archive:
+        # Arrays of weights hardly shrink, and a few bytes of zeros may become gigabytes.
+        if sum(each.file_size for each in archive.infolist()) > _MOST_INFLATED * Path(source).stat().st_size:
+            raise CheckpointError(f"holds arrays more than {_MOST_INFLATED} times as large as the file: it is damaged")
+    with np.load(source, allow_pickle=False) as arrays:
+        return _from_dinov2({name: torch.from_numpy(arrays[name]).float() for name in arrays.files})
+
+
+def _fitted(state: State, own: Mapping[str, Tensor], vit: VisionTransformer) -> State:
+    """The tensors of another ViT that fit this one, whose own are `own`."""
+    kernel, size = state["patch_embed.proj.weight"], list(own["patch_embed.proj.weight"].shape[2:])
+    if list(kernel.shape[2:]) != size:
         state["patch_embed.proj.weight"] = resample_patch_embed(kernel, size)
     table = state["pos_embed"][:, 1:]
     loaded = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     loaded["pos_embed_z"] = resize_positions(table, vit.cfg.template_grid)
     loaded["pos_embed_x"] = resize_positions(table, vit.cfg.search_grid)
-    missing = [n for n in own if n not in loaded and n.rpartition(".")[2] not in _NOT_PRETRAINED]
-    if missing:
-        raise ValueError(f"{source} does not fit the backbone: no (or another shape of) {', '.join(missing[:4])}")
-    vit.load_state_dict(loaded, strict=False)
+    return loaded
 
 
 @torch.no_grad()

@@ -218,3 +218,11 @@ def test_the_whole_file_is_checked(good, tmp_path):
             archive.writestr("archive/data.pkl", b"\x80\x02}.")
     with pytest.raises(CheckpointError, match="same name"):
         OSTrack.from_pretrained(tmp_path / "x.pth", SMALL)
+
+
+def test_a_header_of_very_many_tensors_is_refused_unread(tmp_path):
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{number}": empty for number in range(80_000)}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: its header is larger than 4 MiB"):
+        OSTrack.from_pretrained(tmp_path / "w.safetensors")

@@ -8,9 +8,11 @@ import pytest
 
 from ostrack_fast.config import get_config
 from ostrack_fast.training.augment import AugmentConfig
+from ostrack_fast.training.building import build_model
 from ostrack_fast.training.composer import ComposerConfig, ComposerSettings
 from ostrack_fast.training.config import TrainConfig, read_train_config
 from ostrack_fast.training.crops import CameraConfig
+from ostrack_fast.training.finetune import FinetuneConfig
 from ostrack_fast.training.sources import SOURCES, bind_sources, build_sources
 
 BASE = {"model": "small", "output": "out", "data": {"videos": {"path": "."}}}
@@ -186,3 +188,22 @@ def test_the_recipes_of_the_shipped_weights_can_be_read(name, pairs):
     assert replace(config.model, template_box=True) == get_config("small") and config.total_pairs == pairs
     assert config.crops.search_size == config.model.search_size
     assert list(bind_sources(config.data, "data")) == ["videos", "coco", "photos", "composer"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb"])
+def test_an_output_is_the_name_of_a_folder(tmp_path, name):
+    with pytest.raises(ValueError, match=r"t\.yaml: output=.* is no name of a folder"):
+        read(tmp_path, output=name)
+    with pytest.raises(ValueError, match="is no name of a folder"):
+        FinetuneConfig("data", name)
+
+
+def test_a_round_of_fine_tuning_has_a_batch():
+    with pytest.raises(ValueError, match=r"pairs=8 must lie in \[16, "):
+        FinetuneConfig("data", "out", pairs=8)
+
+
+def test_weights_of_another_network_are_told(tmp_path):
+    cfg = read(tmp_path, model={"preset": "small", "depth": 7}, weights="small")
+    with pytest.raises(ValueError, match="small does not fit the configuration: unexpected"):
+        build_model(cfg)

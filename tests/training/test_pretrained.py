@@ -5,11 +5,13 @@ import subprocess
 import sys
 import threading
 from http.server import ThreadingHTTPServer
+from importlib import resources
 
+import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from ostrack_fast.config import ModelConfig, get_config
 from ostrack_fast.model.vit import VisionTransformer
@@ -127,3 +129,33 @@ def check_all(state, source):
         if name not in ("cls_token", "pos_embed"):
             assert torch.equal(state[name], value), name
     torch.testing.assert_close(state["pos_embed_x"], resize_positions(source["pos_embed"][:, 1:], 16))
+
+
+def test_files_that_are_no_backbone(tmp_path):
+    vit = VisionTransformer(ModelConfig(embed_dim=64, depth=2, num_heads=1))
+    before = {key: value.clone() for key, value in vit.state_dict().items()}
+    source = {key: torch.randn_like(value) for key, value in before.items()}
+    source |= {"pos_embed": torch.randn(1, 197, 64), "cls_token": torch.randn(1, 1, 64)}
+    shipped = resources.files("ostrack_fast") / "weights" / "small.safetensors"
+    cases = {
+        "text.pth": (b"hello", "is text, not a checkpoint"),
+        "text.npz": (b"hello", "is damaged or cut off"),
+        "tracker.safetensors": (shipped.read_bytes(), "is no ViT in timm's names"),
+        "flat.safetensors": (save({**source, "pos_embed": torch.randn(64)}), "flat.safetensors: is damaged"),
+        "nan.safetensors": (save({**source, "norm.bias": torch.full((64,), torch.nan)}), "not finite"),
+        "narrow.safetensors": (save({**source, "pos_embed": torch.randn(1, 197, 32)}), "does not fit the backbone"),
+    }
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(1 << 24, np.uint8))
+    cases["bomb.npz"] = (tmp_path / "bomb.npz").read_bytes(), "arrays more than 8 times as large as the file"
+    np.savez(tmp_path / "other.npz", a=np.zeros(5))
+    cases["other.npz"] = (tmp_path / "other.npz").read_bytes(), "is no ViT in timm's names, or in a .npz DINOv2's"
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=message) as told:
+            load_backbone(vit, tmp_path / name)
+        assert name in str(told.value)
+    with pytest.raises(FileNotFoundError):
+        load_backbone(vit, tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match=r"timm:nope: timm cannot give these weights \(RuntimeError: Unknown model"):
+        load_backbone(vit, "timm:nope")
+    assert all(torch.equal(value, before[key]) for key, value in vit.state_dict().items())
