@@ -232,7 +232,15 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
         (("track", video, *good, "--plot", tmp_path / "out.docx"), "must end in one of"),
         (("track", video, *good, "--boxes", tmp_path), "is a folder"),
         (("train", tmp_path / "absent.yaml"), "absent.yaml"),
+        (("train", "tiny", "--output", ""), "an argument is empty: the one behind --output"),
+        (("convert", weights, tmp_path / "w.pth", "--recipe="), "an argument is empty: --recipe="),
+        (("bench", "ops", "--threads", "9" * 30), "not a list of positive numbers"),
+        (("report", tmp_path / "absent"), "absent is not a folder of results"),
+        (("accelerate", "--check", f"{tmp_path / 'mine.py'}:build"), "fails in its own code"),
+        (("accelerate", "--check", f"{tmp_path / 'none.py'}:build"), "SyntaxError"),
     ]
+    (tmp_path / "mine.py").write_text("def build():\n    return {}['x']\n")
+    (tmp_path / "none.py").write_text("def (")
     if sys.platform.startswith("linux"):
         cases.append((("track", video, "--weights", weights, "--device", "cpu"), "no display"))
     before = sorted(os.listdir(tmp_path))

@@ -96,6 +96,7 @@ def test_what_cannot_be_written_is_told_before_the_work(track, run, video, video
     cv2.imwrite(str(tmp_path / "img" / "1.png"), np.zeros((96, 128, 3), np.uint8))
     (tmp_path / "same.txt").symlink_to("b.txt")
     data = ("evaluate", "--data", videos, "--weights", weights)
+    visualize = ("visualize", "attention", "--box", "20,20,24,16", "--weights", weights)
     (video_folder, *_) = sorted(path for path in videos.iterdir() if path.is_dir())
     truth = next(video_folder.glob("*.txt"))
     cases = [
@@ -111,8 +112,17 @@ def test_what_cannot_be_written_is_told_before_the_work(track, run, video, video
         (run, (*data, "--json", tmp_path / "file" / "r.json"), "r.json cannot be written: Not a directory"),
         (run, (*data, "--results", tmp_path / "file"), "file cannot be written: Not a directory"),
         (run, (*data, "--json", tmp_path / "a.png", "--plot", tmp_path / "a.png"), "the same name"),
-        (run, (*data, "--json", truth), "lies in a video's folder"),
-        (run, (*data, "--plot", video_folder / "img" / "curve.png"), "lies in a video's folder"),
+        (run, (*data, "--json", truth), "whose boxes and frames are read"),
+        (run, (*data, "--plot", video_folder / "img" / "curve.png"), "whose boxes and frames are read"),
+        (run, (*data, "--json", weights), "is the source itself"),
+        (run, (*data, "--results", video_folder), "holds boxes already"),
+        (run, ("score", "folder", videos, tmp_path / "img", "--json", truth), "whose boxes and frames are read"),
+        (run, (*visualize, video, "-o", video), "is the source itself"),
+        (run, (*visualize, tmp_path / "img", "-o", tmp_path / "img" / "p.png"), "would become a frame"),
+        (run, ("export", "--weights", weights, "-o", weights), "is the source itself"),
+        (run, ("bench", "ops", "--json", tmp_path / "file" / "b.json"), "b.json cannot be written: Not a directory"),
+        (run, ("profile", "--json", tmp_path / "file" / "b.json"), "b.json cannot be written: Not a directory"),
+        (run, ("report", "absent", "-o", tmp_path / "file" / "r.html"), "r.html cannot be written: Not a directory"),
         (run, ("demo", "-o", tmp_path / "file"), "cannot be written: Not a directory"),
     ]
     before = sorted(map(str, tmp_path.rglob("*")))

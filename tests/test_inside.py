@@ -89,7 +89,10 @@ def test_the_command(demo, tmp_path, monkeypatch, capsys):
     assert cv2.imread(str(tmp_path / "out" / "a.png")).shape == (284, 780, 3)
     assert not run(monkeypatch, "elimination", tmp_path, *target, "-o", tmp_path / "out" / "e.mp4")
     assert len(list(open_source(tmp_path / "out" / "e.mp4"))) == 2
+    (tmp_path / "one").mkdir()
+    cv2.imwrite(str(tmp_path / "one" / "0.png"), first[..., ::-1])
     for words, said in (
+        (("features", tmp_path / "one", *target, "-o", tmp_path / "o" / "a.mp4"), "has no frame after the first"),
         (("mood", tmp_path, *target, "-o", "a.png"), "no picture of 'mood'"),
         (("features", tmp_path, *target, "-o", "a.gif"), "must end in .png"),
         (("features", tmp_path, *target, "-o", tmp_path / "o" / "a.png", "--frame", "9"), "has no frame 9"),

@@ -120,6 +120,7 @@ def main() -> None:
         OneInterrupt().install()
         make_patient()
         try:
+            _check_arguments(sys.argv[1:])
             app()
         except Exception as error:
             _tell(error)
@@ -131,6 +132,13 @@ def main() -> None:
         _tell(error)
     except KeyboardInterrupt:  # outside of the commands, where typer does not catch it
         sys.exit(130)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Raise ValueError for an empty one, most often a variable of the shell: a path would be the current folder."""
+    for before, argument in zip(["the first", *arguments], arguments, strict=False):
+        if not argument or re.fullmatch(r"--[\w-]+=", argument):
+            raise ValueError(f"an argument is empty: {argument or f'the one behind {before}'}")
 
 
 def _tell(error: Exception) -> None:
@@ -155,7 +163,9 @@ def _words(error: Exception) -> str:
         return f"{error} The GPU failed, and this process cannot use it any more: look at nvidia-smi, then run again."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else f"{error.strerror}"
-    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+    # Of the errors of arithmetic those that Python raises itself, such as of a division by zero, are faults.
+    told = (ValueError, OSError, ImportError, FloatingPointError)
+    if isinstance(error, told) or type(error) is ArithmeticError:
         return str(error)
     return (
         f"{type(error).__name__}: {error}. If no file or option here is wrong, ostrack-fast is: please report what "

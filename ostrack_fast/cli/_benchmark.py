@@ -108,11 +108,11 @@ def evaluate_benchmark(
         loaded = count_from_one(loaded, one_based)
     loaded = several_starts(loaded, starts)
     tasks, failed = make_tasks(found, loaded, folder)
-    there = [task for task in tasks if is_finished(task)]
-    if there and not resume:
-        raise ValueError(
-            f"{folder} holds results of {len(there)} sequences: go on with --resume, or give another --results folder"
-        )
+    held, before = [task for task in tasks if task.boxes_file.exists()], read_run(folder)
+    if held and not (resume and before):
+        problem = "go on with --resume, or" if before else "another program's, or a ground truth:"
+        raise ValueError(f"{folder} holds results of {len(held)} sequences: {problem} give another --results folder")
+    there = [task for task in held if is_finished(task)]
     left = [task for task in own_share(tasks) if task not in there]
     about = {
         "benchmark": benchmark,
@@ -123,7 +123,7 @@ def evaluate_benchmark(
         "realtime": realtime,
     }
     if there:
-        _check_same(folder, read_run(folder), about)
+        _check_same(folder, before, about)
     if left:
         write_run(folder, about, Outcome())  # what results are of is known even after a kill
     with Interrupts() as interrupts:

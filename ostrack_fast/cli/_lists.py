@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MOST = 1 << 16  # more threads or targets than any machine runs
+
 
 def chosen(option: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
     """The names in an option's text, all of which must be known; None where it was not given."""
@@ -20,6 +22,6 @@ def counts(option: str, text: str | None) -> list[int] | None:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [0]
-    if min(numbers) < 1:
+    if not all(1 <= number <= _MOST for number in numbers):
         raise ValueError(f"{option} {text!r} is not a list of positive numbers, such as 1,8")
     return numbers

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from ..files import check_writable, is_special
+from ..files import check_folder, check_writable, is_special
 
 INCOMPLETE = 3
 """Exit status of a command that is done and has written its outputs, but left bad inputs out of them."""
+
+_BOXES = (".txt", ".csv")  # files that a ground truth or a tracker's results may be in
 
 
 @dataclass
@@ -29,17 +32,23 @@ class Outputs:
         if self.video:
             check_video_path(self.video)
         paths = [path for path in (self.video, self.boxes, self.plot) if path]
-        check_outputs(paths, self.plot)
-        for path in paths:
-            for name in (source, weights):
-                if name and path.exists() and os.path.isfile(name) and path.samefile(name):
-                    raise ValueError(f"{path} is the source itself: give the output another name")
-            if source and _is_picture(path) and os.path.realpath(source) == os.path.realpath(path.parent):
-                raise ValueError(f"{path} would become a frame of the source {source}: write it elsewhere")
+        check_outputs(paths, self.plot, (source, weights))
 
 
-def check_outputs(paths: Sequence[Path], plot: Path | None) -> None:
-    """Find out before the work what cannot be written; `plot` is a picture. Raises ValueError, OSError."""
+def check_outputs(
+    outputs: Sequence[Path | None], plot: Path | None = None, sources: Sequence[str | Path | None] = ()
+) -> None:
+    """Find out before the work what cannot be written, or would replace what is read.
+
+    Args:
+        outputs: files to write; None are those not wanted.
+        plot: one of them that is a picture.
+        sources: what is read: files, folders of frames, and names of weights, which may be those of files.
+
+    Raises:
+        ValueError, OSError: saying which output, and why.
+    """
+    paths = [path for path in outputs if path is not None]
     if plot is not None:
         from ..visualization.sheet import check_image_path
 
@@ -49,13 +58,30 @@ def check_outputs(paths: Sequence[Path], plot: Path | None) -> None:
     files = [os.path.realpath(path) for path in paths if not is_special(path)]
     if len(set(files)) < len(files):
         raise ValueError("two outputs have the same name")
+    for path, source in product(paths, [each for each in sources if each]):
+        if os.path.isfile(source) and path.exists() and path.samefile(source):
+            raise ValueError(f"{path} is the source itself: give the output another name")
+        if _is_picture(path) and os.path.isdir(source) and os.path.realpath(source) == os.path.realpath(path.parent):
+            raise ValueError(f"{path} would become a frame of the source {source}: write it elsewhere")
 
 
-def check_outside(path: Path, data: Path) -> None:
-    """Raise ValueError if `path` would replace a file of a video in the folder `data`, or add a frame to it."""
-    inside = Path(os.path.realpath(path.parent)).parent.is_relative_to(os.path.realpath(data))
-    if inside and not is_special(path) and (path.exists() or _is_picture(path)):
-        raise ValueError(f"{path} lies in a video's folder of {data}, which is read: write it elsewhere")
+def check_outside(path: Path | None, data: Path | None) -> None:
+    """Raise ValueError if `path` would replace boxes or a file of a video in the folder `data`, or add a frame."""
+    if path is None or data is None or is_special(path):
+        return
+    folder = Path(os.path.realpath(path.parent))
+    top, of_a_video = (each.is_relative_to(os.path.realpath(data)) for each in (folder, folder.parent))
+    replaces = path.exists() and (of_a_video or path.suffix.lower() in _BOXES)
+    if top and (replaces or (of_a_video and _is_picture(path))):
+        raise ValueError(f"{path} lies in {data}, whose boxes and frames are read: write it elsewhere")
+
+
+def check_results(folder: Path, data: Path) -> None:
+    """Raise ValueError or OSError if a folder of result files cannot be written, or is one of ground truth."""
+    check_folder(folder)
+    inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data)) and folder.is_dir()
+    if inside and any(each.suffix.lower() in _BOXES for each in folder.iterdir()):
+        raise ValueError(f"{folder} lies in {data}, which is read, and holds boxes already: give another folder")
 
 
 def _is_picture(path: Path) -> bool:

@@ -29,7 +29,13 @@ def accelerate(
 
     from ..drop_in import accelerate as replace
 
-    network, inputs = _made(name, factory)
+    try:
+        network, inputs = _made(name, factory)
+    except ValueError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--check {check} fails in its own code, --debug shows where: {what}") from error
     report = replace(network, dtype=dtype, mode="ops", inputs=inputs)
     console = Console()
     console.print(report.table())

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ._lists import chosen, counts
+from ._outputs import check_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,7 @@ def bench(
     Results are checked before anything is timed. A case that fails gets no time, and the next one is measured all the
     same. Leave the machine alone meanwhile; compare numbers of one run only.
     """
-    if json is not None and json.is_dir():
-        raise ValueError(f"{json} is a folder: give the name of a file to write")
+    check_outputs((json,))
 
     from importlib import import_module
 

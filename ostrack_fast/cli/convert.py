@@ -33,7 +33,7 @@ def convert(
     layout = next((name for name, ends in _SUFFIXES.items() if target.name.endswith(ends)), None)
     if layout is None:
         raise ValueError(f"{target} must end in .safetensors, or in .pth.tar, .pth or .pt for the published layout")
-    check_outputs([target], None)
+    check_outputs((target,), sources=(source,))
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"--dtype {dtype!r} is none of float32, float16, bfloat16")
 

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..files import check_folder
 from ..interrupts import Interrupts
-from ._outputs import INCOMPLETE, check_outputs, check_outside, raise_all
+from ._outputs import INCOMPLETE, check_outputs, check_outside, check_results, raise_all
 from ._weights import BoxPrior, Config, Smoothing
 
 if TYPE_CHECKING:
@@ -134,12 +133,11 @@ def evaluate(
     from ..model import OSTrack
     from ..tracker import Tracker
 
-    files = [path for path in (json, plot) if path is not None]
-    check_outputs(files, plot)
-    for path in files:
+    check_outputs((json, plot), plot, (weights,))
+    for path in (json, plot):
         check_outside(path, data)
     if results is not None:
-        check_folder(results)
+        check_results(results, data)
     ours = Tracker(OSTrack.from_pretrained(weights, config), device, dtype, box_prior=box_prior, smoothing=smoothing)
     patterns = one_based or []
     settings = {

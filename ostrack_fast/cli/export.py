@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ._outputs import check_outputs
 from ._weights import Config
 
 
@@ -37,6 +38,7 @@ def export(
     if output is None:
         suffix = FORMATS[format].suffix if format in FORMATS else ""
         output = Path(Path(weights).name.split(".")[0] + suffix)
+    check_outputs((output,), sources=(weights,))
     model = OSTrack.from_pretrained(weights, config)
     deviation = export_model(model, output, format, dtype, elimination, batch or None, layout, device)
     print(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ._outputs import check_outputs
 from ._weights import Config
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def profile(
     json: Annotated[Path | None, typer.Option(help="Write all numbers and the machine's description here.")] = None,
 ) -> None:
     """Time every stage of a tracked frame, on a GPU every node of its CUDA graph, beside the least it could take."""
-    if json is not None and json.is_dir():
-        raise ValueError(f"{json} is a folder: give the name of a file to write")
+    check_outputs((json,), sources=weights)
 
     import numpy as np
     import torch

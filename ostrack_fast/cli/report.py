@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ._outputs import check_outputs
+
 
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders of result files, one a tracker.")],
@@ -25,13 +27,11 @@ def report(
     The worst sequences are those of the first tracker.
     """
     from ..evaluation.report import make_report, save_report, to_markdown
-    from ..files import check_writable
 
     for path, suffix in ((output, ".html"), (markdown, ".md")):
-        if path is not None:
-            if path.suffix.lower() != suffix:
-                raise ValueError(f"{path} must end in {suffix}")
-            check_writable(path)
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(f"{path} must end in {suffix}")
+    check_outputs((output, markdown))
     made = make_report(results, benchmark, data, split, protocol)
     save_report(made, output)
     if markdown is not None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ._outputs import check_outputs, check_outside
+
 if TYPE_CHECKING:
     from ..evaluation.scoring import Scored
 
@@ -47,10 +49,11 @@ def score(
     AO and SR of GOT-10k are fractions, AUC, P and P_norm percent.
     """
     from ..evaluation.scoring import score_results
-    from ..files import check_writable, write_text
+    from ..files import write_text
 
-    if json is not None:
-        check_writable(json)
+    check_outputs((json,))
+    for folder in (data, *results):
+        check_outside(json, folder)
     scored = score_results(benchmark, data, results, split, protocol, starts)
     if json is not None:
         write_text(json, json_format.dumps(scored.to_dict(), indent=1, allow_nan=False) + "\n")

@@ -12,7 +12,7 @@ from ._weights import Config
 
 
 def serve(
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; any other than this machine's needs --token.")] = (
         "127.0.0.1"
     ),

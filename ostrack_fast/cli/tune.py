@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ._outputs import check_outputs
 from ._weights import Config
 
 
@@ -32,8 +33,7 @@ def tune(
     for what neither holds a model of the GPU.
     The file is written after every GEMM; what it held before stays for GEMMs that are not measured again.
     """
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: give the name of a file to write")
+    check_outputs((output,), sources=(weights,))
     try:
         batches = [int(part) for part in batch.split(",")]
     except ValueError:

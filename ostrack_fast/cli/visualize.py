@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._boxes import parse_box
+from ._outputs import check_outputs
 from ._weights import Config
 
 if TYPE_CHECKING:
@@ -32,14 +33,14 @@ def visualize(
     attention: what the centre of the template attends to, block by block. elimination: the cells that are left.
     features: how strong the features of each cell are at the end. The target is tracked up to the frames shown.
     """
-    from ..files import check_writable, write_atomically
+    from ..files import write_atomically
     from ..visualization.inside import KINDS
 
     if kind not in KINDS:
         raise ValueError(f"there is no picture of {kind!r}: choose {', '.join(KINDS)}")
     if output.suffix.lower() not in (".png", ".mp4"):
         raise ValueError(f"{output}: the name must end in .png (one frame) or .mp4 (all of them)")
-    check_writable(output)
+    check_outputs((output,), sources=(source, weights))
 
     from ..model import OSTrack
     from ..video import VideoWriter, open_source
@@ -52,6 +53,8 @@ def visualize(
         with VideoWriter(output, opened.fps) as writer:
             for picture in pictures:
                 writer.write(picture)
+        if not writer.count:
+            raise ValueError(f"{source} has no frame after the first, and only those are shown")
         print(f"{output}: {writer.count} frames")
         return
     found = next(islice(pictures, frame - 1, None), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,12 +17,17 @@ import numpy as np
 from ..data.images import read_image
 from ..data.truth import format_boxes, present, read_raw_boxes
 from ..files import write_text
+from ..settings import bind
 from .ahead import decoded_ahead
 from .benchmarks import Benchmark, Loaded, Sequence
 from .runner import SingleObjectTracker, Stopped, answered_box
 
 RUN_FILE = "run.json"
 """Beside the result files: what was run, and the times of each sequence."""
+_RUN_KINDS: dict[str, Any] = {
+    "benchmark": str, "data": str, "split": str, "tracker": dict, "starts": int, "realtime": (int, float, type(None)),
+    "sequences": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,9 +239,12 @@ def read_run(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no file of `ostrack-fast evaluate`: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file} is no file of `ostrack-fast evaluate`")
+    for name, value in found.items():
+        if not isinstance(value, _RUN_KINDS.get(name, object)):
+            raise ValueError(f"{file} is no file of `ostrack-fast evaluate`: {name} is {reprlib.repr(value)}")
     return found
 
 
 def timings(found: dict[str, Any]) -> dict[str, Timing]:
-    """The timings in what `read_run` gives, by sequence."""
-    return {name: Timing(**each) for name, each in found.get("sequences", {}).items()}
+    """The timings in what `read_run` gives, by sequence. Raises ValueError for what are none."""
+    return {name: bind(Timing, each, f"{RUN_FILE}: {name}") for name, each in found.get("sequences", {}).items()}

@@ -20,7 +20,7 @@ from .protocols import find_protocol
 from .published import published_rows
 from .report_elimination import elimination_pictures
 from .report_figures import Picture, curve_pictures, filmstrip, latency_picture, speed_picture
-from .results import Results, find_results
+from .results import Results, check_is_folder, find_results
 from .scoring import Scored, TrackerScore, has_truth, score_loaded
 from .starts import by_start, several_starts
 
@@ -82,6 +82,8 @@ def make_report(
     Raises:
         ValueError: no folder says what the benchmark is. Otherwise as `score_results`.
     """
+    for path in results:
+        check_is_folder(path)
     runs = [read_run(Path(path)) for path in results]
     about: dict[str, Any] = next((run for run in runs if "benchmark" in run), {})
     benchmark, data, split = benchmark or about.get("benchmark"), data or about.get("data"), split or about.get("split")
@@ -143,8 +145,8 @@ def _latency(scored: Scored, results: list[Results], figure: str) -> Picture | N
     for tracker, each in zip(scored.trackers, results, strict=True):
         about = read_run(each.folder)
         if about.get("realtime"):
-            settings = about["tracker"]
-            words = (settings.get(key, "") for key in ("tracker", "weights", "dtype"))
+            settings = about.get("tracker", {})
+            words = (str(settings.get(key, "")) for key in ("tracker", "weights", "dtype"))
             name = " ".join(filter(None, words))
             curves.setdefault(name, []).append((float(about["realtime"]), tracker.summary[figure]))
     return latency_picture(curves, figure) if curves else None

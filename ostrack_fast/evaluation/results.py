@@ -32,6 +32,12 @@ class Results:
     files: dict[str, list[Path]]
 
 
+def check_is_folder(path: str | Path) -> None:
+    """Raise FileNotFoundError unless the path is a folder."""
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{path} is not a folder of results")
+
+
 def find_results(paths: Iterable[str | Path], sequences: Iterable[Sequence]) -> list[Results]:
     """The trackers in folders of results.
 
@@ -46,8 +52,7 @@ def find_results(paths: Iterable[str | Path], sequences: Iterable[Sequence]) -> 
     sequences = list(sequences)
     found: list[Results] = []
     for path in map(Path, paths):
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path} is not a folder of results")
+        check_is_folder(path)
         trackers = list(_trackers_in(path, sequences, _DEPTH))
         if not trackers:
             names = ", ".join(sequence.name for sequence in sequences[:3])

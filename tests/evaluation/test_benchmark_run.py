@@ -213,6 +213,16 @@ def test_a_killed_run_is_resumed_to_the_same_numbers(tmp_path, weights, capsys):
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["benchmark"] == "lasot"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_boxes_that_are_no_results_of_ours_stay(tmp_path, weights, resume):
+    layouts.lasot(tmp_path / "data")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "airplane-1.txt").write_text("1,2,3,4\n")
+    with pytest.raises(ValueError, match="r holds results of 1 sequences: another program's, or a ground truth"):
+        run(tmp_path / "data", weights, tmp_path / "r", resume=resume)
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["airplane-1.txt"]
+
+
 def test_a_sequence_that_fails_leaves_figures_that_are_called_unofficial(tmp_path, weights, capsys):
     layouts.lasot(tmp_path / "data")
     (tmp_path / "data" / "airplane" / "airplane-9" / "img" / "00000002.jpg").write_bytes(b"")

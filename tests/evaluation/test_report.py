@@ -209,3 +209,18 @@ def test_the_command(results, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2 and "must end in .html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said", [{"benchmark": 5}, {"starts": [1]}, {"sequences": [1]}, {"sequences": {"s": 5}}, {"tracker": "x"}]
+)
+def test_a_run_file_of_something_else_is_refused(results, said):
+    about = {"benchmark": "lasot", "data": str(results[0].parent / "data"), "split": "test"}
+    (results[0] / "run.json").write_text(json.dumps({**about, **said}))
+    with pytest.raises(ValueError, match=r"run\.json"):
+        make_report(results[:1])
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match="absent is not a folder of results"):
+        make_report(["absent"])
