@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..config import ModelConfig
+
+_TOWERS = ("ctr", "offset", "size")
+
+
+def _each(layers: Sequence[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+    return [layer(x) for layer, x in zip(layers, maps, strict=True)]
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -20,24 +28,22 @@ class CenterHead(nn.Module):
     published `CenterPredictor`, whose offset has no sigmoid although the paper's figure suggests one.
     """
 
+    # Runs one layer of all towers; several processes that train together replace it by one exchange for the three.
+    run_layers = staticmethod(_each)
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.feat_sz = cfg.search_grid
         self.stride = cfg.patch_size
         self.img_sz = cfg.search_size
         widths = [cfg.embed_dim, *(cfg.head_channels // 2**i for i in range(4))]
-        for name, outputs in (("ctr", 1), ("offset", 2), ("size", 2)):
+        for name, outputs in zip(_TOWERS, (1, 2, 2), strict=True):
             for i in range(4):
                 self.add_module(f"conv{i + 1}_{name}", _conv(widths[i], widths[i + 1]))
             self.add_module(f"conv5_{name}", nn.Conv2d(widths[4], outputs, 1))
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-
-    def tower(self, name: str, x: Tensor) -> Tensor:
-        for i in range(1, 6):
-            x = self.get_submodule(f"conv{i}_{name}")(x)
-        return x
 
     def forward(self, x: Tensor, gt_score_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns score, boxes (B,4) as `cal_bbox`, size, offset.
@@ -51,7 +57,11 @@ class CenterHead(nn.Module):
 
     def get_score_map(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Score, size and offset maps of a feature map."""
-        return _probability(self.tower("ctr", x)), _probability(self.tower("size", x)), self.tower("offset", x)
+        maps = [x] * len(_TOWERS)
+        for i in range(1, 6):
+            maps = self.run_layers([self.get_submodule(f"conv{i}_{name}") for name in _TOWERS], maps)
+        score, offset, size = maps
+        return _probability(score), _probability(size), offset
 
     def cal_bbox(
         self, score_map_ctr: Tensor, size_map: Tensor, offset_map: Tensor, return_score: bool = False

@@ -87,7 +87,7 @@ class Trainer:
             recompute(self.model, cfg.activation_checkpointing)
         self._share(processes)
         self.optimizer = build_optimizer(self.model, cfg, self.batch)
-        self.network = wrap(self.model, processes)
+        self.network = wrap(self.model, processes, cfg.batch_norm)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "float16")
         self.average = RunningAverage(self.model, cfg.optim.ema) if cfg.optim.ema else None
         self._normalize = Normalizer(self.device)
