@@ -95,4 +95,5 @@ def raise_all(failures: Sequence[Exception]) -> None:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        raise OSError("; ".join(map(str, failures))) from failures[0]
+        # An OSError's text begins with its number.
+        raise OSError("; ".join(getattr(each, "strerror", None) or str(each) for each in failures)) from failures[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +135,9 @@ def require_onnx() -> None:
 
 
 def _write_pt2(program: ExportedProgram, path: str, facts: Mapping[str, Any]) -> None:
-    torch.export.save(program, path, extra_files={f"{METADATA}.json": json.dumps(dict(facts))})
+    package = BytesIO()
+    torch.export.save(program, package, extra_files={f"{METADATA}.json": json.dumps(dict(facts))})
+    _write_package(package, path)
 
 
 def _load_pt2(path: str) -> Run:
@@ -142,11 +145,16 @@ def _load_pt2(path: str) -> Run:
 
 
 def _write_aoti(program: ExportedProgram, path: str, facts: Mapping[str, Any]) -> None:
-    # PyTorch names the package itself unless the name ends in .pt2.
-    metadata = {METADATA: json.dumps(dict(facts))}
+    metadata, package = {METADATA: json.dumps(dict(facts))}, BytesIO()
     torch._inductor.aoti_compile_and_package(
-        program, package_path=path, inductor_configs={"aot_inductor.metadata": metadata}
+        program, package_path=package, inductor_configs={"aot_inductor.metadata": metadata}
     )
+    _write_package(package, path)
+
+
+def _write_package(package: BytesIO, path: str) -> None:
+    """Write what PyTorch made in memory: its own writer of files ends the process where the disk is full."""
+    Path(path).write_bytes(package.getbuffer())
 
 
 def _load_aoti(path: str) -> Run:

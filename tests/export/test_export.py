@@ -126,6 +126,22 @@ def test_a_pt2_file_runs_without_this_package(exported, model, tmp_path):
         np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-5)
 
 
+def test_a_full_disk_under_a_pt2_file_is_told(model, tmp_path):
+    command = (
+        "import resource\n"
+        "from ostrack_fast.export import export_model\n"
+        "from ostrack_fast.model import OSTrack\n"
+        f"model = OSTrack.from_pretrained({str(tmp_path / 'w.safetensors')!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        f"export_model(model, {str(tmp_path / 'w.pt2')!r}, 'pt2')\n"
+    )
+    save_weights(model.state_dict(), model.cfg, tmp_path / "w.safetensors")
+    # PyTorch's own writer would end the process in C++.
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "w.pt2 cannot be written: File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
 @pytest.mark.slow
 def test_an_aoti_file_computes_the_models_maps(exported, model):
     images = decided(model, 3)
