@@ -252,6 +252,21 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_what_fails_while_objects_are_cleared_away_is_not_shown(run, monkeypatch, tmp_path):
+    class Failing:
+        def __del__(self):
+            raise RuntimeError
+
+    def convert(*_):
+        Failing()
+        raise ValueError("what is wrong")
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not pytest's
+    monkeypatch.setattr("ostrack_fast.model.checkpoint.find_weights", convert)
+    code, _, err = run("convert", "a", tmp_path / "b.pth")
+    assert code == 2 and err == "error: what is wrong\n" and sys.unraisablehook is sys.__unraisablehook__
+
+
 def test_debug_shows_the_traceback(tmp_path):
     out = subprocess.run(
         arguments("--debug", "track", tmp_path / "absent.mp4", "--box", "1,2,3,4"),

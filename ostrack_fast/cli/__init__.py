@@ -116,6 +116,7 @@ def _options(
 
 def main() -> None:
     """Run the command line. Errors: one line on stderr, exit code 2. Interrupts: exit code 130."""
+    told, sys.unraisablehook = sys.unraisablehook, _tell_unraisable
     try:
         OneInterrupt().install()
         make_patient()
@@ -132,6 +133,14 @@ def main() -> None:
         _tell(error)
     except KeyboardInterrupt:  # outside of the commands, where typer does not catch it
         sys.exit(130)
+    finally:
+        sys.unraisablehook = told
+
+
+def _tell_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """What fails while a library's objects are cleared away follows from the error that is told."""
+    if os.environ.get(_DEBUG):
+        sys.__unraisablehook__(unraisable)
 
 
 def _check_arguments(arguments: list[str]) -> None:

@@ -307,14 +307,20 @@ def _dictionary(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     return made
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
-    return StoredTensor(storage, offset, size, stride)
+# PyTorch keeps some signs in a bit beside the numbers, which it says in a last argument that others lack.
+_NEGATED = Foreign("torch._utils._rebuild_tensor of a negated view: save it after .resolve_neg()")
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None, hooks: Any = None, bits: Any = None, *_: Any
+) -> Any:
+    return _NEGATED if bits else StoredTensor(storage, offset, size, stride)
 
 
 def _typed_tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> StoredTensor:
-    return StoredTensor(storage, offset, size, stride, dtype)
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, bits: Any = None, *_: Any
+) -> Any:
+    return _NEGATED if bits else StoredTensor(storage, offset, size, stride, dtype)
 
 
 def _parameter(data: Any, *_: Any) -> Any:

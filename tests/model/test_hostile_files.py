@@ -226,3 +226,13 @@ def test_a_header_of_very_many_tensors_is_refused_unread(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(CheckpointError, match=r"w\.safetensors: its header is larger than 4 MiB"):
         OSTrack.from_pretrained(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_signs_that_are_kept_beside_the_numbers_are_not_lost(tmp_path, good, new):
+    state = dict(good[1])
+    name = next(iter(state))
+    state[name] = torch._neg_view(state[name])
+    torch.save({"net": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match=r"save it after \.resolve_neg\(\)"):
+        OSTrack.from_pretrained(tmp_path / "w.pth", SMALL)
