@@ -40,16 +40,17 @@ class LossConfig:
         check_ranges(self, giou=(0, 1e6), l1=(0, 1e6), focal=(0, 1e6), attention=(0, 1e6))
 
 
-def focal_loss(predicted: Tensor, target: Tensor, mean: Mean = lambda value: value) -> Tensor:
+def focal_loss(predicted: Tensor, target: Tensor, peaks: Tensor | None = None) -> Tensor:
     """Penalty-reduced focal loss over (B,...) maps in (0,1); peaks are the cells where `target` is exactly 1.
 
-    Normalized by the number of peaks in the batch. Source: equation 7 of the paper (CornerNet's, alpha 2, beta 4).
-    `mean` is that over processes, see `ostrack_loss`.
+    Normalized by the number of peaks, by default those in `target`. Source: equation 7 of the paper (CornerNet's,
+    alpha 2, beta 4).
     """
     peak = target == 1
     positive = (1 - predicted) ** 2 * predicted.clamp(min=1e-12).log()
     negative = (1 - target) ** 4 * predicted**2 * (1 - predicted).clamp(min=1e-12).log()
-    return -torch.where(peak, positive, negative).sum() / mean(peak.sum().to(predicted)).clamp(min=1)
+    peaks = peak.sum() if peaks is None else peaks
+    return -torch.where(peak, positive, negative).sum() / peaks.clamp(min=1)
 
 
 def attention_loss(
@@ -97,7 +98,6 @@ def ostrack_loss(
     """
     score = out["score_map"].squeeze(1)
     here = box.new_ones(len(box)) if present is None else present.to(box)
-    share_of = here / mean(here.sum()).clamp(min=1e-6)
     target = gaussian_heatmap(box, score.shape[-1]) * here[:, None, None]
     truth = xywh_to_xyxy(box).clamp(0, 1)
     with torch.no_grad():
@@ -108,11 +108,13 @@ def ostrack_loss(
         boxes, weight = _cell_boxes(out), target.flatten(1)
     boxes = cxcywh_to_xyxy(boxes)
     truths = truth[:, None].expand_as(boxes)
-    share = weight / mean(weight.sum()).clamp(min=1e-6)
+    # In one exchange: each waits for the slowest process.
+    pairs, weights, peaks = mean(torch.stack((here.sum(), weight.sum(), (target == 1).sum().to(here))))
+    share_of, share = here / pairs.clamp(min=1e-6), weight / weights.clamp(min=1e-6)
     terms = {
         "giou": ((1 - paired_iou(boxes, truths)[1]) * share).sum(),
         "l1": ((boxes - truths).abs().mean(-1) * share).sum(),
-        "focal": focal_loss(score, target, mean),
+        "focal": focal_loss(score, target, peaks),
     }
     loss = cfg.giou * terms["giou"] + cfg.l1 * terms["l1"] + cfg.focal * terms["focal"]
     if cfg.attention:

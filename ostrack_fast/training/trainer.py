@@ -34,6 +34,7 @@ from .distributed import ALONE, Processes, share_batch_norm, wrap
 from .log import LOG, trim_log
 from .lora import adapt, merged
 from .losses import ostrack_loss
+from .memory import keep_freed_memory
 from .pictures import draw_pairs
 from .record import record_start
 from .schedule import keep_rate, rate_factor
@@ -78,6 +79,8 @@ class Trainer:
         self.seen = 0
         self._saved = -1  # pairs in the checkpoint, if there is one
         self._judged = 0  # pairs at the last validation
+        if self.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(cfg.seed)
         self.model = build_model(cfg).to(self.device).train()
         freeze_blocks(self.model, cfg.optim.freeze_blocks)

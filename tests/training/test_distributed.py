@@ -31,17 +31,20 @@ DOCUMENT = {
     "loss": {"box_cells": "target", "attention": 0.1}, "optim": {"lr": 1e-3, "ema": 0.9, "lr_batch": 8},
     "ce_start_epoch": 0, "ce_warmup_epochs": 0.5, "precision": "float32", "workers": 0,
 }  # fmt: skip
-# Kills process 1 without a word after its second step.
+# Kills process 1 without a word in its third step: before it, or in its backward pass.
 DYING = """
-import os
+import os, sys
 from ostrack_fast.cli import main
 from ostrack_fast.training.trainer import Trainer
 step = Trainer.step
 def die(self, batch):
     if self.processes.rank == 1 and self.seen == 16:
-        os._exit(9)
+        if where == "before":
+            os._exit(9)
+        self.model.get_parameter("box_head.conv1_ctr.0.bias").register_hook(lambda gradient: os._exit(9))
     return step(self, batch)
 Trainer.step = die
+where = sys.argv.pop()
 main()
 """
 
@@ -155,21 +158,84 @@ def test_each_process_loads_its_part_of_a_batch():
     assert numbers(rank=1, processes=2, micro_batches=2) == [[10, 11, 14, 15], [18, 19, 22, 23]]
 
 
-def test_a_process_that_dies_is_reported(square, tmp_path):
-    """The one left ends by itself, with a line that says so."""
-    path = write(tmp_path, square, output="run")
-    arguments = [sys.executable, "-c", DYING, "train", str(path), "--device", "cpu"]
+def started(count, arguments, folder):
+    """Processes that find each other as those of torchrun do, and their port."""
     port = free_port()
-    started = [
+    return [
         subprocess.Popen(
-            arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=port),
+            [sys.executable, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_PORT=port),
         )
-        for rank in range(2)
+        for rank in range(count)
     ]  # fmt: skip
-    errors = [process.communicate(timeout=500)[1] for process in started]
-    assert [process.returncode for process in started] == [2, 9], errors
+
+
+@pytest.mark.parametrize("where", ["before", "backward"])
+def test_a_process_that_dies_is_reported(square, tmp_path, where):
+    """The one left ends by itself, with a line that says so."""
+    # With statistics of its own it waits for the other's gradients, behind its backward pass.
+    path = write(tmp_path, square, output="run", batch_norm="local")
+    processes = started(2, ["-c", DYING, "train", str(path), "--device", "cpu", where], tmp_path)
+    errors = [process.communicate(timeout=500)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 9], errors
     assert "process 0 of 2 lost the others" in errors[0] and "Traceback" not in errors[0]
+
+
+# Three processes, whose parts of seven values are unequal, average several times.
+AVERAGING = """
+import mmap, os, sys
+import torch
+from torch import nn
+from ostrack_fast.training import distributed
+if sys.argv[1] == "apart" and os.environ["RANK"] == "1":
+    def refuse(*arguments):
+        raise OSError
+    mmap.mmap = refuse
+found = []
+memory = distributed.shared_memory
+distributed.shared_memory = lambda *arguments: found.append(memory(*arguments)) or found[0]
+with distributed.joined(torch.device("cpu")) as processes:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1)
+    network = distributed.wrap(model, processes, "all")
+    assert (found[0] is not None) == (sys.argv[1] == "together")
+    for _ in range(3):
+        x = torch.randn(3, 6)
+        model.zero_grad()
+        network(x[processes.rank]).square().sum().backward()
+        seen = [parameter.grad.clone() for parameter in model.parameters()]
+        for several in zip(*processes.gathered(seen)):
+            assert all(torch.equal(several[0], each) for each in several), several
+        alone = torch.autograd.grad(model(x).square().sum() / 3, list(model.parameters()))
+        torch.testing.assert_close(seen, list(alone))
+"""
+
+
+@pytest.mark.parametrize("where", ["together", "apart"])
+def test_gradients_are_averaged_by_shared_memory_where_there_is_any(tmp_path, where):
+    processes = started(3, ["-c", AVERAGING, where], tmp_path)
+    errors = [process.communicate(timeout=500)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+
+
+def test_freed_memory_is_kept():
+    """In a process of its own, which is that of a run: pages that were freed need not be cleared again."""
+    script = """
+import resource, torch
+from ostrack_fast.training.memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, kept = map(int, done.stdout.split())
+    assert before > 1000 and kept < before / 10
 
 
 @pytest.mark.parametrize(
