@@ -14,6 +14,7 @@
 #include "cpu/half.h"
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
 #include "tensor.h"
 
 namespace {
@@ -81,26 +82,17 @@ struct Scratch {
   }
 };
 
-// K-groups of `count` outputs, `output` elements apart: of one float, or of a pair of bfloat16 `input` elements apart,
-// whose second may be missing.
-void pack_groups(const float* from, ptrdiff_t output, ptrdiff_t, bool, int count, uint32_t* to) {
-  if (output == 1) {
-    std::memcpy(to, from, sizeof(float) * count);
-    return;
-  }
-  for (int c = 0; c < count; ++c) to[c] = ostf::float_bits(from[c * output]);
+// K-groups of `count` outputs that lie side by side: of one float, or of a pair of bfloat16, of two inputs that lie
+// `input` elements apart, of which the second may be missing.
+void pack_groups(const float* from, ptrdiff_t, bool, int count, uint32_t* to) {
+  std::memcpy(to, from, sizeof(float) * count);
 }
-void pack_groups(const uint16_t* from, ptrdiff_t output, ptrdiff_t input, bool pair, int count, uint32_t* to) {
-  if (!pair) {
-    for (int c = 0; c < count; ++c) to[c] = from[c * output];
-  } else if (output == 1) {
-    for (int c = 0; c < count; ++c) to[c] = from[c] | static_cast<uint32_t>(from[c + input]) << 16;
-  } else {
-    for (int c = 0; c < count; ++c) to[c] = from[c * output] | static_cast<uint32_t>(from[c * output + input]) << 16;
-  }
+void pack_groups(const uint16_t* from, ptrdiff_t input, bool pair, int count, uint32_t* to) {
+  for (int c = 0; c < count; ++c) to[c] = from[c] | (pair ? static_cast<uint32_t>(from[c + input]) << 16 : 0);
 }
 
-// Packs weights without a bias: output o of input i lies at values[o * output + i * input]; those from `given` on are 0.
+// Packs weights without a bias: output o of input i lies at values[o * output + i * input], of which one stride is 1;
+// those from `given` on are 0.
 template <class E>
 void pack(const PackedLayout& layout, const E* values, ptrdiff_t output, ptrdiff_t input, int given, float* packed) {
   constexpr int kInputs = sizeof(float) / sizeof(E);  // of a K-group
@@ -111,9 +103,13 @@ void pack(const PackedLayout& layout, const E* values, ptrdiff_t output, ptrdiff
     const int there = std::clamp(std::min(given, layout.outputs) - begin, 0, columns);
     auto* to = reinterpret_cast<uint32_t*>(packed + layout.panel(p) / sizeof(float));
     const E* from = values + begin * output;
+    if (there < columns) std::memset(to, 0, sizeof(uint32_t) * layout.groups * columns);
+    if (output != 1) {  // K-groups lie in memory as they are wanted, but row by row: all are whole, as those of D are
+      ostf::transpose(reinterpret_cast<const uint32_t*>(from), output / kInputs, to, columns, there, layout.groups);
+      continue;
+    }
     for (int i = 0; i < layout.inputs; i += kInputs, to += columns, from += kInputs * input) {
-      pack_groups(from, output, input, i + 1 < layout.inputs, there, to);
-      for (int c = there; c < columns; ++c) to[c] = 0;
+      pack_groups(from, input, i + 1 < layout.inputs, there, to);
     }
   }
 }
@@ -153,10 +149,10 @@ class Head {
     for (int first = 0; first < call_.N; first += kKeys) {
       block(by_query, by_row, first, std::min(kKeys, call_.N - first));
     }
-    float row[kMaxWidth];
-    for (int i = 0; i < call_.N; ++i) {
-      for (int d = 0; d < call_.D; ++d) row[d] = scratch_.grad_q[d * call_.queries + i];
-      store(row, call_.D, to_q_ + i * row_);
+    for (int i = 0; i < call_.N; i += kKeys) {
+      const int count = std::min(kKeys, call_.N - i);
+      ostf::transpose(scratch_.grad_q + i, call_.queries, scratch_.rows, call_.D, call_.D, count);
+      store_rows(scratch_.rows, to_q_ + i * row_, count);
     }
   }
 
@@ -212,10 +208,8 @@ class Head {
     const PackedLayout by_key(*call_.gemm, queries, keys, 1, 1);
     pack(by_key, grad_logits, 1, queries, queries, s.grad_logits);
     E* turned = reinterpret_cast<E*>(s.keys);
-    for (int d = 0; d < D; ++d) {
-      for (int key = 0; key < keys; ++key) turned[d * kKeys + key] = k_[(first + key) * row_ + d];
-      if (keys % 2) turned[d * kKeys + keys] = 0;  // the second of the last pair, whose weights are zero
-    }
+    ostf::transpose(k_ + first * row_, row_, turned, kKeys, keys, D);
+    for (int d = 0; keys % 2 && d < D; ++d) turned[d * kKeys + keys] = 0;  // paired with zero weights
     multiply(by_key, s.grad_logits, turned, kKeys, D, s.grad_q, first > 0);
   }
 

@@ -18,7 +18,6 @@ using ostf::PackedLayout;
 constexpr ptrdiff_t kBlockFloats = 80 * 1024;  // of packed rows: with a panel of the right matrix they fit 1 MiB of L2
 constexpr int kMostSummed = 2048;  // at a time where rows are packed: of more a block would have too few of them
 constexpr int kBlocksAThread = 4;  // at least, where rows are many: so that threads end at about the same time
-constexpr int kAhead = 48;         // rows between the one that is packed and the one that is prefetched
 constexpr int kStrip = 64;  // columns that are transposed together: few pages and cache lines are in use at a time
 
 // Strides of a matrix, of which one is 1: along the summed dimension, and from one vector along it to the next.
@@ -38,41 +37,18 @@ Strides strides(const ostf_tensor* t, int summed) {
   return {stride(summed), stride(1 - summed)};
 }
 
-// Hardware does not foresee rows that lie pages apart.
-void prefetch_row(const float* row, int count) {
-  for (int at = 0; at < count; at += 16) __builtin_prefetch(row + at);
-}
-
-// to[j * to_next + i] = from[i * from_next + j] for up to kStrip columns j.
-void transpose_strip(const float* from, ptrdiff_t from_next, float* to, ptrdiff_t to_next, int rows, int columns) {
-  using Block = ostf::TransposedBlock<float>;
-  constexpr int side = Block::B;
-  const int whole_rows = rows - rows % side, whole_columns = columns - columns % side;
-  for (int i = 0; i < whole_rows; i += side) {
-    for (int j = 0; j < whole_columns; j += side) {
-      const float* block[side];
-      for (int r = 0; r < side; ++r) block[r] = from + (i + r) * from_next + j;
-      Block::transpose(block, to + j * to_next + i, to_next);
-    }
-    for (int r = i + kAhead; r < std::min(i + kAhead + side, rows); ++r) prefetch_row(from + r * from_next, columns);
-  }
-  for (int j = 0; j < columns; ++j) {
-    for (int i = j < whole_columns ? whole_rows : 0; i < rows; ++i) to[j * to_next + i] = from[i * from_next + j];
-  }
-}
-
 // `columns` columns of the right matrix for a panel of `width`: input by input.
 void pack_panel(const float* from, const Strides& by, int inputs, int columns, float* to, int width) {
   if (columns < width) std::memset(to, 0, sizeof(float) * inputs * width);
   if (by.next == 1) {
     for (int i = 0; i < inputs; ++i) {
-      if (i + kAhead < inputs) prefetch_row(from + (i + kAhead) * by.summed, columns);
+      if (i + ostf::kRowsAhead < inputs) ostf::prefetch_row(from + (i + ostf::kRowsAhead) * by.summed, columns);
       std::copy_n(from + i * by.summed, columns, to + static_cast<ptrdiff_t>(i) * width);
     }
     return;
   }
   for (int i = 0; i < inputs; i += kStrip) {
-    transpose_strip(from + i, by.next, to + static_cast<ptrdiff_t>(i) * width, width, columns,
+    ostf::transpose(from + i, by.next, to + static_cast<ptrdiff_t>(i) * width, width, columns,
                     std::min(kStrip, inputs - i));
   }
 }
@@ -80,7 +56,7 @@ void pack_panel(const float* from, const Strides& by, int inputs, int columns, f
 // `count` rows of the left matrix, `pitch` floats apart, from columns that lie `next` apart.
 void pack_rows(const float* from, ptrdiff_t next, int inputs, int count, float* to, ptrdiff_t pitch) {
   for (int r = 0; r < count; r += kStrip) {
-    transpose_strip(from + r, next, to + r * pitch, pitch, inputs, std::min(kStrip, count - r));
+    ostf::transpose(from + r, next, to + r * pitch, pitch, inputs, std::min(kStrip, count - r));
   }
 }
 

@@ -1,4 +1,4 @@
-// Blocks of a matrix transposed in registers.
+// A matrix transposed, by blocks in registers.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -46,5 +46,35 @@ struct TransposedBlock {
   }
 #endif
 };
+
+constexpr int kRowsAhead = 48;  // between the row that is read and the one that is prefetched
+
+// Hardware does not foresee rows that lie pages apart.
+template <class E>
+void prefetch_row(const E* row, int count) {
+  constexpr int kLine = 64 / sizeof(E);
+  for (int at = 0; at < count; at += kLine) __builtin_prefetch(row + at);
+}
+
+// to[j * to_next + i] = from[i * from_next + j]. Columns of `from` should be few: they are in use at a time.
+template <class E>
+void transpose(const E* from, ptrdiff_t from_next, E* to, ptrdiff_t to_next, int rows, int columns) {
+  using Block = TransposedBlock<E>;
+  constexpr int side = Block::B;
+  const int whole_rows = rows - rows % side, whole_columns = columns - columns % side;
+  for (int i = 0; i < whole_rows; i += side) {
+    for (int j = 0; j < whole_columns; j += side) {
+      const E* block[side];
+      for (int r = 0; r < side; ++r) block[r] = from + (i + r) * from_next + j;
+      Block::transpose(block, to + j * to_next + i, to_next);
+    }
+    for (int r = i + kRowsAhead; r < std::min(i + kRowsAhead + side, rows); ++r) {
+      prefetch_row(from + r * from_next, columns);
+    }
+  }
+  for (int j = 0; j < columns; ++j) {
+    for (int i = j < whole_columns ? whole_rows : 0; i < rows; ++i) to[j * to_next + i] = from[i * from_next + j];
+  }
+}
 
 }  // namespace ostf

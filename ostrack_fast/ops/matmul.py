@@ -44,9 +44,14 @@ def _gradient(ctx: Any, grad: Tensor | None) -> tuple:
     _, wants_a, wants_b, wants_bias = ctx.needs_input_grad  # of the op itself none
     return (
         matmul_op(grad, b.t(), None) if wants_a else None,
-        matmul_op(a.t(), grad, None) if wants_b else None,
+        _gradient_of_b(a, b, grad) if wants_b else None,
         grad.sum(0) if wants_bias else None,
     )
+
+
+def _gradient_of_b(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
+    """It lies in memory as `b` does: PyTorch copies a weight's gradient that lies otherwise than the weight."""
+    return matmul_op(grad.t(), a, None).t() if b.stride(0) == 1 else matmul_op(a.t(), grad, None)
 
 
 def _readable(matrix: Tensor) -> Tensor:
