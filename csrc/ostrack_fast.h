@@ -17,8 +17,8 @@
 
 // The kernels by name: X(update_box) stands for the function ostf_cpu_update_box or ostf_cuda_update_box.
 #define OSTF_CPU_KERNELS(X) \
-  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(linear) X(linear_pack) X(matmul) \
-  X(patches) X(restore) X(restore_conv3x3) X(update_box)
+  X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(gelu) X(gelu_backward) \
+  X(gelu_matmul) X(linear) X(linear_pack) X(matmul) X(matmul_gelu) X(matmul_gelu_backward) X(patches) X(restore) X(restore_conv3x3) X(update_box)
 #define OSTF_CUDA_KERNELS(X) X(attention) X(crop) X(decode) X(eliminate) X(restore) X(update_box)
 
 #ifdef __cplusplus
@@ -150,10 +150,22 @@ OSTF_API int ostf_cpu_linear_pack(const ostf_tensor* weight, const ostf_tensor* 
 // without affine if norm_eps >= 0, else nothing. activation: ostf_activation.
 OSTF_API int ostf_cpu_linear(const ostf_tensor* packed, const ostf_tensor* x, const ostf_tensor* residual,
                              const ostf_tensor* out, int dtype, double norm_eps, int activation, int threads);
+// gelu: out (n) = GELU of x (n) with the exact erf; gelu_backward: out (n) = grad (n) times its derivative at x (n). All
+// float32 or all bfloat16, else OSTF_EDTYPE, as without AVX2.
+OSTF_API int ostf_cpu_gelu(const ostf_tensor* x, const ostf_tensor* out, int threads);
+OSTF_API int ostf_cpu_gelu_backward(const ostf_tensor* x, const ostf_tensor* grad, const ostf_tensor* out, int threads);
 // matmul: out (R,O) = a b + bias; a (R,I), b (I,O), bias (O) or null, all float32. Rows or columns of a and of b are
 // dense, their distance is any; out is dense. OSTF_EDTYPE without AVX2.
 OSTF_API int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias,
                              const ostf_tensor* out, int threads);
+// The same of what GELU makes of a matrix: gelu_matmul: out = gelu(a) b + bias, where a has dense rows. matmul_gelu:
+// out = a gelu(b). matmul_gelu_backward: out = a b times, element by element, GELU's derivative at x (R,O), where a has
+// dense rows.
+OSTF_API int ostf_cpu_gelu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias,
+                                  const ostf_tensor* out, int threads);
+OSTF_API int ostf_cpu_matmul_gelu(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* out, int threads);
+OSTF_API int ostf_cpu_matmul_gelu_backward(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* x,
+                                           const ostf_tensor* out, int threads);
 // conv3x3: out (B,F,F,O) = activation(3 x 3 convolution of x (B,F,F,I) with a border of zeros). Group g of the outputs
 // sees group g of the inputs. x and out are float32 or bfloat16.
 OSTF_API int ostf_cpu_conv3x3(const ostf_tensor* packed, const ostf_tensor* x, const ostf_tensor* out, int dtype,

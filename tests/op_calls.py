@@ -9,6 +9,7 @@ import torch
 
 from ostrack_fast import ops
 from ostrack_fast.ops import native
+from tests.emulation.c_abi import FOR_CPUS
 
 CPU = torch.device("cpu")
 
@@ -53,9 +54,8 @@ def compiled_ops():
 
 
 def cuda_ops():
-    """Those of them whose compiled kernels run on a GPU too, where the gradient of attention is Triton's and matrices
-    are PyTorch's to multiply."""
-    return [op for op in compiled_ops() if op.name not in ("attention_backward", "matmul")]
+    """Those of them whose compiled kernels run on a GPU too."""
+    return [op for op in compiled_ops() if op.name not in FOR_CPUS]
 
 
 def save_calls(folder, cuda=False, most=1 << 62):

@@ -10,6 +10,8 @@
 //
 // Everything is in an unnamed namespace, and this file is included after the including file has switched the target
 // instruction set on: with external linkage the linker could keep the AVX-512 copy of a helper for every caller.
+#include "cpu/gelu_simd.h"
+
 #define OSTF_MULTIPLY_ADD(instruction, a, b, sum) __asm__(#instruction " %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 
 namespace {
@@ -138,17 +140,6 @@ struct Int8Encoding {
   }
   static OSTF_INLINE Halves to_bf16(Vec x) { return round_to_bf16(x); }
 };
-
-OSTF_INLINE Vec gelu(Vec x) {
-  const Gelu& table = gelu_table();
-  Vec t;
-  const Ints piece = gelu_piece(min(mul(abs(x), set(Gelu::kScale)), set(Gelu::kLast)), &t);
-  Vec p = gelu_coefficient(table.coefficient[Gelu::kDegree], piece);
-  OSTF_UNROLL for (int i = Gelu::kDegree - 1; i >= 0; --i) {
-    p = fma(p, t, gelu_coefficient(table.coefficient[i], piece));
-  }
-  return sub(max(zero(), x), p);  // this order of operands passes NaN on
-}
 
 // The epilogue of one vector of the pending tile.
 template <class S>

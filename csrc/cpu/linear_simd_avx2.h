@@ -29,6 +29,9 @@ OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 OSTF_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }  // b where either is NaN
 OSTF_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // likewise
 OSTF_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+OSTF_INLINE Vec by_sign(Vec sign, Vec positive, Vec negative) {
+  return _mm256_blendv_ps(positive, negative, sign);
+}
 OSTF_INLINE Vec keep(Lanes lanes, Vec a) { return _mm256_and_ps(a, _mm256_castsi256_ps(mask(lanes))); }
 OSTF_INLINE float sum_of(Vec a) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -97,8 +100,8 @@ OSTF_INLINE Halves round_to_bf16(Vec x) {
   return low_halves(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16));
 }
 
-using Gelu = ostf::GeluTable<8, 7>;
-OSTF_INLINE const Gelu& gelu_table() { return ostf::gelu_table_8; }
+OSTF_INLINE const auto& gelu_values() { return ostf::gelu_values_8; }
+OSTF_INLINE const auto& gelu_slopes() { return ostf::gelu_slopes_8; }
 
 // The piece of each element, for gelu_coefficient, and the argument of its polynomial.
 OSTF_INLINE Ints gelu_piece(Vec y, Vec* t) {

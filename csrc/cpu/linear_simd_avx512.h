@@ -26,6 +26,9 @@ OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 OSTF_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }  // b where either is NaN
 OSTF_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // likewise
 OSTF_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
+OSTF_INLINE Vec by_sign(Vec sign, Vec positive, Vec negative) {
+  return _mm512_mask_mov_ps(positive, _mm512_movepi32_mask(_mm512_castps_si512(sign)), negative);
+}
 OSTF_INLINE Vec keep(Lanes lanes, Vec a) { return _mm512_maskz_mov_ps(lanes, a); }
 OSTF_INLINE float sum_of(Vec a) { return _mm512_reduce_add_ps(a); }
 
@@ -81,8 +84,8 @@ OSTF_INLINE void store_lanes(uint16_t* to, Lanes lanes, Halves x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
 
-using Gelu = ostf::GeluTable<16, 5>;
-OSTF_INLINE const Gelu& gelu_table() { return ostf::gelu_table_16; }
+OSTF_INLINE const auto& gelu_values() { return ostf::gelu_values_16; }
+OSTF_INLINE const auto& gelu_slopes() { return ostf::gelu_slopes_16; }
 
 // The piece of each element, for gelu_coefficient, and the argument of its polynomial.
 OSTF_INLINE Ints gelu_piece(Vec y, Vec* t) {

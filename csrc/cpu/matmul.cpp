@@ -1,11 +1,13 @@
 // Products of two float32 matrices that both change from call to call, as in training, by the GEMM of the linear layers.
 // The right one is packed as weights are, whole; rows of the left one, where they do not lie in memory as rows, are packed
-// block by block, by the thread that then multiplies them, so that they come from its cache.
+// block by block, by the thread that then multiplies them, so that they come from its cache. So is what GELU makes of a
+// matrix, which is never in memory whole.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "cpu/arena.h"
+#include "cpu/gelu.h"
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
 #include "cpu/transpose.h"
@@ -60,10 +62,17 @@ void pack_rows(const float* from, ptrdiff_t next, int inputs, int count, float* 
   }
 }
 
+// Where GELU stands in a product: gelu(a) b, a gelu(b), or (a b) times its derivative at the elements of `slopes`.
+struct Gelu {
+  const ostf::GeluKernel* kernel;
+  bool of_a, of_b;
+  const float* slopes;
+};
+
 // out = a b + bias, or out += a b without a bias, over `count` of the summed dimension from `first` on; OSTF_ENOMEM, or
 // OSTF_OK.
 int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_tensor* b, const float* bias,
-             const ostf_tensor* out, int first, int count, int threads) {
+             const ostf_tensor* out, const Gelu& gelu, int first, int count, int threads) {
   const auto R = static_cast<int>(a->shape[0]), O = static_cast<int>(b->shape[1]);
   const PackedLayout layout(kernel, O, count, 1, 1);
   static thread_local ostf::Arena right;
@@ -77,18 +86,20 @@ int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_
   ostf::parallel_for(layout.panels, threads, [&](int64_t begin, int64_t end) {
     for (int p = static_cast<int>(begin); p < end; ++p) {
       const int column = layout.first_vector(p) * layout.width, next = layout.first_vector(p + 1) * layout.width;
-      pack_panel(columns + column * by.next, by, count, std::min(next, O) - column,
-                 reinterpret_cast<float*>(packed + layout.panel(p)), next - column);
+      auto* panel = reinterpret_cast<float*>(packed + layout.panel(p));
+      pack_panel(columns + column * by.next, by, count, std::min(next, O) - column, panel, next - column);
+      if (gelu.of_b) gelu.kernel->single(panel, nullptr, panel, static_cast<int64_t>(count) * (next - column));
     }
   });
 
   const Strides from = strides(a, 1);
   const float* vectors = ostf::data<const float>(a) + first * from.summed;
-  const bool direct = from.summed == 1;
+  const bool direct = from.summed == 1 && !gelu.of_a;
   const ptrdiff_t pitch = direct ? from.next : ostf::row_pitch(kernel, count) / static_cast<ptrdiff_t>(sizeof(float));
   const int tiles = ostf::ceil_div(R, kernel.rows);
   const int fewest = threads > 1 ? std::min(kBlocksAThread * threads, tiles) : 1;
-  const int blocks = std::max(fewest, static_cast<int>(std::min<int64_t>(tiles, pitch * R / kBlockFloats)));
+  const ptrdiff_t floats = gelu.slopes ? pitch + O : pitch;  // of a row, that the cache holds
+  const int blocks = std::max(fewest, static_cast<int>(std::min<int64_t>(tiles, floats * R / kBlockFloats)));
   std::atomic<bool> enough{true};  // memory
   ostf::parallel_for(blocks, threads, [&](int64_t begin, int64_t end) {
     static thread_local ostf::Arena left;
@@ -102,7 +113,11 @@ int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_
           enough = false;
           return;
         }
-        pack_rows(rows, from.summed, count, some, to, pitch);
+        if (gelu.of_a) {
+          for (int r = 0; r < some; ++r) gelu.kernel->single(rows + r * from.next, nullptr, to + r * pitch, count);
+        } else {
+          pack_rows(rows, from.summed, count, some, to, pitch);
+        }
         rows = to;
       }
       float* result = ostf::data<float>(out) + static_cast<ptrdiff_t>(row) * O;
@@ -110,28 +125,58 @@ int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_
                                pitch * static_cast<ptrdiff_t>(sizeof(float)), 0, nullptr, OSTF_NONE,
                                first > 0 ? result : nullptr, 0, result, false, 0};
       run_gemm(kernel, layout, packed, gemm, 1);
+      if (gelu.slopes) {
+        const float* slopes = gelu.slopes + static_cast<ptrdiff_t>(row) * O;
+        gelu.kernel->single(slopes, result, result, static_cast<int64_t>(some) * O);
+      }
     }
   });
   return enough ? OSTF_OK : OSTF_ENOMEM;
 }
 
-}  // namespace
-
-int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out,
-                    int threads) {
+// Rows of a must be dense where GELU is taken of them, and where the product is multiplied by its derivative, since they
+// are then summed at once.
+int run(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out, int threads,
+        bool gelu_of_a = false, bool gelu_of_b = false, const ostf_tensor* slopes = nullptr) {
   if (!valid(a) || !valid(b) || threads < 1 || ostf::level() < 0) return OSTF_EINVAL;
   const int64_t R = a->shape[0], O = b->shape[1];
   const auto I = static_cast<int>(a->shape[1]);
   if (b->shape[0] != I || !ostf::is(out, OSTF_F32, {R, O}) || (bias && !ostf::is(bias, OSTF_F32, {O}))) {
     return OSTF_EINVAL;
   }
+  const bool whole = strides(a, 1).summed == 1;
+  if ((gelu_of_a || slopes) && !whole) return OSTF_EINVAL;
+  if (slopes && !ostf::is(slopes, OSTF_F32, {R, O})) return OSTF_EINVAL;
   const ostf::LinearKernel* kernel = ostf::linear_kernel(OSTF_F32);
   if (!kernel) return OSTF_EDTYPE;
-  const int parts = strides(a, 1).summed == 1 ? 1 : ostf::ceil_div(I, kMostSummed);
+  const Gelu gelu = {ostf::gelu_kernel(), gelu_of_a, gelu_of_b, ostf::data<const float>(slopes)};
+  const int parts = whole ? 1 : ostf::ceil_div(I, kMostSummed);
   for (int part = 0; part < parts; ++part) {
     const int first = ostf::part_begin(part, parts, I), end = ostf::part_begin(part + 1, parts, I);
-    const int status = multiply(*kernel, a, b, ostf::data<const float>(bias), out, first, end - first, threads);
+    const int status = multiply(*kernel, a, b, ostf::data<const float>(bias), out, gelu, first, end - first, threads);
     if (status != OSTF_OK) return status;
   }
   return OSTF_OK;
+}
+
+}  // namespace
+
+int ostf_cpu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out,
+                    int threads) {
+  return run(a, b, bias, out, threads);
+}
+
+int ostf_cpu_gelu_matmul(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, const ostf_tensor* out,
+                         int threads) {
+  return run(a, b, bias, out, threads, true);
+}
+
+int ostf_cpu_matmul_gelu(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* out, int threads) {
+  return run(a, b, nullptr, out, threads, false, true);
+}
+
+int ostf_cpu_matmul_gelu_backward(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* x,
+                                  const ostf_tensor* out, int threads) {
+  if (!x) return OSTF_EINVAL;
+  return run(a, b, nullptr, out, threads, false, false, x);
 }

@@ -4,11 +4,13 @@ Letters: B batch, H heads, D head dimension, C = H*D, T template tokens, S searc
 F side of the search token grid, Z side of a crop in pixels.
 """
 
-from . import layers, reference
+from . import layers, reference, sparse_map
 from .attention import attention
 from .crop import crop
 from .decode import decode
 from .eliminate import eliminate
+from .gelu import gelu
+from .gelu_matmul import gelu_linear
 from .matmul import linear, matmul
 from .registry import BACKENDS, LAYERS, OPS, declared, forced_backend, report, use
 from .restore import restore
@@ -27,12 +29,15 @@ __all__ = [
     "decode",
     "eliminate",
     "forced_backend",
+    "gelu",
+    "gelu_linear",
     "layers",
     "linear",
     "matmul",
     "reference",
     "report",
     "restore",
+    "sparse_map",
     "update_box",
     "use",
 ]

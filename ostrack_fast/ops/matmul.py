@@ -12,7 +12,8 @@ from .registry import Backend, Op, forced_backend
 from .tensors import Seeded, check_one_device, describe, ieee_float32
 
 
-def _check(a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
+def check(a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
+    """Raises ValueError unless these can be multiplied."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"a (R,I) and b (I,O) needed, got {describe(a)} and {describe(b)}")
     if bias is not None and bias.shape != b.shape[1:]:
@@ -23,7 +24,8 @@ def _check(a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
     check_one_device(a=a, b=b, bias=bias)
 
 
-def _outputs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def outputs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(R,O), uninitialized."""
     return a.new_empty(a.shape[0], b.shape[1])
 
 
@@ -54,18 +56,20 @@ def _gradient_of_b(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
     return matmul_op(grad.t(), a, None).t() if b.stride(0) == 1 else matmul_op(a.t(), grad, None)
 
 
-def _readable(matrix: Tensor) -> Tensor:
+def readable(matrix: Tensor) -> Tensor:
+    """The matrix with dense rows or columns, as the kernel reads it."""
     matrix = matrix.resolve_neg() if matrix.is_neg() else matrix
     return matrix if 1 in matrix.stride() else matrix.contiguous()
 
 
 def _native(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    out = _outputs(a, b, bias)
-    native.call("matmul", a.device, _readable(a), _readable(b), None if bias is None else native.dense(bias), out)
+    out = outputs(a, b, bias)
+    native.call("matmul", a.device, readable(a), readable(b), None if bias is None else native.dense(bias), out)
     return out
 
 
-def _native_unless(a: Tensor, b: Tensor, bias: Tensor | None = None) -> str | None:
+def native_reason(a: Tensor, b: Tensor, bias: Tensor | None = None) -> str | None:
+    """Why the kernel cannot multiply these, or None."""
     if a.dtype != torch.float32:
         return f"no kernel for {a.dtype}, only float32: PyTorch multiplies half precisions as fast"
     if a.numel() == 0 or b.numel() == 0:
@@ -75,7 +79,7 @@ def _native_unless(a: Tensor, b: Tensor, bias: Tensor | None = None) -> str | No
     return None
 
 
-def _example(
+def example(
     dtype: torch.dtype, device: torch.device, rows: int, inputs: int, outputs: int, turned: str, with_bias: bool
 ) -> tuple:
     """`turned`: which of "a" and "b" have dense columns instead of rows."""
@@ -85,26 +89,26 @@ def _example(
     return a, b, random.normal(outputs, dtype=dtype) if with_bias else None
 
 
-def _ways(*sizes: tuple[int, int, int]) -> list[tuple]:
+def ways(*sizes: tuple[int, int, int]) -> list[tuple]:
     """Rows, inputs, outputs: each as forward, with the gradient of `a`, and with that of `b`; and all turned."""
     return [(*each, *way) for each in sizes for way in (("b", True), ("", False), ("a", False), ("ab", True))]
 
 
 matmul_op = Op(
     "matmul(Tensor a, Tensor b, Tensor? bias=None) -> Tensor",
-    check=_check,
-    outputs=_outputs,
+    check=check,
+    outputs=outputs,
     reference=reference,
     save=_save,
     gradient=_gradient,
-    backends={"native": Backend(_native, _native_unless)},
+    backends={"native": Backend(_native, native_reason)},
     sizes={
-        "small": _ways((5, 4, 6)),
-        "typical": _ways((320, 768, 768)),
+        "small": ways((5, 4, 6)),
+        "typical": ways((320, 768, 768)),
         # Parts of tiles, panels and strips; one of everything; several blocks of rows.
-        "edge": _ways((9, 48, 48), (67, 33, 50), (1, 1, 1), (70, 130, 17), (2, 3, 100), (300, 1100, 3)),
+        "edge": ways((9, 48, 48), (67, 33, 50), (1, 1, 1), (70, 130, 17), (2, 3, 100), (300, 1100, 3)),
     },
-    example=_example,
+    example=example,
 )
 
 
@@ -131,13 +135,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (...,O) in the dtype of x, or that of autocast.
     """
-    if not (_trains(x, weight) and matmul_op.unsupported_reason("native", x, weight) is None):
+    if x.dim() < 2 or x.numel() == 0 or x.dtype != weight.dtype or not trains_in_float32(x):
         return torch.nn.functional.linear(x, weight, bias)
     return matmul_op(x.flatten(0, -2), weight.t(), bias).unflatten(0, x.shape[:-1])
 
 
-def _trains(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer's gradients are recorded, by PyTorch's operations one after the other, in float32 on a CPU."""
-    if not x.is_cpu or x.dim() < 2 or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+def trains_in_float32(x: Tensor) -> bool:
+    """Whether a gradient is recorded op by op, in float32 on a CPU where `matmul` has a kernel."""
+    if not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and forced_backend() != "reference"
+    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling() and forced_backend() != "reference"
+    return recorded and matmul_op.unsupported_reason("native", x.new_empty(1, 1), x.new_empty(1, 1)) is None

@@ -13,6 +13,11 @@ _TEXT = HEADER.read_text(encoding="utf-8")
 NUMBERS = {name: int(n) for name, n in re.findall(r"OSTF_(\w+) = (-?\d+)", _TEXT)}
 # In the order of the header's list.
 CUDA_KERNELS = tuple(re.findall(r"X\((\w+)\)", _TEXT.partition("OSTF_CUDA_KERNELS(X) ")[2].partition("\n\n")[0]))
+# Ops without a CUDA kernel, which need AVX2 on a CPU. On a GPU the gradient of attention is Triton's, and PyTorch
+# multiplies matrices and computes GELU.
+FOR_CPUS = (
+    "attention_backward", "gelu", "gelu_backward", "gelu_matmul", "matmul", "matmul_gelu", "matmul_gelu_backward",
+)  # fmt: skip
 F32, F16, BF16, I8, F64 = (NUMBERS[name] for name in ("F32", "F16", "BF16", "I8", "F64"))
 EINVAL, EDTYPE = NUMBERS["EINVAL"], NUMBERS["EDTYPE"]
 

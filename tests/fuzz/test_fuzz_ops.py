@@ -14,7 +14,9 @@ CALLS = 50  # of a scenario
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CPU = torch.device("cpu")
 EXACT = ("crop", "decode", "eliminate")  # these copy or count; restore does where it has no LayerNorm
-SUMS = ("attention", "matmul")  # of numbers near the largest one order of summation may overflow and another not
+# Of numbers near the largest one order of summation may overflow and another not; GELU's derivative at infinity is its
+# limit, where PyTorch's is NaN.
+SUMS = ("attention", "gelu", "gelu_backward", "gelu_matmul", "matmul", "matmul_gelu", "matmul_gelu_backward")
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-42, 3e38, -3e38)
 
 
@@ -63,6 +65,24 @@ def cut_eliminate(random_, tokens, score, ids, keep):
     return tokens[:batch, :total, :channels], score[:batch, :search], ids[:batch, -search:], upto(random_, search)
 
 
+def cut_gelu(random_, x):
+    return (x[: upto(random_, len(x), 0)],)
+
+
+def cut_gelu_backward(random_, grad, x):
+    count = upto(random_, len(x), 0)
+    return grad[:count], x[-count:] if count else x[:0]
+
+
+def cut_matmul_gelu(random_, a, b):
+    return cut_matmul(random_, a, b, None)[:2]
+
+
+def cut_matmul_gelu_backward(random_, a, b, x):
+    a, b = cut_matmul_gelu(random_, a, b)
+    return a, b, x[: len(a), : b.shape[1]]
+
+
 def cut_matmul(random_, a, b, bias):
     rows, inputs, outputs = upto(random_, len(a), 0), upto(random_, len(b)), upto(random_, b.shape[1], 0)
     return a[:rows, :inputs], b[-inputs:, :outputs], None if bias is None else bias[:outputs]
@@ -87,6 +107,7 @@ def cut_update_box(random_, found, box, frame_size, factor, margin):
     return found[:batch], box[:batch], size, random_.uniform(0.1, 9), random_.choice((0.0, margin, 700.0))
 
 
+cut_gelu_matmul = cut_matmul
 CUTS = {name.removeprefix("cut_"): cut for name, cut in list(globals().items()) if name.startswith("cut_")}
 
 

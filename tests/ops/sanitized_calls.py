@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from c_abi import BF16, EDTYPE, EINVAL, F32, I8, NUMBERS, view
+from c_abi import BF16, EDTYPE, EINVAL, F32, FOR_CPUS, I8, NUMBERS, view
 from saved_calls import load, shortened
 
 NONE, GELU, RELU = (NUMBERS[name] for name in ("NONE", "GELU", "RELU"))
@@ -65,10 +65,11 @@ def empty(dtype: int, *shape: int) -> np.ndarray:
 
 def _refused(name: str, arguments: list, capability: str) -> bool:
     """Whether the kernel needs another instruction set, see ostrack_fast.h."""
-    if name not in ("attention_backward", "matmul"):
+    if name not in FOR_CPUS:
         return False
     first = arguments[0]
-    in_pairs = (first if isinstance(first, ctypes.Structure) else view(first)).dtype == BF16
+    halves = (first if isinstance(first, ctypes.Structure) else view(first)).dtype == BF16
+    in_pairs = halves and name == "attention_backward"
     return capability == "portable" or (in_pairs and capability in ("avx2", "avx_vnni", "avx512"))
 
 

@@ -128,6 +128,16 @@ def test_what_trains_in_float32_is_ours(kernel, monkeypatch):
     assert calls(monkeypatch, lambda: ops.linear(x, layer.weight, layer.bias).sum().backward()) == 3
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_gradient_lies_in_memory_as_its_matrix(kernel, turned):
+    """PyTorch would copy it else, in every step."""
+    a, b, _ = matrices(20, 30, 40, "b" if turned else "")
+    b.requires_grad_()
+    ops.matmul(a, b).sum().backward()
+    assert b.grad.stride() == b.stride()
+    torch.testing.assert_close(b.grad, a.sum(0)[:, None].expand_as(b))
+
+
 def test_frozen_weights_get_no_gradient(kernel, monkeypatch):
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(4, 8, requires_grad=True)
     assert calls(monkeypatch, lambda: ops.linear(x, layer.weight, layer.bias).sum().backward()) == 2
