@@ -58,11 +58,11 @@ class RelativeAttention(Attention):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, template_mask: Tensor | None, first: int = 0) -> tuple[Tensor, Tensor | None]:
         q, k, v = self.packed(x).permute(2, 0, 3, 1, 4)
         bias = self.distance[:, relative_index(*self.grids).to(x.device)].to(q.dtype)
         out = nn.functional.scaled_dot_product_attention(q, k, v, bias[None])
-        return self.proj(out.transpose(1, 2).flatten(2)), None
+        return self.proj(out.transpose(1, 2).flatten(2)[:, first:]), None
 
 
 @lru_cache(maxsize=8)

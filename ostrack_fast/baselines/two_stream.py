@@ -79,6 +79,7 @@ class TwoStream(Variant, ABC):
         ce_template_mask: Tensor | None = None,
         ce_keep_rate: float | None = None,
         return_last_attn: bool = False,
+        search_only: bool = False,
     ) -> tuple[Features, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """As `OSTrack.forward_tokens`; nothing is eliminated, and no attention is returned."""
         rows = z.shape[1]
@@ -91,7 +92,8 @@ class TwoStream(Variant, ABC):
         grid = self.cfg.search_grid
         feature_map = fused.transpose(1, 2).unflatten(2, (grid, grid)).contiguous()
         score, size, offset = self.box_head.get_score_map(feature_map)
-        features = Features(torch.cat((x[:, :rows], fused), dim=1), ids[:, : grid**2], [], [], None)
+        tokens = fused if search_only else torch.cat((x[:, :rows], fused), dim=1)
+        features = Features(tokens, ids[:, : grid**2], [], [], None)
         return features, feature_map, (score, size, offset.to(score.dtype))
 
 

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..config import ModelConfig
+from ..ops.sparse_map import SparseMap, convolve
 
 _TOWERS = ("ctr", "offset", "size")
 
 
-def _each(layers: Sequence[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+def _each(layers: Sequence[nn.Module], maps: Sequence[Tensor | SparseMap]) -> list[Tensor]:
     return [layer(x) for layer, x in zip(layers, maps, strict=True)]
 
 
+class Conv3x3(nn.Conv2d):
+    """A convolution of a map, or of the tokens in it: training on a CPU leaves out what elimination left empty."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor | SparseMap) -> Tensor:
+        if isinstance(x, Tensor):
+            return super().forward(x)
+        return convolve(x, self.weight, cast(Tensor, self.bias))
+
+
 def _conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(Conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class CenterHead(nn.Module):
@@ -55,12 +69,12 @@ class CenterHead(nn.Module):
         boxes, _ = ops.decode(peak, size, offset.to(size.dtype))
         return score, boxes, size, offset
 
-    def get_score_map(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def get_score_map(self, x: Tensor | SparseMap) -> tuple[Tensor, Tensor, Tensor]:
         """Score, size and offset maps of a feature map."""
-        maps = [x] * len(_TOWERS)
+        maps: Sequence[Tensor | SparseMap] = [x] * len(_TOWERS)
         for i in range(1, 6):
             maps = self.run_layers([self.get_submodule(f"conv{i}_{name}") for name in _TOWERS], maps)
-        score, offset, size = maps
+        score, offset, size = cast("Sequence[Tensor]", maps)
         return _probability(score), _probability(size), offset
 
     def cal_bbox(

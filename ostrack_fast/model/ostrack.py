@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import ModelConfig, get_config
+from ..ops.sparse_map import is_worthwhile, sparse_map
 from .checkpoint import load_pretrained
 from .head import CenterHead
 from .vit import Features, VisionTransformer
@@ -86,7 +87,8 @@ class OSTrack(nn.Module):
 
         Returns:
             `pred_boxes` (B,1,4) cxcywh in units of the search crop, at the arg-max of `score_map` (B,1,F,F);
-            `size_map`, `offset_map` (B,2,F,F); `backbone_feat` (B,T+F*F,C), zeros where eliminated;
+            `size_map`, `offset_map` (B,2,F,F); `backbone_feat` (B,T+F*F,C), zeros where eliminated, in
+            training without the template's, (B,F*F,C), as nothing reads those;
             `removed_indexes_s`: per eliminating block (B,n) cells in the order of falling score, or None;
             `attn` (B,H,N,N), the last block's attention, or None: in training unless asked for, and where the
             configuration eliminates nothing (as the published plain ViT);
@@ -97,10 +99,10 @@ class OSTrack(nn.Module):
         z = self.embed_template(template, template_box)
         attended = return_last_attn or (bool(self.cfg.ce_layers) and not self.training)
         features, feature_map, (score, size, offset) = self.forward_tokens(
-            z, search, ce_template_mask, ce_keep_rate, attended
+            z, search, ce_template_mask, ce_keep_rate, attended, search_only=self.training
         )
         boxes, _ = ops.decode(score, size, offset)
-        template_features = features.tokens[:, : z.shape[1]]
+        template_features = features.tokens[:, : -features.ids.shape[1]]
         return {
             "pred_boxes": boxes[:, None],
             "score_map": score,
@@ -129,15 +131,21 @@ class OSTrack(nn.Module):
         ce_template_mask: Tensor | None = None,
         ce_keep_rate: float | None = None,
         return_last_attn: bool = False,
+        search_only: bool = False,
     ) -> tuple[Features, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """From template tokens that `embed_template` made; other arguments as `forward`.
+
+        `search_only`: leave the template's tokens out of the features, after the last block's attention.
 
         Returns the backbone's features, the restored feature map (B,C,F,F) and the head's maps: score, size, offset.
         """
         x = self.backbone.embed_search(search)
-        features = self.backbone.forward_tokens(z, x, ce_template_mask, ce_keep_rate, return_last_attn)
-        feature_map = ops.restore(features.tokens[:, z.shape[1] :], features.ids, self.cfg.search_grid)
-        score, size, offset = self.box_head.get_score_map(feature_map)
+        features = self.backbone.forward_tokens(z, x, ce_template_mask, ce_keep_rate, return_last_attn, search_only)
+        restored = features.tokens[:, -features.ids.shape[1] :], features.ids, self.cfg.search_grid
+        feature_map = ops.restore(*restored)
+        sparse = isinstance(self.box_head, CenterHead) and is_worthwhile(restored[0], restored[2])
+        read = sparse_map(*restored) if sparse else feature_map
+        score, size, offset = self.box_head.get_score_map(read)
         # Half precision would resolve a position on the grid to no better than a pixel of the crop.
         return features, feature_map, (score, size, offset.to(score.dtype))
 

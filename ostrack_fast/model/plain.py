@@ -55,7 +55,7 @@ class PlainNetwork:
         """Templates, search image (B,3,X,X) -> score (B,1,F,F), size and offset maps (B,2,F,F), float32."""
         with stage("network"), self._autocast():
             tokens = template.tokens[:, : self.cfg.template_grid**2]
-            _, _, maps = self._model.forward_tokens(tokens, search.float(), mask)
+            _, _, maps = self._model.forward_tokens(tokens, search.float(), mask, search_only=True)
         score, size, offset = (each.float() for each in maps)
         return score, size, offset
 

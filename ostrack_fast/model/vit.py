@@ -18,9 +18,10 @@ from ..config import ModelConfig
 class Features(NamedTuple):
     """What the backbone hands on.
 
-    tokens (B,T+K,C) after the final LayerNorm; ids (B,K) cells of the search tokens that are left; removed: per
-    eliminating block (B,n) int64, or None where it kept everything; scores: per eliminating block the candidates'
-    score (B,S) and the cells (B,S) it belongs to; attn (B,H,N,N) of the last block, or None.
+    tokens (B,T+K,C) after the final LayerNorm, or (B,K,C) where they are the search tokens alone; ids (B,K) cells of
+    the search tokens that are left; removed: per eliminating block (B,n) int64, or None where it kept everything;
+    scores: per eliminating block the candidates' score (B,S) and the cells (B,S) it belongs to; attn (B,H,N,N) of the
+    last block, or None.
     """
 
     tokens: Tensor
@@ -57,9 +58,10 @@ class Attention(nn.Module):
         """Query, key and value side by side, (B,N,3,H,D)."""
         return self.qkv(x).unflatten(2, (3, self.num_heads, -1))
 
-    def forward(self, x: Tensor, template_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, template_mask: Tensor | None, first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """What the tokens from `first` on take from all of them, and the score (None without a mask)."""
         out, score = ops.attention(self.packed(x), template_mask)
-        return self.proj(out), score
+        return self.proj(out[:, first:]), score
 
 
 class Mlp(nn.Module):
@@ -70,7 +72,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, cfg.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+        return ops.gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias)
 
 
 class DropPath(nn.Module):
@@ -107,11 +109,14 @@ class Block(nn.Module):
         self.keep_ratio_search = keep_ratio
 
     def forward(
-        self, x: Tensor, ids: Tensor, template_mask: Tensor | None = None, keep: int | None = None
+        self, x: Tensor, ids: Tensor, template_mask: Tensor | None = None, keep: int | None = None, first: int = 0
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Returns tokens, ids, the removed ids (None without elimination) and the score (None without a mask)."""
-        attended, score = self.attn(self.norm1(x), template_mask)
-        x = x + self.drop_path(attended)
+        """Returns tokens, ids, the removed ids (None without elimination) and the score (None without a mask).
+
+        Tokens before `first` are attended to and then left out.
+        """
+        attended, score = self.attn(self.norm1(x), template_mask, first)
+        x = x[:, first:] + self.drop_path(attended)
         removed = None
         if score is not None and keep is not None and keep < ids.shape[1]:
             x, ids, removed = ops.eliminate(x, score, ids, keep)
@@ -161,7 +166,9 @@ class VisionTransformer(nn.Module):
         template_mask: Tensor | None = None,
         keep_rate: float | None = None,
         return_last_attn: bool = False,
+        search_only: bool = False,
     ) -> Features:
+        """The features of all tokens, or of the search tokens alone."""
         ratios = dict(zip(self.cfg.ce_layers, self.cfg.ce_keep_ratio, strict=True))
         ids = torch.arange(x.shape[1], dtype=torch.int64, device=x.device).expand(x.shape[0], -1)
         tokens = torch.cat((z, x), dim=1)
@@ -169,16 +176,18 @@ class VisionTransformer(nn.Module):
         scores: list[tuple[Tensor, Tensor]] = []
         attn = None
         for index, block in enumerate(cast("list[Block]", self.blocks)):
-            if return_last_attn and index == len(self.blocks) - 1:
+            last = index == len(self.blocks) - 1
+            first = z.shape[1] if search_only and last else 0
+            if return_last_attn and last:
                 attn = ops.reference.attention_map(block.attn.packed(block.norm1(tokens)))
             if index not in ratios:
-                tokens, *_ = block(tokens, ids)
+                tokens, *_ = block(tokens, ids, first=first)
                 continue
             ratio = ratios[index]
             if ratio < 1 and keep_rate is not None:
                 ratio = keep_rate
             before = ids
-            tokens, ids, gone, score = block(tokens, ids, template_mask, ceil(ratio * ids.shape[1]))
+            tokens, ids, gone, score = block(tokens, ids, template_mask, ceil(ratio * ids.shape[1]), first)
             removed.append(gone)
             scores.append((score, before))
         return Features(self.norm(tokens), ids, removed, scores, attn)

@@ -4,7 +4,7 @@ Letters: B batch, H heads, D head dimension, C = H*D, T template tokens, S searc
 F side of the search token grid, Z side of a crop in pixels.
 """
 
-from . import layers, reference, sparse_map
+from . import layers, reference
 from .attention import attention
 from .crop import crop
 from .decode import decode
@@ -37,7 +37,6 @@ __all__ = [
     "reference",
     "report",
     "restore",
-    "sparse_map",
     "update_box",
     "use",
 ]

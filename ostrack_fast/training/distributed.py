@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from ..model.head import CenterHead
+from ..ops.sparse_map import SparseMap
 
 T = TypeVar("T")
 
@@ -256,7 +257,7 @@ def share_batch_norm(model: nn.Module, processes: Processes) -> None:
             head.run_layers = partial(_run_layers, processes)
 
 
-def _run_layers(processes: Processes, layers: Sequence[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+def _run_layers(processes: Processes, layers: Sequence[nn.Module], maps: Sequence[Tensor | SparseMap]) -> list[Tensor]:
     """As `CenterHead.run_layers`, with one exchange for all BatchNorms: each waits for the slowest process.
 
     Every process's maps have the same shape. Statistics are at least float32, also in autocast.
