@@ -88,7 +88,7 @@ def upstream_step(model: OSTrack, batch: Batch, half: bool = False) -> Step:
 def trainer_step(model: OSTrack, batch: Batch, precision: str, compiled: bool = False, **settings: Any) -> Step:
     """`Trainer.step`, with the blocks compiled or not and more settings of `TrainConfig`."""
     cfg = TrainConfig(
-        model=model.cfg, data={}, output="", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
+        model=model.cfg, data={}, output=".", optim=_OPTIM, loss=_LOSS, batch_size=len(batch["template"]),
         precision=precision, ce_start_epoch=0.0, ce_warmup_epochs=0.0, **settings,
     )  # fmt: skip
     trainer = Trainer(cfg, batch["template"].device)

@@ -47,7 +47,7 @@ def test_published_step_in_float32(where):
 def trainer(where, precision, cfg=TINY, attention=0.0, **optim):
     return Trainer(
         TrainConfig(
-            model=cfg, data={}, output="", precision=precision, batch_size=8, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
+            model=cfg, data={}, output=".", precision=precision, batch_size=8, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
             loss=LossConfig(box_cells="target", attention=attention),
             optim=OptimConfig(lr=3e-3, backbone_lr=1.0, **optim),
         ),

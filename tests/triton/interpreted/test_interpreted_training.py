@@ -21,8 +21,8 @@ def step(precision):
     """Terms of the loss and gradients after one step on random pairs."""
     run = Trainer(
         TrainConfig(
-            model=TINY, data={}, output="", precision=precision, batch_size=2, ce_start_epoch=0.0, ce_warmup_epochs=0.0,
-            loss=LossConfig(box_cells="target", attention=0.5), optim=OptimConfig(grad_clip=0.0),
+            model=TINY, data={}, output=".", precision=precision, batch_size=2, ce_start_epoch=0.0,
+            ce_warmup_epochs=0.0, loss=LossConfig(box_cells="target", attention=0.5), optim=OptimConfig(grad_clip=0.0),
         )
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
