@@ -273,6 +273,7 @@ def test_shared_batch_norm_of_one_process_is_that_of_pytorch(network):
     one, other = seen
     assert one.keys() == other.keys() and len(one) > 100
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5, msg=name)
+        # Biases before a BatchNorm have a gradient of 0, which is computed as rounding errors of terms up to 40.
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=5e-5, msg=name)
     evaluated = [model.eval()(*images)["score_map"] for model in (plain, shared)]
     torch.testing.assert_close(*evaluated)
