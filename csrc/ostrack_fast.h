@@ -18,7 +18,8 @@
 // The kernels by name: X(update_box) stands for the function ostf_cpu_update_box or ostf_cuda_update_box.
 #define OSTF_CPU_KERNELS(X) \
   X(attention) X(attention_backward) X(conv3x3) X(crop) X(decode) X(eliminate) X(gelu) X(gelu_backward) \
-  X(gelu_matmul) X(linear) X(linear_pack) X(matmul) X(matmul_gelu) X(matmul_gelu_backward) X(patches) X(restore) X(restore_conv3x3) X(update_box)
+  X(gelu_matmul) X(head_maps) X(linear) X(linear_pack) X(matmul) X(matmul_gelu) X(matmul_gelu_backward) X(patches) \
+  X(restore) X(restore_conv3x3) X(update_box)
 #define OSTF_CUDA_KERNELS(X) X(attention) X(crop) X(decode) X(eliminate) X(restore) X(update_box)
 
 #ifdef __cplusplus
@@ -119,6 +120,10 @@ OSTF_API int ostf_cuda_crop(const ostf_tensor* frame, const ostf_tensor* box, co
 
 // patches: image (B,C,H,W) -> patches (B,H/P*W/P,C,P,P), cut row by row, of one dtype; P divides H and W.
 OSTF_API int ostf_cpu_patches(const ostf_tensor* image, const ostf_tensor* patches, int threads);
+
+// head_maps: rows (B,F*F,5) -> maps (B,5,F,F), both float32. Columns 1 and 2 are transposed as they are, of the others
+// the sigmoid, cut to 1e-4 from below and 1 - 1e-4 from above. NaN stays NaN.
+OSTF_API int ostf_cpu_head_maps(const ostf_tensor* rows, const ostf_tensor* maps, int threads);
 
 // decode: score (B,1,F,F), size (B,2,F,F), offset (B,2,F,F) of one dtype, window (F,F) float32 or null -> box (B,4)
 // float32 cxcywh in units of the crop, best (B) float32 the score (without window) at the chosen cell.

@@ -21,6 +21,7 @@ from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
 from .graphs import GraphedFunction
 from .model import FrozenOSTrack, OSTrack, PlainNetwork, Template, stage, template_mask
+from .ops.recording import Recordings
 from .smoothing import Smoothing, smoothed_decode
 from .targets import Targets
 
@@ -112,6 +113,7 @@ class Engine:
         # The reference crops on the host, which a graph cannot hold.
         self._uses_graphs = self.device.type == "cuda" and ops.forced_backend() != "reference"
         self.graphs: dict[tuple[int, ...], GraphedFunction] = {}
+        self._recordings = Recordings()
 
     @property
     def count(self) -> int:
@@ -210,13 +212,18 @@ class Engine:
         # A frozen layer rounds float32 as it reads it; PyTorch would start threads of its own for that.
         unrounded = search.dtype == torch.float32 and not self._uses_graphs
         search = search.to(self.device, search.dtype if unrounded else self.network.dtype)
-        if not self._uses_graphs:
-            score, size_map, offset = self._maps(slice(self.count), search)
+        rows = slice(self.count)
+
+        def located(x: Tensor) -> tuple[Tensor, ...]:
+            maps = self._maps(rows, x)
+            return self._decode(*maps, None)[0], *maps
+
+        if self._uses_graphs:
+            graph = self._graph(search, rows.stop, lambda x: self._maps(rows, x))
+            score, size_map, offset = map(torch.clone, graph(search))
+            boxes, _ = self._decode(score, size_map, offset, None)
         else:
-            rows = self.count
-            graph = self._graph(search, rows, lambda x: self._maps(slice(rows), x))
-            score, size_map, offset = (each.clone() for each in graph(search))
-        boxes, _ = self._decode(score, size_map, offset, None)
+            boxes, score, size_map, offset = map(torch.clone, self._recorded(located, search, *self._read(rows)))
         return {"pred_boxes": boxes[:, None], "score_map": score, "size_map": size_map, "offset_map": offset}
 
     __call__ = forward
@@ -226,8 +233,13 @@ class Engine:
 
     def _of_targets(self, rows: slice, search: Tensor) -> tuple[Template, Tensor, Tensor | None]:
         """The network's inputs for the targets of these rows."""
-        mask = self._targets.mask[rows] if self.network.eliminates else None
-        return Template(self._targets.tokens[rows], self._targets.qkv[rows]), search, mask
+        tokens, qkv, mask = self._read(rows)
+        return Template(tokens, qkv), search, mask
+
+    def _read(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the network reads of the targets of these rows: tokens, qkv and mask."""
+        targets = self._targets
+        return targets.tokens[rows], targets.qkv[rows], targets.mask[rows] if self.network.eliminates else None
 
     @_isolated()
     def add(self, frame: np.ndarray, box: tuple[float, float, float, float]) -> int:
@@ -394,19 +406,36 @@ class Engine:
                 search, _ = self._crop_patches(frame, box)
             else:
                 search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
-        inputs = self._of_targets(rows, search)
+        size = frame.shape[0], frame.shape[1]
         if self._tail is not None:
-            features = self.network.features(*inputs)
+            features = self.network.features(*self._of_targets(rows, search))
             with stage("decode"):
-                size, how = (frame.shape[0], frame.shape[1]), astuple(smoothing) if smoothing else None
-                moved = self._tail(features, box, size, cfg.search_factor, CLIP_MARGIN, how)
-            return moved, self.network.candidates
-        maps = self.network(*inputs)
-        with stage("decode"):
-            found, score = self._found(maps, box, smoothing)
-        with stage("box update"):
-            moved = self._update_box(found, box, (frame.shape[0], frame.shape[1]), cfg.search_factor, CLIP_MARGIN)
-        return torch.cat((moved, score[:, None].double()), dim=1), self.network.candidates
+                how = astuple(smoothing) if smoothing else None
+                found = self._tail(features, box, size, cfg.search_factor, CLIP_MARGIN, how)
+            return found, self.network.candidates
+
+        def mapped(x: Tensor) -> tuple[Any, ...]:
+            return *self._maps(rows, x), self.network.candidates
+
+        def moved(score_map: Tensor, size_map: Tensor, offset_map: Tensor, candidates: Any) -> tuple[Any, ...]:
+            with stage("decode"):
+                inside, score = self._found((score_map, size_map, offset_map), box, smoothing)
+            with stage("box update"):
+                return self._update_box(inside, box, size, cfg.search_factor, CLIP_MARGIN), score, candidates
+
+        read = self._read(rows)
+        if smoothing is None:
+            boxes, score, candidates = self._recorded(lambda x: moved(*mapped(x)), search, *read, box, *size)
+        else:  # which PyTorch computes
+            boxes, score, candidates = moved(*self._recorded(mapped, search, *read))
+        return torch.cat((boxes, score[:, None].double()), dim=1), candidates
+
+    def _recorded(self, function: Callable[[Tensor], tuple[Any, ...]], search: Tensor, *reads: Any) -> tuple[Any, ...]:
+        """`function(search)`, see `Recordings`: on a CPU without the Python between kernels where that counts."""
+        # With more targets kernels take so long that it hardly does.
+        if not self.network.recordable or len(search) > 1 or torch.autograd._profiler_enabled():
+            return function(search)
+        return self._recordings(function, search, *reads)
 
     def _locate_each(self, frames: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Find each target in a frame of its own; returns as `_locate`."""

@@ -14,6 +14,8 @@ from ostrack_fast.config import ModelConfig
 from ostrack_fast.devices import resolve_dtype
 from ostrack_fast.model import template_mask
 from ostrack_fast.ops.layers import why_no_int8
+from ostrack_fast.ops.recording import Recordings
+from ostrack_fast.smoothing import Smoothing
 
 from .ambient import default_dtype
 from .golden import seeded
@@ -171,7 +173,7 @@ def test_targets_come_and_go(engine):
 
 
 def kernels_recorded(engine):
-    return [recording is not None for recording, _ in engine.network._recordings.values()]
+    return [recording is not None for recording, _ in engine._recordings._kept.values()]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -179,7 +181,7 @@ def kernels_recorded(engine):
 def test_kernels_called_again_compute_the_same(dtype, monkeypatch):
     """Frame by frame as an engine that records nothing, over another template, other threads and another search."""
     engine, plain = (Engine(tiny(), "cpu", dtype) for _ in range(2))
-    monkeypatch.setattr(plain.network, "_replayed", plain.network._computed)
+    monkeypatch.setattr(plain.network, "recordable", False)
     torch.manual_seed(2)
     threads = torch.get_num_threads()
     try:
@@ -198,10 +200,26 @@ def test_kernels_called_again_compute_the_same(dtype, monkeypatch):
     assert all(kernels_recorded(engine)) and not kernels_recorded(plain)
 
 
+@pytest.mark.parametrize("smoothing", [None, Smoothing()])
+@pytest.mark.skipif(why_no_int8(torch.device("cpu")) is not None, reason="no compiled linear layers here")
+def test_whole_frames_called_again_move_the_target_the_same(smoothing, monkeypatch):
+    """Frames of two sizes, whose edges cut boxes at other places."""
+    engine, plain = (Engine(tiny(), "cpu", "float32", smoothing=smoothing) for _ in range(2))
+    monkeypatch.setattr(plain.network, "recordable", False)
+    for each in (engine, plain):
+        each.add(frame(), BOXES[0])
+    for seed in range(1, 7):
+        image = frame(seed)[: 30 if seed % 2 else None]
+        assert engine.step(image) == plain.step(image)
+        assert engine.candidates(0) == plain.candidates(0)
+    assert all(kernels_recorded(engine)) and len(kernels_recorded(engine)) == (2 if smoothing is None else 1)
+    assert not kernels_recorded(plain)
+
+
 def test_kernels_are_recorded_anew_where_inputs_move(monkeypatch):
     """Targets that lie elsewhere, of which a few are kept; and weights that were sent to another process."""
     engine, plain = (Engine(tiny(), "cpu", "float32") for _ in range(2))
-    monkeypatch.setattr(plain.network, "_replayed", plain.network._computed)
+    monkeypatch.setattr(plain.network, "recordable", False)
 
     def seen(by):
         return [by.look(frame(9), row, [BOXES[row]]) for row in range(by.count)]
@@ -237,10 +255,11 @@ def test_what_is_not_finite_moves_nothing(engine):
     position = engine._targets.box.clone()
     last = engine.network._last
     engine.network._last = lambda x: last(x) * float("nan")
+    engine._recordings = Recordings()
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.step(frame(2))
     assert torch.equal(engine._targets.box, position)
-    engine.network._last = last
+    engine.network._last, engine._recordings = last, Recordings()
     assert engine.step(frame(2)) != before
 
 

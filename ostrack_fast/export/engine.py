@@ -35,6 +35,7 @@ class _OnnxNetwork(NamedTuple):
     dtype: torch.dtype = torch.float32
     eliminates: bool = False
     candidates: None = None
+    recordable: bool = False
 
     def crop_patches(self) -> None:
         """The file takes images."""

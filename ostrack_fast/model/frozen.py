@@ -28,16 +28,12 @@ from ..ops.layers import (
     cross_attention,
     cut_patches,
     frame_tail,
+    head_maps,
     linear,
     restore_conv3x3,
 )
-from ..ops.recording import NotRecordable, Recording
-from ..ops.threads import thread_count
 from .ostrack import OSTrack
 from .vit import Block, box_embedding
-
-# A recording holds its memory, about as much as a frame needs.
-_MAX_RECORDINGS = 2
 
 _NOT_PROFILING: AbstractContextManager = nullcontext()
 
@@ -89,6 +85,7 @@ class FrozenOSTrack:
     Attributes:
         candidates: (B,K) int64, the cells of the search region that the last call's elimination left; None before.
         qkv_rows: the number of rows of a `Template`'s qkv.
+        recordable: whether all that a call computes may be `Recordings` of kernels.
     """
 
     def __init__(
@@ -109,8 +106,7 @@ class FrozenOSTrack:
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)
         )
         self.candidates: Tensor | None = None
-        # By the inputs' places and layouts; None where the kernels that run cannot be recorded.
-        self._recordings: dict[tuple, tuple[Recording | None, tuple]] = {}
+        self.recordable = device.type == "cpu"
         self._skips_unused_queries = skips_unused_queries(device)
         self.qkv_rows = cfg.template_grid**2 + (cfg.search_grid**2 if self._skips_unused_queries else 0)
         self._cross_attention = cross_attention(cfg.num_heads, cfg.embed_dim // cfg.num_heads, self.dtype, device)
@@ -186,6 +182,7 @@ class FrozenOSTrack:
         parts = [layer.weight.detach().flatten(1) for layer in last]
         bias = torch.cat([cast(Tensor, layer.bias).detach() for layer in last])
         self._last = self._linear(torch.block_diag(*parts), bias, dtype=torch.float32)
+        self._head_maps = head_maps(self.device)
         self._tail_weights = _float(torch.cat(parts), self.device), _float(bias, self.device)
 
     def tail(self, window: Tensor) -> FrameTail | None:
@@ -257,54 +254,17 @@ class FrozenOSTrack:
         gives it.
         """
         x = self.features(template, search, mask)
-        batch, grid, _, channels = x.shape
-        maps = self._last(x.view(batch, grid * grid, channels)).transpose(1, 2).reshape(batch, 5, grid, grid)
-        offset = maps[:, 1:3]
-        probability = maps.sigmoid().clamp(min=1e-4, max=1 - 1e-4)
-        return probability[:, :1], probability[:, 3:], offset
+        with stage("maps"):
+            return self._head_maps(self._last(x.flatten(1, 2)))
 
     def features(self, template: Template, search: Tensor, mask: Tensor | None) -> Tensor:
-        """The same inputs -> what the maps are computed of: (B,F,F,3C), the towers for score, offset and size.
-
-        On a CPU the next call overwrites it.
-        """
-        # With more targets kernels take so long that the Python between them hardly counts.
-        if search.is_cuda or len(search) > 1 or torch.autograd._profiler_enabled():
-            x, self.candidates = self._computed(template, search, mask)
-        else:
-            x, self.candidates = self._replayed(template, search, mask)
-        return x
-
-    def _replayed(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """As `_computed`; once it was called with inputs in these places, without the Python between the kernels."""
-        held = *template, mask
-        places = (0 if each is None else each.data_ptr() for each in held)
-        key = thread_count(), search.dtype, search.shape, search.stride(), *places
-        if key not in self._recordings:
-            if len(self._recordings) == _MAX_RECORDINGS:
-                del self._recordings[next(iter(self._recordings))]
-            try:
-                recording = Recording(lambda image: self._computed(template, image, mask), search)
-            except NotRecordable:
-                recording = None
-            self._recordings[key] = recording, held  # held, so that nothing else comes to lie in these places
-        recording = self._recordings[key][0]
-        return self._computed(template, search, mask) if recording is None else recording.replay(search)
-
-    def _computed(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """What `features` returns, and the cells of the search region that are left."""
-        tokens, ids = self._tokens_left(template, search, mask)
+        """The same inputs -> what the maps are computed of: (B,F,F,3C), the towers for score, offset and size."""
+        tokens, self.candidates = self._tokens_left(template, search, mask)
         with stage("norm, restoration, head"):
-            x = self._first_convolution(tokens, ids)
+            x = self._first_convolution(tokens, self.candidates)
             for convolution in self._convolutions:
                 x = convolution(x)
-        return x, ids
-
-    def __getstate__(self) -> dict[str, Any]:
-        # PyTorch moves weights that are sent to another process to memory that both share: what was recorded of them
-        # is void here too.
-        self._recordings.clear()
-        return self.__dict__
+        return x
 
     def _tokens_left(self, template: Template, search: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The backbone: search tokens (B,K,C) that are left, and their cells (B,K)."""

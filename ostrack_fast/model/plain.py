@@ -35,6 +35,7 @@ class PlainNetwork:
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(each.numel() for each in unread)
         self.candidates: Tensor | None = None
         self.eliminates, self.qkv_rows = False, self.cfg.template_grid**2
+        self.recordable = False  # modules compute with PyTorch
 
     def tail(self, window: Tensor) -> None:
         """There is no kernel for what follows these features."""

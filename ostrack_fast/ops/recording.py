@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .threads import thread_count
+
+# A recording holds its memory, about as much as a frame needs.
+_MAX_RECORDINGS = 2
+
 _aten = torch.ops.aten
 
 
@@ -64,6 +69,40 @@ class Recording:
         for function, arguments in self._calls:
             function(*arguments)
         return self._result
+
+
+class Recordings:
+    """Functions of a tensor that are called again and again, recorded where that is possible: the latest few."""
+
+    def __init__(self) -> None:
+        # By where and how the inputs lie; None where the kernels that run cannot be recorded.
+        self._kept: dict[tuple, tuple[Recording | None, tuple]] = {}
+
+    def __call__(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], value: Tensor, *reads: Any
+    ) -> tuple[Tensor, ...]:
+        """`function(value)`, or its replay, which overwrites what the call before returned.
+
+        `reads`: tensors that it reads, and what else it takes, beside `value`. Equal ones mean the same function.
+        """
+        places = (each.data_ptr() if isinstance(each, Tensor) else each for each in reads)
+        key = thread_count(), value.dtype, value.shape, value.stride(), *places
+        if key not in self._kept:
+            if len(self._kept) == _MAX_RECORDINGS:
+                del self._kept[next(iter(self._kept))]
+            try:
+                recording = Recording(function, value)
+            except NotRecordable:
+                recording = None
+            self._kept[key] = recording, reads  # held, so that nothing else comes to lie in these places
+        recording = self._kept[key][0]
+        return function(value) if recording is None else recording.replay(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # PyTorch moves tensors that are sent to another process to memory that both share: what was recorded of them is
+        # void here too.
+        self._kept.clear()
+        return self.__dict__
 
 
 _current: ContextVar[Recording | None] = ContextVar("ostrack_fast_recording", default=None)

@@ -136,6 +136,13 @@ def patches(call: Library) -> None:
     call("patches", image, empty(F32, 1, 4, 2, 1, 1), 1, status=EINVAL)
 
 
+def head_maps(call: Library) -> None:
+    for B, F in ((1, 12), (3, 5), (2, 1), (0, 3)):
+        call("head_maps", numbers(F32, B, F * F, 5), empty(F32, B, 5, F, F), 1)
+    call("head_maps", numbers(F32, 1, 8, 5), empty(F32, 1, 5, 3, 3), 1, status=EINVAL)
+    call("head_maps", numbers(F32, 1, 9, 5), empty(F32, 1, 4, 3, 3), 1, status=EINVAL)
+
+
 def main() -> None:
     call, folder = Library(sys.argv[1]), Path(sys.argv[2])
     recorded(call, folder, short=bool(sys.argv[3:]))
@@ -152,6 +159,7 @@ def main() -> None:
         conv3x3(call, tuple(kinds))
     restore_conv3x3(call)
     patches(call)
+    head_maps(call)
     print(call.calls, "calls, layers in", kinds)
 
 

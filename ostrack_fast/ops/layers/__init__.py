@@ -13,6 +13,7 @@ from .conv3x3 import conv3x3
 from .crop_patches import CropPatches, crop_patches
 from .cut_patches import cut_patches
 from .frame_tail import FrameTail, frame_tail
+from .head_maps import head_maps
 from .kinds import Activation, Layer
 from .linear import linear, linear_op
 from .restore_conv3x3 import restore_conv3x3
@@ -29,6 +30,7 @@ __all__ = [
     "cut_patches",
     "fast_bfloat16",
     "frame_tail",
+    "head_maps",
     "linear",
     "restore_conv3x3",
     "why_no_int8",
