@@ -38,10 +38,10 @@ def _isolated() -> Iterator[None]:
     """Compute without gradients and without the autocast or inference mode of the caller.
 
     Autocast would lower the precision that the engine was asked for, and tensors that are made in inference mode cannot
-    be written to outside of it.
+    be written to outside of it. Either is rarely on, and to turn it off takes longer than to ask.
     """
     with (
-        torch.inference_mode(False),
+        torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(),
         torch.no_grad(),
         _without_autocast("cpu"),
         _without_autocast("cuda"),
@@ -50,7 +50,6 @@ def _isolated() -> Iterator[None]:
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
-    # Rarely on, and to turn it off takes longer than to ask.
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
