@@ -37,6 +37,20 @@ inline int current_core() {
 #endif
 }
 
+// Moves this thread to another core that it may run on, if there is one. In a virtual machine Linux wakes a thread on the
+// core of the thread that wakes it while the others sleep, and leaves both there for tens of milliseconds.
+inline void leave_core([[maybe_unused]] int core) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(core, &others);
+  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) {
+    sched_setaffinity(0, sizeof allowed, &allowed);
+  }
+#endif
+}
+
 // One parallel_for in flight. A thread claims part of the remaining range, so parts shrink towards the end and threads
 // finish at about the same time, even where a core is slow or busy.
 struct Job {
@@ -173,10 +187,12 @@ class Pool {
     inside_parallel_for = true;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      bool slept = false;
       if (jobs_.empty()) {
         lock.unlock();
         soon([&] { return waiting_.load(std::memory_order_relaxed) > 0; });
         lock.lock();
+        slept = jobs_.empty();
         ++asleep_;
         ready_.wait(lock, [&] { return !jobs_.empty(); });
         --asleep_;
@@ -185,6 +201,7 @@ class Pool {
       job->inside.fetch_add(1, std::memory_order_relaxed);
       if (--job->helpers == 0) withdraw(job);
       lock.unlock();
+      if (slept && job->core >= 0 && current_core() == job->core) leave_core(job->core);
       job->run();
       const int core = current_core();
       lock.lock();
