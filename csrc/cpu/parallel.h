@@ -37,8 +37,8 @@ inline int current_core() {
 #endif
 }
 
-// Moves this thread to another core that it may run on, if there is one. In a virtual machine Linux wakes a thread on the
-// core of the thread that wakes it while the others sleep, and leaves both there for tens of milliseconds.
+// Moves this thread to another core that it may run on, if there is one. Where the other cores sleep, Linux may wake a
+// thread on the core of the thread that wakes it, and leave both there for tens of milliseconds (seen in a virtual machine).
 inline void leave_core([[maybe_unused]] int core) {
 #if defined(__linux__)
   cpu_set_t allowed;
