@@ -116,4 +116,4 @@ def test_where_there_can_be_no_graph_it_is_refused():
     for other in ({"precision": "float16"}, {"activation_checkpointing": "block"}):
         assert not replace(cfg, **other).captures
         with pytest.raises(ValueError, match="cuda_graph captures neither"):
-            TrainConfig(cfg.model, {}, "", cuda_graph=True, **other)
+            TrainConfig(cfg.model, {}, ".", cuda_graph=True, **other)
