@@ -73,6 +73,7 @@ class OSTrack(nn.Module):
         ce_keep_rate: float | None = None,
         return_last_attn: bool = False,
         template_box: Tensor | None = None,
+        search_only: bool = False,
     ) -> dict[str, Tensor | list | None]:
         """Locate the template's target in the search crop.
 
@@ -84,11 +85,11 @@ class OSTrack(nn.Module):
             return_last_attn: return `attn` in training too.
             template_box: (B,4) xywh of the target in units of the template crop, for a configuration with
                 `template_box`; None where it is not known.
+            search_only: leave the template's tokens out of `backbone_feat`, which saves the last block's work on them.
 
         Returns:
             `pred_boxes` (B,1,4) cxcywh in units of the search crop, at the arg-max of `score_map` (B,1,F,F);
-            `size_map`, `offset_map` (B,2,F,F); `backbone_feat` (B,T+F*F,C), zeros where eliminated, in
-            training without the template's, (B,F*F,C), as nothing reads those;
+            `size_map`, `offset_map` (B,2,F,F); `backbone_feat` (B,T+F*F,C), zeros where eliminated;
             `removed_indexes_s`: per eliminating block (B,n) cells in the order of falling score, or None;
             `attn` (B,H,N,N), the last block's attention, or None: in training unless asked for, and where the
             configuration eliminates nothing (as the published plain ViT);
@@ -99,7 +100,7 @@ class OSTrack(nn.Module):
         z = self.embed_template(template, template_box)
         attended = return_last_attn or (bool(self.cfg.ce_layers) and not self.training)
         features, feature_map, (score, size, offset) = self.forward_tokens(
-            z, search, ce_template_mask, ce_keep_rate, attended, search_only=self.training
+            z, search, ce_template_mask, ce_keep_rate, attended, search_only
         )
         boxes, _ = ops.decode(score, size, offset)
         template_features = features.tokens[:, : -features.ids.shape[1]]

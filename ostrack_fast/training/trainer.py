@@ -290,9 +290,8 @@ class Trainer:
         # In the dtype in which the patch embedding keeps its input for the backward pass: one tensor instead of two.
         template, search = (image.to(precision) for image in self._images(batch))
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            out = self.network(
-                template, search, self.template_mask, ce_keep_rate=self.keep, template_box=self._boxes(batch)
-            )
+            how = {"ce_keep_rate": self.keep, "template_box": self._boxes(batch), "search_only": True}
+            out = self.network(template, search, self.template_mask, **how)
         # Leaving autocast does so only where no other is around it: the next step would see this one's weights.
         torch.clear_autocast_cache()
         box = batch["search_box"].to(self.device, non_blocking=True)
