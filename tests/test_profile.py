@@ -14,7 +14,7 @@ from ostrack_fast.profiling import nodes, profile
 
 STAGES = {
     "crop", "patch embedding", "norm, qkv", "attention and score", "projection, residual", "elimination",
-    "norm, fc1, gelu", "fc2, residual", "norm, restoration, head", "decode", "box update",
+    "norm, fc1, gelu", "fc2, residual", "norm, restoration, head", "maps", "decode", "box update",
 }  # fmt: skip
 
 

@@ -72,7 +72,11 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, cfg.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias)
+        hidden = self.fc1(x)
+        # What may stand in its place, such as a layer in another dtype, takes what GELU made.
+        if self.training and type(self.fc2) is Linear:
+            return ops.gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
+        return self.fc2(ops.gelu(hidden))
 
 
 class DropPath(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .matmul import linear, trains_in_float32
 
 _TAPS = 9
-# Of the cells: with more tokens the convolution of the whole map is as fast (measured on Zen 5).
+# Of the cells: with more tokens the convolution of the whole map is about as fast (estimated from one shape, Zen 5).
 _MOST_TOKENS = 0.75
 
 
@@ -37,9 +37,10 @@ def sparse_map(tokens: Tensor, ids: Tensor, grid: int) -> SparseMap:
     nothing = batch * kept
     bordered = ids.new_full((batch, (grid + 2) ** 2), nothing)
     cells = (ids // grid + 1) * (grid + 2) + ids % grid + 1
-    bordered.scatter_(1, cells, torch.arange(nothing, device=ids.device).view(batch, kept))
+    bordered.scatter_(1, cells, torch.arange(nothing, dtype=torch.int64, device=ids.device).view(batch, kept))
     neighbours = bordered.view(batch, grid + 2, grid + 2).unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, _TAPS)
-    products = torch.where(neighbours == nothing, 0, torch.arange(_TAPS, device=ids.device)) + neighbours * _TAPS
+    taps = torch.arange(_TAPS, dtype=torch.int64, device=ids.device)
+    products = torch.where(neighbours == nothing, 0, taps) + neighbours * _TAPS
     return SparseMap(torch.cat((tokens.flatten(0, 1), tokens.new_zeros(1, channels))), products, (batch, grid, grid))
 
 
