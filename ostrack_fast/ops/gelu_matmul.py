@@ -10,7 +10,19 @@ from torch.nn.functional import gelu as plain_gelu
 
 from . import native
 from .gelu import gelu
-from .matmul import check, example, linear, native_reason, outputs, readable, reference, trains_in_float32, ways
+from .matmul import (
+    check,
+    example,
+    gradients,
+    linear,
+    native_reason,
+    outputs,
+    readable,
+    reference,
+    save,
+    trains_in_float32,
+    ways,
+)
 from .registry import Backend, Op, Sizes
 from .tensors import Seeded, describe
 
@@ -26,20 +38,12 @@ def _gelu_matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return reference(plain_gelu(a), b, bias)
 
 
-def _save(ctx: Any, inputs: tuple, outputs: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+def _gradient_of_a(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
+    return matmul_gelu_backward_op(grad, b.t(), a)
 
 
-def _gradient(ctx: Any, grad: Tensor | None) -> tuple:
-    if grad is None:
-        return None, None, None
-    a, b = ctx.saved_tensors
-    _, wants_a, wants_b, wants_bias = ctx.needs_input_grad  # of the op itself none
-    return (
-        matmul_gelu_backward_op(grad, b.t(), a) if wants_a else None,
-        matmul_gelu_op(grad.t(), a).t() if wants_b else None,  # lies in memory as a linear layer's weight does
-        grad.sum(0) if wants_bias else None,
-    )
+def _gradient_of_b(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
+    return matmul_gelu_op(grad.t(), a).t()  # lies in memory as a linear layer's weight does
 
 
 def _native_gelu_matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,8 +58,8 @@ gelu_matmul_op = Op(
     check=check,
     outputs=outputs,
     reference=_gelu_matmul,
-    save=_save,
-    gradient=_gradient,
+    save=save,
+    gradient=gradients(_gradient_of_a, _gradient_of_b),
     backends={"native": Backend(_native_gelu_matmul, native_reason)},
     sizes=_SIZES,
     example=example,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,20 +36,32 @@ def reference(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
-def _save(ctx: Any, inputs: tuple, outputs: Tensor) -> None:
+def save(ctx: Any, inputs: tuple, outputs: Tensor) -> None:
+    """What `gradients` takes."""
     ctx.save_for_backward(*inputs[:2])
 
 
-def _gradient(ctx: Any, grad: Tensor | None) -> tuple:
-    if grad is None:
-        return None, None, None
-    a, b = ctx.saved_tensors
-    _, wants_a, wants_b, wants_bias = ctx.needs_input_grad  # of the op itself none
-    return (
-        matmul_op(grad, b.t(), None) if wants_a else None,
-        _gradient_of_b(a, b, grad) if wants_b else None,
-        grad.sum(0) if wants_bias else None,
-    )
+def gradients(
+    of_a: Callable[[Tensor, Tensor, Tensor], Tensor], of_b: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Any, Tensor | None], tuple]:
+    """The gradient of a product with a bias, from functions of (a, b, gradient) for either matrix."""
+
+    def gradient(ctx: Any, grad: Tensor | None) -> tuple:
+        if grad is None:
+            return None, None, None
+        a, b = ctx.saved_tensors
+        _, wants_a, wants_b, wants_bias = ctx.needs_input_grad  # of the op itself none
+        return (
+            of_a(a, b, grad) if wants_a else None,
+            of_b(a, b, grad) if wants_b else None,
+            grad.sum(0) if wants_bias else None,
+        )
+
+    return gradient
+
+
+def _gradient_of_a(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
+    return matmul_op(grad, b.t(), None)
 
 
 def _gradient_of_b(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
@@ -99,8 +112,8 @@ matmul_op = Op(
     check=check,
     outputs=outputs,
     reference=reference,
-    save=_save,
-    gradient=_gradient,
+    save=save,
+    gradient=gradients(_gradient_of_a, _gradient_of_b),
     backends={"native": Backend(_native, native_reason)},
     sizes={
         "small": ways((5, 4, 6)),
