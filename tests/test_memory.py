@@ -1,7 +1,11 @@
 """A tracker that loads its weights itself never holds them twice."""
 
 import gc
+import os
+import subprocess
+import sys
 
+import pytest
 import torch
 
 from ostrack_fast import OSTrack, Tracker
@@ -39,3 +43,25 @@ def test_a_given_model_is_not_changed():
     model = OSTrack.from_pretrained("small")
     Tracker(model, "cpu", "float32")
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_a_tracker_takes_less_than_150_mb_beyond_pytorch():
+    """All that the system counts, at its peak: weights, libraries, a full HD frame. Triton would be 70 MB of it."""
+    program = """
+import sys, torch, numpy
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1000
+before = peak()
+from ostrack_fast import Tracker
+tracker = Tracker("small", "cpu", "float32")
+frame = numpy.random.default_rng(0).integers(0, 256, (1080, 1920, 3), "uint8")
+tracker.initialize(frame, (900, 500, 80, 60))
+for _ in range(3):
+    tracker.track(frame)
+print(peak() - before, "triton" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    megabytes, triton = ran.stdout.split()
+    assert float(megabytes) < 150 and triton == "False", ran.stdout

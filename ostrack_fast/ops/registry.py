@@ -101,6 +101,16 @@ def triton_kernels() -> ModuleType:
     return kernels
 
 
+def _no_triton_reason(device: torch.device) -> str | None:
+    if device.type != "cuda" and "TRITON_INTERPRET" not in os.environ:
+        # Asked before the import, which takes 70 MB of memory that nothing on this device would use.
+        return f"Triton kernels need a CUDA device, the tensors are on {device}"
+    try:
+        return triton_kernels().unsupported_reason(device)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+
+
 def _device_of(arguments: tuple) -> torch.device:
     for value in arguments:
         if isinstance(value, Tensor):
@@ -148,10 +158,7 @@ class _Declaration:
         if backend == "native":
             reason = native.unsupported_reason(self.kernel, device)
         elif backend == "triton":
-            try:
-                reason = triton_kernels().unsupported_reason(device)
-            except ImportError as error:
-                reason = f"cannot be imported: {error}"
+            reason = _no_triton_reason(device)
         return reason or self.backends[backend].unless(*arguments)
 
     def order(self, *arguments: Any) -> tuple[str, ...]:
