@@ -100,6 +100,8 @@ def test_what_cannot_be_written_is_told_before_the_work(track, run, video, video
     visualize = ("visualize", "attention", "--box", "20,20,24,16", "--weights", weights)
     (video_folder, *_) = sorted(path for path in videos.iterdir() if path.is_dir())
     truth = next(video_folder.glob("*.txt"))
+    benchmark = ("evaluate", "--benchmark", "folder", *data[1:], "--results", tmp_path / "results")
+    figures = ("paper", "figures", "--weights", weights, "--box", "20,20,24,16", "--source")
     cases = [
         (track, (video, "--boxes", tmp_path / "file" / "b.txt"), "b.txt cannot be written: Not a directory"),
         (track, (video, "--boxes", tmp_path / ("n" * 256)), "File name too long"),
@@ -125,6 +127,18 @@ def test_what_cannot_be_written_is_told_before_the_work(track, run, video, video
         (run, ("profile", "--json", tmp_path / "file" / "b.json"), "b.json cannot be written: Not a directory"),
         (run, ("report", "absent", "-o", tmp_path / "file" / "r.html"), "r.html cannot be written: Not a directory"),
         (run, ("demo", "-o", tmp_path / "file"), "cannot be written: Not a directory"),
+        (run, (*benchmark, "--json", truth), "whose boxes and frames are read"),
+        (run, (*benchmark, "--json", weights), "is the source itself"),
+        (run, ("submit", "got10k", videos, tmp_path / "img", "-o", truth), "whose boxes and frames are read"),
+        (run, ("paper", "table3", "--scores", weights, "--json", weights), "is the source itself"),
+        (run, ("paper", "table4", "--videos", videos, "--json", truth), "whose boxes and frames are read"),
+        (
+            run,
+            ("paper", "ablations", "--videos", videos, "--weights", weights, "--json", weights),
+            "is the source itself",
+        ),
+        (run, (*figures, tmp_path / "img", tmp_path / "img"), "would become a frame"),
+        (run, (*figures, video, tmp_path / "figures", "--json", weights), "is the source itself"),
     ]
     before = sorted(map(str, tmp_path.rglob("*")))
     for command, arguments, message in cases:

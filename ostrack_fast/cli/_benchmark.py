@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from ..files import check_folder, check_writable, write_text
+from ..files import check_folder, write_text
 from ..interrupts import Interrupts
 from ..progress import progress_bar
-from ._outputs import INCOMPLETE
+from ._outputs import INCOMPLETE, check_outputs, check_outside
 from .score import scores_table
 
 if TYPE_CHECKING:
@@ -95,12 +95,13 @@ def evaluate_benchmark(
 
     found = find_benchmark(benchmark)
     find_protocol(protocol or found.protocol)
-    if json is not None:
-        check_writable(json)
+    check_outputs((json,), sources=(make.weights,))
     name = Path(make.weights).name.split(".")[0] if make.tracker == "ostrack" else make.tracker
     name += f"-{realtime:g}fps" if realtime else ""
     folder = results or Path("results") / benchmark / name
     check_folder(folder)
+    for read in (data, folder):
+        check_outside(json, read)
     loaded = found.load(data, split)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)

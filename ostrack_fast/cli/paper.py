@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.console import Console
 
-from ..files import check_writable
 from ._boxes import parse_box
 from ._lists import counts
+from ._outputs import check_outputs, check_outside
 
 if TYPE_CHECKING:
     from ..paper.report import Report, Tell
@@ -34,10 +34,12 @@ Folder = Annotated[Path, typer.Option("--videos", help="Folder of videos with gr
 Frames = Annotated[int | None, typer.Option(min=2, help="So many first frames of each video; all by default.")]
 
 
-def _printed(work: Callable[[Tell], Report], json: Path | None) -> None:
-    """Run a command of the paper, print its report, and write it as JSON."""
-    if json is not None:
-        check_writable(json)
+def _printed(
+    work: Callable[[Tell], Report], json: Path | None, videos: Path | None = None, sources: Sequence[str | Path] = ()
+) -> None:
+    """Run a command of the paper, which reads a folder of videos and files, print its report, and write it as JSON."""
+    check_outputs((json,), sources=sources)
+    check_outside(json, videos)
     console, begin = Console(), perf_counter()
     with Console(stderr=True).status("starting") as status:
         report = work(status.update)
@@ -75,7 +77,12 @@ def table3(
     """Table 3: MACs, parameters and speed with and without candidate elimination."""
     from ..paper import table3 as paper
 
-    _printed(lambda tell: paper.report(paper.table3(device, dtype, rounds, scores or (), tell), rounds), json)
+    _printed(
+        lambda tell: paper.report(paper.table3(device, dtype, rounds, scores or (), tell), rounds),
+        json,
+        None,
+        scores or (),
+    )
 
 
 def table4(
@@ -101,7 +108,7 @@ def table4(
 
     scale = _scale(runs, recipe, pairs, data_root, None, validation, device)
     sources = paper.sources_of(start)
-    _printed(lambda tell: paper.table4(scale, _videos(videos, frames), sources, tell), json)
+    _printed(lambda tell: paper.table4(scale, _videos(videos, frames), sources, tell), json, videos)
 
 
 def table5(
@@ -122,16 +129,15 @@ def table5(
 ) -> None:
     """Table 5: one stream against two: parameters, MACs and speed; with --videos trained at small scale, too."""
     from ..paper import table5 as paper
-    from ..visualization.sheet import check_image_path
 
     if plot is not None:
-        check_image_path(plot)
-        check_writable(plot)
+        check_outputs((plot, json), plot)
+        check_outside(plot, videos)
         if videos is None or validation is None:
             raise ValueError("--plot draws what training converged to: give --videos and --validation")
     scale = None if videos is None else _scale(runs, recipe, pairs, data_root, backbone, validation, device)
     where = None if videos is None else _videos(videos, frames)
-    _printed(lambda tell: paper.table5(preset, device, dtype, rounds, tell, scale, where, plot), json)
+    _printed(lambda tell: paper.table5(preset, device, dtype, rounds, tell, scale, where, plot), json, videos)
 
 
 def ablations(
@@ -152,7 +158,12 @@ def ablations(
     from ..paper import ablations as paper
 
     scale = _scale(runs, recipe, pairs, data_root, backbone, None, device) if train else None
-    _printed(lambda tell: paper.ablations(weights, _videos(videos, frames), runs, device, rounds, tell, scale), json)
+    _printed(
+        lambda tell: paper.ablations(weights, _videos(videos, frames), runs, device, rounds, tell, scale),
+        json,
+        videos,
+        (weights,),
+    )
 
 
 def figures(
@@ -180,16 +191,22 @@ def figures(
     if (source is None) != (box is None):
         raise ValueError("--source and --box belong together: give both, or neither for the shipped video")
     assets = resources.files("ostrack_fast") / "assets"
+    read = [each for each in (source, two_stream, weights, *(results or ())) if each is not None]
+    check_outputs([folder / name for name in paper.FILES], sources=read)
     numbers = counts("--frames", frames) or []
     beside = None if two_stream is None else cast(TwoStream, kinds[network].from_pretrained(two_stream))
-    folder.mkdir(parents=True, exist_ok=True)
     with resources.as_file(assets / "demo.mp4") as shipped:
         demo = json_format.loads((assets / "demo.json").read_text(encoding="utf-8"))["box"]
         where = tuple(demo) if box is None else parse_box(box)
         made = open_source(shipped if source is None else source)
         points = paper.read_points(results or ())
         model = OSTrack.from_pretrained(weights)
-        _printed(lambda tell: paper.figures(iter(made), where, model, folder, numbers, points, beside, tell), json)
+        _printed(
+            lambda tell: paper.figures(iter(made), where, model, folder, numbers, points, beside, tell),
+            json,
+            None,
+            read,
+        )
 
 
 COMMANDS = (table3, table4, table5, figures, ablations)

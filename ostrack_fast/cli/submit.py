@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ._outputs import check_outputs, check_outside
+
 
 def submit(
     benchmark: Annotated[str, typer.Argument(help="got10k or trackingnet.")],
@@ -24,7 +26,6 @@ def submit(
     Sequences, numbers of frames, formats and first boxes are compared with the test set in DATA.
     """
     from ..evaluation.submission import check_submission, expected_sequences, make_submission, refuse
-    from ..files import check_writable
 
     if results.is_file():
         expected, notes = expected_sequences(benchmark, data)
@@ -32,7 +33,9 @@ def submit(
         print(f"{results}: {len(expected)} sequences, nothing to complain of")
     else:
         path = output or Path(f"{benchmark}-{results.resolve().name}.zip")
-        check_writable(path)
+        check_outputs((path,))
+        for folder in (data, results):
+            check_outside(path, folder)
         notes = make_submission(benchmark, data, results, path)
         print(f"{path} is written and checked")
     for note in notes:

@@ -61,7 +61,7 @@ def _read_json(images: Path, path: Path) -> list[Annotation]:
     for number, entry in enumerate(entries):
         try:
             found.append(_annotation(names[entry["image_id"]], entry))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             name = entry.get("id", f"at position {number}") if isinstance(entry, dict) else f"at position {number}"
             raise ValueError(f"{path} is not a COCO instances file: annotation {name}: {error!r}") from None
     return found

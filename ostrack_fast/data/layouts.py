@@ -164,6 +164,9 @@ class Got10kLayout(Layout):
         cover = parse_numbers(storage.read(name), storage.path / name)
         if len(cover) != frames:
             raise ValueError(f"{storage.path / name} has {len(cover)} numbers for {frames} boxes")
+        # A comparison with NaN is false.
+        if not ((cover >= 0) & (cover <= 8)).all():
+            raise ValueError(f"{storage.path / name} holds a number that is not one of 0 to 8")
         return cover.astype(np.int64)
 
     def visible(self, storage: Storage, place: Place, frames: int) -> NDArray[np.bool_]:

@@ -88,10 +88,12 @@ class Folder:
             yield from (f"{prefix}{name}" for name in files if not is_hidden(name))
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.path / name} is missing") from None
+        path = self.path / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing")
+        if not path.is_file():
+            raise OSError(f"{path} is not a regular file")
+        return path.read_bytes()
 
 
 class Zips:

@@ -25,6 +25,8 @@ from .report import Report, Tell
 Point = tuple[str, float, float]
 """A tracker's name, its frames a second, and its accuracy in percent."""
 
+# What `figures` writes.
+FILES = ("figure1.png", "figure4.jpg", "figure5.jpg", "figure6.jpg")
 # Of the paper's Figure 1: AO on GOT-10k, and frames a second on an RTX 2080 Ti.
 PUBLISHED: list[Point] = [("OSTrack-256", 105.4, 71.0), ("OSTrack-384", 58.1, 73.7), ("SwinTrack-B", 52.0, 69.4)]
 

@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import struct
+import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +236,50 @@ def test_a_mask_of_any_size_takes_no_memory(tmp_path):
     write(tmp_path / "ants" / "groundtruth.txt", "m3,4,5,4,-7,2\n")
     with pytest.raises((ValueError, FileNotFoundError), match=r"line 1: .*is no rectangle, polygon or mask"):
         find_benchmark("vot").load(tmp_path)
+
+
+def png_header(width, height):
+    """The beginning of a picture that claims this size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">II", zlib.crc32(head), 1) + b"IDAT"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        ("davis", "Annotations/480p/blackswan/00001.png", png_header(100_000, 100_000), "exceeds limit"),
+        ("davis", "Annotations/480p/blackswan/00001.png", png_header(8, 8), "cannot be read as a mask"),
+        ("vot", "ball/groundtruth.txt", b"m" + b"9" * 400 + b",1,3,3,1,2\n", "line 1"),
+        ("vot", "ball/groundtruth.txt", b"1_0,1,3,3\n", "line 1"),
+        ("nfs", "bee/30/bee.txt", "0 \u0663 1 3 3 0 0 0 0 bee\n".encode(), "line 1"),
+        ("got10k", "val/GOT-10k_Val_000001/cover.label", b"8\nnan\n8\n8\n", "not one of 0 to 8"),
+        ("got10k", "val/GOT-10k_Val_000001/cover.label", b"8\n9\n8\n8\n", "not one of 0 to 8"),
+    ],
+)
+def test_what_a_file_of_truth_cannot_hold(tmp_path, name, file, content, message):
+    layouts.ALL[name](tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(Path(file).name)}.*{message}"):
+        find_benchmark(name).load(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["(0, 96)", f"({'9' * 400}, 96)"])
+def test_got10k_takes_no_impossible_size_of_frames(tmp_path, size):
+    layouts.got10k(tmp_path)
+    (tmp_path / "val/GOT-10k_Val_000001/meta_info.ini").write_text(f"resolution: {size}\n")
+    assert find_benchmark("got10k").load(tmp_path).sequences[0].truth.size == (128, 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("lasot", "airplane/airplane-1/out_of_view.txt"), ("otb", "Jogging/groundtruth_rect.1.txt")]
+)
+def test_pipes_are_not_waited_for(tmp_path, name, file):
+    layouts.ALL[name](tmp_path)
+    (tmp_path / file).unlink()
+    os.mkfifo(tmp_path / file)
+    # Whoever waits for a pipe goes on once it has been opened for writing.
+    opened = threading.Timer(5, lambda: os.close(os.open(tmp_path / file, os.O_RDWR)))
+    opened.start()
+    with pytest.raises((OSError, ValueError), match="not a regular file"):
+        find_benchmark(name).load(tmp_path)
+    opened.cancel()

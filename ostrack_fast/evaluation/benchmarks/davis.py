@@ -77,9 +77,12 @@ def _boxes(files: list[Path]) -> dict[int, Array]:
 
 
 def _read_mask(path: Path) -> NDArray[np.uint8]:
-    """(h,w): the number of the object at each pixel, 0 for none."""
-    with Image.open(path) as image:
-        values = np.asarray(image)
+    """(h,w): the number of the object at each pixel, 0 for none. Raises ValueError for what is no whole picture."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a mask: {error}") from None
     return values if values.ndim == 2 else values[..., 0]
 
 

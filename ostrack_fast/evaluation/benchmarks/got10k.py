@@ -14,7 +14,7 @@ from ..protocols import Truth
 from .base import Benchmark, Loaded, Sequence, folders, images_in, load_all, need
 
 _LAYOUT = Got10kLayout()
-_RESOLUTION = re.compile(r"resolution:\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+_RESOLUTION = re.compile(r"resolution:\s*\(\s*([1-9]\d{0,5})\s*,\s*([1-9]\d{0,5})\s*\)")
 _CLASS = re.compile(r"object_class:\s*(.*\S)")
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...data.truth import Array, read_lines, read_raw_boxes
+from ...data.truth import Array, parse_number, read_lines, read_raw_boxes
 from ..protocols import Truth
 from .base import Benchmark, Loaded, Sequence, folders, images_in, load_all, need, texts
 
@@ -65,7 +65,7 @@ def _read_vatic(path: Path) -> Array:
         if not line.strip():
             continue
         try:
-            left, top, right, bottom = map(float, line.split()[1:5])
+            left, top, right, bottom = map(parse_number, line.split()[1:5])
         except ValueError:
             raise ValueError(f"{path}, line {number}: {line[:80]!r} is not track, left, top, right, bottom") from None
         rows.append((left, top, right - left, bottom - top))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...data.images import find_images
-from ...data.truth import read_raw_boxes
+from ...data.truth import read_lines, read_raw_boxes
 from ...data.videos import annotated_frames
 from ..protocols import Truth
 from .base import Benchmark, Loaded, Sequence, first_folder, folders, load_all
@@ -38,7 +38,7 @@ class Otb(Benchmark):
             for number, path in found.items():
                 if number is None:
                     truths[folder.name] = (path, ())
-                elif path.read_bytes().strip():
+                elif any(line.strip() for line in read_lines(path)):
                     only = (folder.name,) if number == str(len(found)) and folder.name == "Human4" else ()
                     aliases = (f"{folder.name}-{number}", f"{folder.name}_{number}", *only)
                     truths[f"{folder.name}.{number}"] = (path, aliases)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data.images import find_images
-from ...data.truth import read_lines
+from ...data.truth import parse_number, read_lines
 from ..protocols import Truth
 from .base import Benchmark, Loaded, Sequence, first_folder, folders, images_in, load_all, need
 
@@ -44,7 +44,7 @@ def _load_one(folder: Path) -> Sequence:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(_mask_box(line) if line.startswith("m") else _region_box(line))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: {line[:80]!r} is no rectangle, polygon or mask") from error
     if not rows:
         raise ValueError(f"{path} is empty")
@@ -55,7 +55,7 @@ def _load_one(folder: Path) -> Sequence:
 
 def _region_box(line: str) -> list[float]:
     """x,y,w,h of a rectangle of four numbers or around a polygon of six or more; NaN for a single number or none."""
-    values = [float(word) for word in line.split(",") if word.strip()]
+    values = [parse_number(word.strip()) for word in line.split(",") if word.strip()]
     if len(values) < 2:
         return [np.nan] * 4
     if len(values) == 4:
