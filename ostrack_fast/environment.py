@@ -21,13 +21,13 @@ VARIABLES = (
         "OSTRACK_FAST_BACKEND",
         "auto",
         "at run time, whenever a backend is chosen",
-        "native, triton or reference runs every op declared to have it; a call that it cannot run raises",
+        "native, triton or reference: every op that has this backend runs on it; a call that it cannot run raises",
     ),
     Variable(
         "OSTRACK_FAST_CPU_CAPABILITY",
         "the processor's own",
         "at run time, once",
-        "portable, avx2, avx_vnni, avx512 or avx512_bf16: the CPU kernels use no later instruction set",
+        "portable, avx2, avx_vnni, avx512 or avx512_bf16: the latest instruction set that the CPU kernels may use",
     ),
     Variable(
         "OSTRACK_FAST_TUNING",
