@@ -46,8 +46,7 @@ def cases(options: Options) -> Iterator[Case]:
     """A case for every network: batch 32, as published; on a CPU the small network with 8 pairs."""
     cpu = options.device.type == "cpu"
     for name in options.names or (NAMES[:1] if cpu or options.quick else NAMES[1:2]):
-        # Without the random skipping of blocks, so that results can be compared; upstream is told no template box.
-        cfg = replace(get_config(name), drop_path=0.0, template_box=False)
+        cfg = replace(get_config(name), template_box=False)  # upstream is told none
         for batch in options.batches or ((8,) if cpu else (32,)):
             # The backward pass multiplies twice for each multiplication of the forward pass.
             flops = 3.0 * batch * sum(stage_flops(cfg).values())
@@ -126,7 +125,7 @@ def compare(cfg: ModelConfig, count: int, options: Options) -> Comparison:
     """The wanted implementations of a step on `count` pairs."""
     device = options.device
     model, batch = _model(cfg, device), random_pairs(cfg, count, device)
-    expected = upstream_step(deepcopy(model).double(), batch)()
+    expected = _seeded(upstream_step(deepcopy(model).double(), batch))()
     comparison = Comparison(tuple(each.to(device) for each in expected), {}, mean_error=True)
     single, half = torch.float32, torch.bfloat16
     makers: dict[str, tuple[Callable[[], Step], torch.dtype]] = {
@@ -159,14 +158,24 @@ def compare(cfg: ModelConfig, count: int, options: Options) -> Comparison:
     return comparison
 
 
+def _seeded(step: Step) -> Step:
+    """The step that leaves out the same branches by stochastic depth each time."""
+
+    def run() -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        return step()
+
+    return run
+
+
 def _measured(make: Callable[[], Step], device: torch.device) -> tuple[Step, float, int | None]:
     """The step, its loss, and on a GPU the most memory that it holds, weights and moments included."""
     if device.type != "cuda":
-        step = make()
+        step = _seeded(make())
         return step, step()[0].item(), None
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
-    step = make()
+    step = _seeded(make())
     step()  # makes the moments, and compiles
     torch.cuda.reset_peak_memory_stats(device)
     loss = step()[0].item()

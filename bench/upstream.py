@@ -63,12 +63,12 @@ class UpstreamNetwork:
             qkv = block.attn.packed(block.norm1(tokens))
             out, score, *kept = self._attention(qkv, mask)
             maps += kept
-            tokens = tokens + block.attn.proj(out)
+            tokens = tokens + block.drop_path(block.attn.proj(out))
             if index in cfg.ce_layers:
                 step: Callable[..., Any] = self._eliminate or bench_eliminate.upstream
                 tokens, ids, gone = step(tokens, score, ids, self._keep[index])
                 removed.append(gone)
-            tokens = tokens + block.mlp(block.norm2(tokens))
+            tokens = tokens + block.drop_path(block.mlp(block.norm2(tokens)))
         found = backbone.norm(tokens)[:, z.shape[1] :]
         if self._restore is not None:
             feature_map = self._restore(found, ids, cfg.search_grid)

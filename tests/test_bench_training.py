@@ -12,7 +12,7 @@ from ostrack_fast.config import ModelConfig, get_config
 CPU = torch.device("cpu")
 TINY = ModelConfig(
     template_size=32, search_size=64, embed_dim=32, depth=3, num_heads=1, head_channels=16,
-    ce_layers=(1,), ce_keep_ratio=(0.7,), drop_path=0.0,
+    ce_layers=(1,), ce_keep_ratio=(0.7,), drop_path=0.5,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Parameter names are those of the published `VisionTransformerCE` (and so of timm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple, cast
 
@@ -91,12 +92,29 @@ class DropPath(nn.Module):
         self.probability = probability
         self.part = (0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
+    def drawn(self, x: Tensor) -> Tensor:
+        """What the branch of each sample of x (B,N,C) is multiplied by, the same in all dtypes: (B,1,1)."""
         kept, (number, parts) = 1 - self.probability, self.part
-        drawn = x.new_empty(parts, x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(kept).div_(kept)
-        return x * drawn[number]
+        drawn = x.new_empty(parts, x.shape[0], 1, 1, dtype=torch.float32).bernoulli_(kept)
+        return drawn.div_(kept)[number].to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Branches (B,N,C) with some left out."""
+        return x * self.drawn(x) if self.training and self.probability > 0 else x
+
+    def residual(self, x: Tensor, branch: Callable[[Tensor], Tensor], first: int = 0) -> Tensor:
+        """The tokens (B,N,C) from `first` on, and what the branch makes of x for them.
+
+        On a CPU a sample whose branch is left out does not go through it. A GPU's graphs need all samples.
+        """
+        rest = x[:, first:]
+        if not (x.is_cpu and self.training and self.probability > 0) or torch.compiler.is_compiling():
+            return rest + self(branch(x))
+        drawn = self.drawn(x)
+        kept = drawn.flatten().nonzero().flatten()
+        if len(kept) in (0, len(x)):  # with none the weights still get a gradient, zeros
+            return rest + branch(x) * drawn
+        return rest.index_add(0, kept, (branch(x.index_select(0, kept)) * drawn[kept]).to(rest.dtype))
 
 
 class Block(nn.Module):
@@ -108,7 +126,7 @@ class Block(nn.Module):
         self.attn = Attention(cfg)
         self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
         self.mlp = Mlp(cfg)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = DropPath(drop_path)
         # The published code keeps the share of candidates that a block leaves here.
         self.keep_ratio_search = keep_ratio
 
@@ -119,12 +137,15 @@ class Block(nn.Module):
 
         Tokens before `first` are attended to and then left out.
         """
-        attended, score = self.attn(self.norm1(x), template_mask, first)
-        x = x[:, first:] + self.drop_path(attended)
-        removed = None
+        score = removed = None
+        if template_mask is None:
+            x = self.drop_path.residual(x, lambda x: self.attn(self.norm1(x), None, first)[0], first)
+        else:  # every sample's candidates need a score
+            attended, score = self.attn(self.norm1(x), template_mask, first)
+            x = x[:, first:] + self.drop_path(attended)
         if score is not None and keep is not None and keep < ids.shape[1]:
             x, ids, removed = ops.eliminate(x, score, ids, keep)
-        return x + self.drop_path(self.mlp(self.norm2(x))), ids, removed, score
+        return self.drop_path.residual(x, lambda x: self.mlp(self.norm2(x))), ids, removed, score
 
 
 class VisionTransformer(nn.Module):

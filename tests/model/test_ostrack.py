@@ -138,6 +138,39 @@ def test_stochastic_depth():
     assert torch.equal(drop.eval()(out), out)
 
 
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("probability", [0.3, 0.999])
+def test_a_branch_that_is_left_out_is_not_computed(probability, first):
+    """But results and gradients are those of the branch times zero, whether all, some or none are left out."""
+    drop, layer = vit.DropPath(probability).train(), torch.nn.Linear(8, 8).double()
+    computed, results = [], []
+
+    def branch(x):
+        computed.append(len(x))
+        return layer(x)
+
+    for formulation in (drop.residual, lambda x, branch, first: x[:, first:] + drop(branch(x))[:, first:]):
+        torch.manual_seed(0)
+        x = torch.randn(6, 5, 8, dtype=torch.double, requires_grad=True)
+        out = formulation(x, lambda x: branch(x)[:, first:] if formulation == drop.residual else branch(x), first)
+        out.square().sum().backward()
+        results.append([out, x.grad, layer.weight.grad, layer.bias.grad])
+        layer.zero_grad()
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert computed[1] == 6 and computed[0] == (6 if probability > 0.9 else 5)
+
+
+def test_candidates_of_a_sample_without_a_branch_are_judged():
+    """A block that eliminates needs every sample's score."""
+    model = build_ostrack(replace(TINY, drop_path=0.9)).train()
+    torch.manual_seed(0)
+    out = model(*images(TINY, 3), template_mask(TINY))
+    assert [len(removed) for removed in out["removed_indexes_s"]] == [3, 3]
+    out["score_map"].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.blocks.parameters())
+
+
 def test_every_preset_and_published_name_builds():
     with torch.device("meta"):
         for name in [*PRESETS, *PUBLISHED_NAMES]:

@@ -147,8 +147,9 @@ def test_nothing_waits_for_the_device_before_the_optimizer_is_launched(config, t
     def recorded(name, original):
         def run(tensor, *arguments, **named):
             caller = sys._getframe(1).f_code.co_filename
-            # On a CPU the ops look for NaN in their inputs, which they do not do on a GPU.
-            if Path(caller).parent.name != "ops" and "ostrack_fast" in caller:
+            # On a CPU the ops look for NaN in their inputs, and stochastic depth for what it leaves out; not on a GPU.
+            on_cpu = Path(caller).parent.name == "ops" or Path(caller).name == "vit.py"
+            if not on_cpu and "ostrack_fast" in caller:
                 reads.append(name)
             return original(tensor, *arguments, **named)
 
