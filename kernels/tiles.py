@@ -268,15 +268,15 @@ def read_table(path: str | os.PathLike) -> Table:
     """What a file of `save_configs` holds; raises as `load_configs`."""
     table = {}
     try:
-        text = pathlib.Path(path).read_text()
+        data = pathlib.Path(path).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file of tile configurations at {path}") from error
     try:
-        for entry in json.loads(text):
+        for entry in json.loads(data):
             problem, source = Problem(**entry["problem"]), str(entry["source"])
             found = _checked(problem, Config(**entry["config"]), source, entry.get("library", False) is True)
             table[int(entry["capability"]), problem.bucket()] = found
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} holds no tile configurations ({error}): measure again, or remove it") from error
     return table
 

@@ -1,9 +1,13 @@
-"""Atomic writes: a file appears under its name whole or not at all; failed and killed writes leave nothing."""
+"""Atomic writes: a file appears under its name whole or not at all; failed and killed writes leave nothing.
+
+And the one way in which JSON files are read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -54,6 +58,22 @@ def write_atomically(path: str | Path, write: Callable[[str], object], suffix: s
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, in UTF-8. Raises as `write_atomically`."""
     write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        ValueError: it is no regular file, or no JSON; the message names it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
 
 
 class AtomicFile:

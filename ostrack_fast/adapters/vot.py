@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import cv2
 import numpy as np
 import trax
 import typer
 
+from ..data.images import image_from, read_image
 from ..tracker import MultiTracker, TrackResult
 
 
@@ -56,12 +56,8 @@ def _pixels(image: trax.Image) -> np.ndarray:
     if image.type() == trax.Image.MEMORY:
         return image.array()
     if image.type() == trax.Image.PATH:
-        pixels = cv2.imread(image.path(), cv2.IMREAD_COLOR)
-    else:
-        pixels = cv2.imdecode(np.frombuffer(image.buffer(), np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise ValueError(f"{image} cannot be read")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return read_image(image.path())
+    return image_from(image.buffer(), "the client's image")
 
 
 def main(

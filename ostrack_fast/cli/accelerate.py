@@ -37,7 +37,7 @@ def accelerate(
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"--check {check} fails in its own code, --debug shows where: {what}") from error
     report = replace(network, dtype=dtype, mode="ops", inputs=inputs)
-    console = Console()
+    console = Console(markup=False)
     console.print(report.table())
     report.restore()
 

@@ -40,8 +40,8 @@ def _printed(
     """Run a command of the paper, which reads a folder of videos and files, print its report, and write it as JSON."""
     check_outputs((json,), sources=sources)
     check_outside(json, videos)
-    console, begin = Console(), perf_counter()
-    with Console(stderr=True).status("starting") as status:
+    console, begin = Console(markup=False), perf_counter()
+    with Console(stderr=True, markup=False).status("starting") as status:
         report = work(status.update)
     seconds = perf_counter() - begin
     if json is not None:

@@ -70,7 +70,7 @@ def _print(title: str, found: Profile) -> None:
         _add_stages(table, found)
     table.add_section()
     table.add_row("frame", "", f"{1e3 * found.seconds:.3f}", f"{1 / found.seconds:.1f} frames/s", "")
-    Console().print(table)
+    Console(markup=False).print(table)
     print(f"roofline: {1e3 * found.roofline:.3f} ms ({found.bound}), {found.roofline / found.seconds:.0%} of the frame")
 
 

@@ -34,8 +34,6 @@ def runs(
         table.add_column(heading, justify="left" if heading in ("run", "started", "commit") else "right")
     for run in found:
         start = run.starts[-1] if run.starts else {}
-        git = (start.get("git") or {}).get("package") or {}
-        commit = git.get("commit", "")[:8] + ("+" if git.get("changed") else "")
         numbers = [
             "" if value is None else f"{value:.{digits}f}"
             for name, digits in (("loss", 3), ("iou", 3), ("validation_iou", 3), ("validation_ao", 3),
@@ -43,7 +41,8 @@ def runs(
             for value in [run.last(name)]
         ]  # fmt: skip
         pairs = f"{run.pairs:,}" + (f" of {run.total:,}" if run.total else "")
-        table.add_row(str(run.path), str(start.get("time", ""))[:16].replace("T", " "), commit, pairs, *numbers)
-    Console(soft_wrap=True).print(table)
+        table.add_row(str(run.path), str(start.get("time", ""))[:16].replace("T", " "), run.commit, pairs, *numbers)
+    # No markup: brackets in the names of folders are brackets.
+    Console(soft_wrap=True, markup=False).print(table)
     if plot is not None:
         print(f"{plot} is written")

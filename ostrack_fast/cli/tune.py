@@ -57,7 +57,7 @@ def tune(
     table = Table(title=f"{weights} on {engine.device}", title_justify="left", box=SIMPLE_HEAD)
     for title in ("GEMM", "rows", "tile", "split", "warps", "stages", "µs", "before"):
         table.add_column(title, justify="left" if title == "GEMM" else "right")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     with console.status("compiling") as status:
 
         def done(one: Tuned) -> None:
@@ -76,5 +76,5 @@ def tune(
         if processes:
             tuning.compile_in_parallel(weights, str(engine.device), dtype, batches, processes, config)
         tuning.tune(engine, batches, seconds, done)
-    Console().print(table)
+    Console(markup=False).print(table)
     print(f"written to {output}; OSTRACK_FAST_TUNING={output} makes trackers use it")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import read_json
 from .images import find_images, read_image
-from .truth import Array, read_lines
+from .truth import LARGEST, Array, read_lines
 
 
 class Annotation(NamedTuple):
@@ -52,10 +53,10 @@ def read_annotations(images: Path, annotations: Path) -> list[Annotation]:
 
 def _read_json(images: Path, path: Path) -> list[Annotation]:
     try:
-        document = json.loads(path.read_bytes())
-        names = {entry["id"]: images / entry["file_name"] for entry in document["images"]}
+        document = read_json(path)
+        names = {entry["id"]: images / _file_name(entry["file_name"]) for entry in document["images"]}
         entries = [entry for entry in document["annotations"] if not entry.get("iscrowd")]
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a COCO instances file: {error!r}") from None
     found = []
     for number, entry in enumerate(entries):
@@ -69,12 +70,26 @@ def _read_json(images: Path, path: Path) -> list[Annotation]:
 
 def _annotation(image: Path, entry: dict[str, Any]) -> Annotation:
     box = np.asarray(entry["bbox"], dtype=np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all():
+    if box.shape != (4,) or not (np.abs(box) <= LARGEST).all():
         raise ValueError(f"bbox {entry['bbox']!r:.80} is not four numbers x,y,w,h")
     # A mapping is a run-length mask, which has no polygon.
     polygons = entry.get("segmentation") or []
-    outline = tuple(np.reshape(p, (-1, 2)).astype(np.float64) for p in polygons) if isinstance(polygons, list) else ()
-    return Annotation(image, int(entry["category_id"]), box, outline)
+    polygons = [p for p in polygons if p != []] if isinstance(polygons, list) else []
+    outline = tuple(np.reshape(p, (-1, 2)).astype(np.float64) for p in polygons)
+    return Annotation(image, int(entry["category_id"]), box, _checked(outline))
+
+
+def _file_name(name: str) -> str:
+    if Path(name).is_absolute() or re.search("[\0\ud800-\udfff]", name):
+        raise ValueError(f"file_name {name!r:.80} is no name of a file in the folder of images")
+    return name
+
+
+def _checked(outline: tuple[NDArray[np.float64], ...]) -> tuple[NDArray[np.float64], ...]:
+    # A comparison with NaN is false.
+    if not all((np.abs(points) <= LARGEST).all() for points in outline):
+        raise ValueError(f"segmentation: a point lies further than {LARGEST:g} pixels away")
+    return outline
 
 
 def _read_label_folder(images: Path, labels: Path) -> list[Annotation]:

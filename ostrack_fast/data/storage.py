@@ -110,9 +110,11 @@ class Zips:
         if self._opened[0] != os.getpid():
             found: dict[str, zipfile.ZipFile] = {}
             for path in self._archives:
+                if not path.is_file():
+                    raise ValueError(f"{path} is not a regular file")
                 try:
                     archive = zipfile.ZipFile(path)
-                except zipfile.BadZipFile as error:
+                except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
                     raise ValueError(f"{path} is no whole zip file ({error}): download it again") from None
                 found |= {entry.filename: archive for entry in archive.infolist() if not entry.is_dir()}
             self._opened = (os.getpid(), found)
@@ -140,11 +142,12 @@ class Lmdb:
 
     def names(self) -> Iterator[str]:
         with self._database.begin() as transaction, transaction.cursor() as cursor:
-            yield from (key.decode() for key in cursor.iternext(values=False))
+            # Names of files are bytes, as `os.fsdecode` has them; `read` takes them back.
+            yield from (os.fsdecode(bytes(key)) for key in cursor.iternext(values=False))
 
     def read(self, name: str) -> bytes:
         with self._database.begin() as transaction:
-            data = transaction.get(name.encode())
+            data = transaction.get(os.fsencode(name))
         if data is None:
             raise FileNotFoundError(f"{self.path} has no file {name}")
         return bytes(data)
@@ -157,7 +160,15 @@ def _open_lmdb(path: Path) -> Any:
         import lmdb
     except ImportError:
         raise ImportError(f"{path} needs LMDB: pip install 'ostrack_fast[lmdb]'") from None
+    file = path / _LMDB_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file} is not a regular file")
     try:
-        return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+        database = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+        whole = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
     except lmdb.Error as error:
         raise ValueError(f"{path} is no LMDB database: {error}") from None
+    if file.stat().st_size < whole:
+        # Reading memory that is mapped beyond a file's end kills the process.
+        raise ValueError(f"{path} is cut off: it has {file.stat().st_size:,} of {whole:,} bytes: copy it again")
+    return database

@@ -23,7 +23,7 @@ _MARKS = (
 _NAN = re.compile(r"[-+]?(nan(\(\w*\))?|1\.#(ind|qnan|snan)\d*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity)", re.IGNORECASE | re.ASCII)
 # Pixels. No image is so large, and squares of such numbers overflow in no metric.
-_LARGEST = 1e9
+LARGEST = 1e9
 _NEWLINE = ord("\n")
 _POWERS: Array = np.array([float(10**power) for power in range(16)])
 
@@ -66,7 +66,7 @@ def parse_boxes(data: bytes, path: str | Path, frames: int | None = None) -> Arr
         lines.pop()
     boxes = _parse_rows(lines, path)
     # A comparison with NaN is false.
-    bad = ~np.isnan(boxes).all(axis=1) & ~(np.abs(boxes) <= _LARGEST).all(axis=1)
+    bad = ~np.isnan(boxes).all(axis=1) & ~(np.abs(boxes) <= LARGEST).all(axis=1)
     if bad.any():
         index = int(np.argmax(bad))
         raise ValueError(

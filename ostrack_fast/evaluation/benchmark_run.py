@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.images import read_image
 from ..data.truth import format_boxes, present, read_raw_boxes
-from ..files import write_text
+from ..files import read_json, write_text
 from ..settings import bind
 from .ahead import decoded_ahead
 from .benchmarks import Benchmark, Loaded, Sequence
@@ -233,10 +233,7 @@ def read_run(path: Path) -> dict[str, Any]:
     file = path / RUN_FILE
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no file of `ostrack-fast evaluate`: {error}") from None
+    found = read_json(file)
     if not isinstance(found, dict):
         raise ValueError(f"{file} is no file of `ostrack-fast evaluate`")
     for name, value in found.items():

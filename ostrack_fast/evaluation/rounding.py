@@ -90,7 +90,7 @@ def judged(weights: str, areas: Areas, differences: dict[str, list[float]]) -> l
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    Console(markup=False).print(table)
     return rows
 
 

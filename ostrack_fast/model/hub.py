@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -30,7 +31,7 @@ def find_weights(name_or_path: str | Path) -> Path:
     if name and path.is_dir():
         files = [each.name for each in path.iterdir() if each.is_file() and not each.name.startswith(".")]
         return path / _only_weights(files, f"the folder {name}")
-    if name and path.exists():
+    if name and os.path.lexists(path):  # a broken link too, which opening it will tell
         return path
     # A name that looks like a file's is that of a missing file: "weights/x.pth" is no id on the Hub.
     if not isinstance(name_or_path, Path) and _HUB_ID.fullmatch(name) and not name.endswith(_SUFFIXES):

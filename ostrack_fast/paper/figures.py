@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from .. import ops
 from ..baselines import TwoStream
 from ..data.images import Image
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from ..model import OSTrack
 from ..tracker import Tracker
 from ..visualization.inside import SIDE, Inside, View, default_blocks, draw, heat, titled
@@ -43,13 +42,13 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     points: list[Point] = []
     for path in paths:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             if "trackers" in found:
                 measured = {name: each for name, each in found["trackers"].items() if "auc" in each}
                 points += [(name, 1e3 / each["median_ms"], 100 * each["auc"]) for name, each in measured.items()]
             else:
                 points.append((path.stem, float(found["mean"]["fps"]), 100 * float(found["mean"]["auc"])))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{path} holds no speed and accuracy of trackers: {error!r:.80}") from None
     return points
 

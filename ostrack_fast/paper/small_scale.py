@@ -13,8 +13,9 @@ from ..baselines import NETWORKS
 from ..data.videos import Video, load_videos
 from ..devices import resolve_device
 from ..evaluation import evaluate_video
-from ..files import write_text
+from ..files import read_json, write_text
 from ..model import OSTrack
+from ..settings import bind
 from ..tracker import Tracker
 from ..training.config import TrainConfig, ValidationConfig, read_train_config
 from ..training.runs import read_folder
@@ -112,7 +113,7 @@ def train_network(scale: Scale, name: str, network: str, backbone: str | None, t
 
 def _seconds(folder: Path) -> float:
     path = folder / _SECONDS
-    return float(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else 0.0
+    return float(read_json(path)) if path.exists() else 0.0
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def track_videos(model: OSTrack, where: Videos, device: str, store: Path, tell: 
         store: file of the result, read where it exists: a command that was stopped goes on from there.
     """
     if store.exists():
-        return Accuracy(**json.loads(store.read_text(encoding="utf-8")))
+        return bind(Accuracy, read_json(store), str(store))
     tracker = Tracker(model, device, "float32")
     videos, results = read_videos(where), []
     for number, video in enumerate(videos, 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from ..config import get_config
 from ..engine import Engine
+from ..files import read_json
 from ..model import OSTrack
 from .costs import Macs, count_macs
 from .report import Report, machine, timed_in_turns
@@ -136,11 +136,11 @@ def read_accuracy(paths: Sequence[str | Path]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for path in paths:
         try:
-            scores = json.loads(Path(path).read_text(encoding="utf-8"))
+            scores = read_json(path)
             trackers = {one["name"]: one["summary"] for one in scores["trackers"]}
             for name, summary in trackers.items():
                 figures = {f"{scores['benchmark']} {key}": float(value) for key, value in summary.items()}
                 found.setdefault(name, {}).update(figures)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{path} is no file that ostrack-fast score --json wrote: {error!r:.80}") from None
     return {name: figures for name, figures in found.items() if name in PUBLISHED}

@@ -20,6 +20,8 @@ from .geometry import around, bounds, compose, corners, linear_map, transform, w
 
 _FAR_JITTER = 0.5
 _TRIES = 8
+# Of the larger side of an image: further away no window shows a target.
+_FAR = 100
 # The box of a search crop without the target: nothing learns from it, but it must be one.
 _ANYWHERE = np.array([0.25, 0.25, 0.5, 0.5], dtype=np.float32)
 
@@ -202,6 +204,8 @@ def crop_view(view: View, crops: CropConfig, search: bool, camera: CameraConfig,
     if drawn is None:
         return None
     window, box = drawn
+    if max(abs(window.left), abs(window.top), window.side) > _FAR * max(width, height):
+        return None  # OpenCV mirrors the image once for each of its lengths: for a wrong box it takes minutes
     # Mirrored beyond its border, then black where the unmoved image ends: a real frame has upright edges.
     crop = warp(view.image, compose(window.matrix(), moved), (window.native, window.native), cv2.BORDER_REFLECT_101)
     blacken(crop, window, view.image.shape[1::-1])

@@ -26,5 +26,5 @@ def trim_log(path: Path, pairs: int) -> None:
 def _pairs(line: str) -> float:
     try:
         return float(json.loads(line)["pairs"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

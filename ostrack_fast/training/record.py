@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from .. import __version__
-from ..files import write_text
+from ..files import read_json, write_text
 from .config import TrainConfig, settings_of
 
 CONFIG = "config.yaml"
@@ -55,10 +55,11 @@ def record_start(cfg: TrainConfig, output: Path, pairs: int, device: torch.devic
 def read_run(output: Path) -> dict[str, Any] | None:
     """What `run.json` of a run's folder holds; None where there is none that can be read."""
     try:
-        run = json.loads((output / RUN).read_text(encoding="utf-8"))
+        run = read_json(output / RUN)
     except (OSError, ValueError):
         return None
-    return run if isinstance(run, dict) and isinstance(run.get("starts"), list) and "id" in run else None
+    whole = isinstance(run, dict) and "id" in run and isinstance(run.get("starts"), list)
+    return run if whole and all(isinstance(start, dict) for start in run["starts"]) else None
 
 
 def _versions() -> dict[str, str]:

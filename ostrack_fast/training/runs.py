@@ -47,8 +47,19 @@ class Run:
     @property
     def total(self) -> int | None:
         """Pairs that the settings ask for."""
-        epochs, length = self.settings.get("epochs"), self.settings.get("pairs_per_epoch")
-        return round(epochs * length) if epochs is not None and length is not None else None
+        try:
+            return round(self.settings["epochs"] * self.settings["pairs_per_epoch"])
+        except (KeyError, TypeError, ValueError, OverflowError):  # a file changed by hand
+            return None
+
+    @property
+    def commit(self) -> str:
+        """The package's commit at the last start, with a plus where files differed from it; "" where none is noted."""
+        try:
+            git = self.starts[-1]["git"]["package"]
+            return str(git["commit"][:8]) + ("+" if git["changed"] else "")
+        except (LookupError, TypeError):
+            return ""
 
     def last(self, name: str) -> float | None:
         """The last value of a number in the log."""
@@ -70,7 +81,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder")
-        for log in folder.rglob(LOG):
+        for log in filter(Path.is_file, folder.rglob(LOG)):
             found.setdefault(log.parent.resolve(), read_folder(log.parent))
     if not found:
         named = ", ".join(map(str, folders))
@@ -91,12 +102,11 @@ def read_folder(path: Path) -> Run:
 
 def _numbers(line: str) -> dict[str, float] | None:
     try:
-        values = json.loads(line)
-    except ValueError:
+        values = json.loads(line).items()
+        numbers = {name: float(v) for name, v in values if isinstance(v, (int, float)) and isfinite(v)}
+    except (ValueError, AttributeError, OverflowError, RecursionError):
         return None
-    if not isinstance(values, dict) or not isinstance(values.get("pairs"), (int, float)):
-        return None
-    return {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and isfinite(v)}
+    return numbers if "pairs" in numbers else None
 
 
 def plot_runs(runs: Sequence[Run], path: str | Path) -> None:

@@ -121,6 +121,18 @@ def test_a_trax_client_gets_the_boxes(weights, frames, files, of_two, kind):
         process.wait()
 
 
+def test_half_an_image_of_a_trax_client_is_refused(files, tmp_path):
+    trax = pytest.importorskip("trax", reason="vot-trax is not installed")
+    from ostrack_fast.adapters.vot import _pixels
+
+    assert cv2.imwrite(str(tmp_path / "half.jpg"), cv2.imread(str(files[0])))
+    data = (tmp_path / "half.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
+    for image in (trax.FileImage.create(str(tmp_path / "half.jpg")), trax.BufferImage.create(data[: len(data) // 2])):
+        with pytest.raises(ValueError, match="cannot be read as an image"):
+            _pixels(image)
+
+
 def test_supervision_draws_the_detections(of_two, frames):
     supervision = pytest.importorskip("supervision", reason="supervision is not installed")
     from ostrack_fast.adapters.supervision import to_detections

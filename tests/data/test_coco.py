@@ -28,20 +28,21 @@ def read(images, *entries, document=None):
 
 def test_json(images):
     corners = [100, 80, 180, 80, 180, 140, 100, 140]
-    whole, hole, crowd = read(
+    whole, hole, empty, crowd = read(
         images, {**ENTRY, "segmentation": [corners]}, ENTRY, {**ENTRY, "segmentation": {"counts": [1]}},
-        {**ENTRY, "iscrowd": 1},
+        {**ENTRY, "segmentation": [[]]}, {**ENTRY, "iscrowd": 1},
     )  # fmt: skip
     assert whole.image == images / "a.png" and whole.category == 3 and whole.box.tolist() == [100, 80, 80, 60]
     assert [part.tolist() for part in whole.outline] == [[[100, 80], [180, 80], [180, 140], [100, 140]]]
-    assert hole.outline == crowd.outline == ()
+    assert hole.outline == empty.outline == crowd.outline == ()
 
 
 @pytest.mark.parametrize(
     "change",
     [{"bbox": [1, 2, 3]}, {"bbox": "x"}, {"bbox": [1, 2, None, 4]}, {"bbox": [1, 2, float("nan"), 4]}, {"bbox": None},
      {"image_id": 6}, {"image_id": [5]}, {"category_id": "cat"}, {"segmentation": [[1, 2, 3]]},
-     {"segmentation": ["x"]}],
+     {"segmentation": ["x"]}, {"segmentation": [[1e400, 1, 2, 3, 4, 5]]}, {"segmentation": [[1e30, 1, 2, 3, 4, 5]]},
+     {"bbox": [10**400, 1, 2, 3]}, {"bbox": [0, 0, 1e30, 1]}, {"category_id": 1e400}],
 )  # fmt: skip
 def test_a_bad_annotation_is_named(images, change):
     with pytest.raises(ValueError, match=r"instances\.json is not a COCO instances file: annotation 7"):
@@ -49,7 +50,9 @@ def test_a_bad_annotation_is_named(images, change):
 
 
 @pytest.mark.parametrize(
-    "document", [[], {"images": []}, {"annotations": []}, {"images": [5], "annotations": []}, {"images": 3}, "text"]
+    "document",
+    [[], {"images": []}, {"annotations": []}, {"images": [5], "annotations": []}, {"images": 3}, "text"]
+    + [{"images": [{"id": 1, "file_name": name}], "annotations": []} for name in ("/etc/hosts", "a\0b", "\ud800", 5)],
 )
 def test_another_json_is_refused(images, document):
     with pytest.raises(ValueError, match=r"instances\.json is not a COCO instances file"):

@@ -1,6 +1,7 @@
 """LaSOT, GOT-10k and TrackingNet on miniatures of their real layouts, as folders, zip files and LMDB databases."""
 
 import multiprocessing
+import os
 import zipfile
 
 import cv2
@@ -228,3 +229,22 @@ def test_damage_within_a_compressed_file_is_named(tmp_path):
         path.write_bytes(data)
         with pytest.raises(OSError, match=r"^x in .*zip cannot be read"):
             open_storage(path).read("x")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_database_that_is_cut_off_is_refused(tmp_path, share):
+    write_lmdb(tmp_path / "db", {f"{number}.jpg": bytes(5000) for number in range(40)})
+    file = tmp_path / "db" / "data.mdb"
+    whole = len(file.read_bytes().rstrip(b"\0"))
+    os.truncate(file, int(share * whole))
+    with pytest.raises(ValueError, match="db is cut off"):
+        open_storage(tmp_path / "db")
+
+
+def test_zip_files_of_other_kinds_are_refused_by_name(tmp_path):
+    write_zip(tmp_path / "v.zip", {"a.jpg": b"x"})
+    data = bytearray((tmp_path / "v.zip").read_bytes())
+    data[data.rfind(b"PK\x01\x02") + 6] = 99  # the version needed to extract it
+    (tmp_path / "v.zip").write_bytes(data)
+    with pytest.raises(ValueError, match=r"v\.zip is no whole zip file"):
+        open_storage(tmp_path / "v.zip")

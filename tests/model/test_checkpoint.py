@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -164,6 +165,16 @@ def test_a_file_that_does_not_fit_says_where(model, tmp_path):
     save_weights(state, TINY, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"missing 1 \(backbone.norm.bias\).*unexpected 1 \(extra\).*wrong shape 1"):
         load_pretrained(tmp_path / "w.safetensors")
+
+
+def test_a_broken_link_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ostrack_fast.model.hub._from_hub", lambda name: pytest.fail(f"asked the Hub for {name}"))
+    (tmp_path / "runs").mkdir()
+    for name, target in (("runs/gone", "absent"), ("runs/circle", "circle")):
+        os.symlink(target, name)
+        with pytest.raises(OSError, match=r"No such file|symbolic links"):
+            OSTrack.from_pretrained(name)
 
 
 def test_missing_weights_list_what_ships():

@@ -1,6 +1,7 @@
 """The paper's commands, with networks and videos that take no time."""
 
 import json
+import os
 from dataclasses import replace
 
 import cv2
@@ -146,10 +147,12 @@ def test_figures(square, monkeypatch, capsys, tmp_path):  # noqa: F811
     (tmp_path / "small.json").write_text(json.dumps(evaluated))
     words = ["--source", square / "square" / "img", "--box", "20,30,24,20", "--frames", "1,2"]
     words += ["--two-stream", tmp_path / "two.safetensors", "--results", tmp_path / "small.json"]
-    shown = paper(monkeypatch, capsys, "figures", tmp_path / "pictures", *words)
-    sizes = [cv2.imread(str(tmp_path / f"pictures/figure{number}.jpg")).shape for number in (4, 5, 6)]
+    shown = paper(monkeypatch, capsys, "figures", tmp_path / "[b]pictures[/i]", *words)
+    sizes = [cv2.imread(str(tmp_path / f"[b]pictures[/i]/figure{number}.jpg")).shape for number in (4, 5, 6)]
     assert all(height == 2 * (256 + 24 + 4) for height, *_ in sizes) and sizes[2][1] == 3 * 260
-    assert cv2.imread(str(tmp_path / "pictures/figure1.png")) is not None and "1 trackers" in shown
+    assert cv2.imread(str(tmp_path / "[b]pictures[/i]/figure1.png")) is not None and "1 trackers" in shown
+    # Names in brackets are no markup; what is written is what the check before the work looks at.
+    assert "[b]pictures" in shown and sorted(figures.FILES) == sorted(os.listdir(tmp_path / "[b]pictures[" / "i]"))
 
 
 def test_a_two_stream_networks_features_do_not_depend_on_the_template():
@@ -170,6 +173,8 @@ def test_points_without_speed_or_accuracy(tmp_path):
     trackers = {"MIL": {"median_ms": 50.0, "auc": 0.4}, "int8": {"median_ms": 5.0}}
     (tmp_path / "peers.json").write_text(json.dumps({"trackers": trackers}))
     assert figures.read_points([tmp_path / "peers.json"]) == [("MIL", 20.0, 40.0)]
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x\.json holds no speed"):
-        figures.read_points([tmp_path / "x.json"])
+    stopped = {"trackers": {"MIL": {"median_ms": 0.0, "auc": 0.4}}}
+    for text in ("{}", "[" * 100_000, json.dumps(stopped), json.dumps({"mean": {"fps": 10**400, "auc": 1}})):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(ValueError, match=r"x\.json holds no speed"):
+            figures.read_points([tmp_path / "x.json"])

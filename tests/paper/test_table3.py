@@ -70,6 +70,8 @@ def test_the_command(small_models, tmp_path, monkeypatch, capsys):
 
 
 def test_a_file_that_holds_no_scores_is_named(tmp_path):
-    (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"x\.json is no file that ostrack-fast score"):
-        table3.read_accuracy([tmp_path / "x.json"])
+    huge = {"benchmark": "otb", "trackers": [{"name": "ours", "summary": {"AUC": 10**400}}]}
+    for text in ("[]", "[" * 100_000, json.dumps(huge)):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(ValueError, match=r"x\.json is no file that ostrack-fast score"):
+            table3.read_accuracy([tmp_path / "x.json"])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ostrack_fast.boxes import crop_window
-from ostrack_fast.training.crops import CropConfig, cut, draw_window
+from ostrack_fast.training.crops import CameraConfig, CropConfig, View, crop_view, cut, draw_window
 from ostrack_fast.training.geometry import bounds, mask_outline
 
 
@@ -58,3 +58,15 @@ def test_outline_of_a_mask_is_tight():
     mask[9, 8] = 1
     np.testing.assert_array_equal(bounds(mask_outline(mask)), [6, 4, 7, 6])
     assert mask_outline(np.zeros((5, 5))) is None
+
+
+def test_boxes_far_larger_than_the_image_are_passed_over():
+    """OpenCV would mirror the image a million times, for each pixel of the crop."""
+    image, rng = np.zeros((48, 64, 3), np.uint8), np.random.default_rng(0)
+    outline = np.array([[10.0, 10.0], [1e9, 12.0], [12.0, 1e9]])
+    for view in (
+        View(image, np.array([1.0, 1.0, 1e9, 1e9]), None),
+        View(image, np.array([5.0, 5.0, 20.0, 20.0]), outline),
+    ):
+        for _ in range(8):
+            assert crop_view(view, CropConfig(32, 64), True, CameraConfig(probability=1.0), rng) is None

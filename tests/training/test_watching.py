@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,6 +285,43 @@ def records(data):
         if kind in (1, 4):  # whole, or a last part
             yield whole
             whole = b""
+
+
+def test_runs_whose_files_were_changed_or_damaged(tmp_path, monkeypatch, capsys):
+    from ostrack_fast import cli
+
+    logs = ['{"pairs": 4, "loss": 2.5}\n' + line for line in ("[" * 100_000, '{"pairs": 1e400}', "[1]", "4", "x")]
+    logs.append('{"pairs": 4, "loss": 2.5, "iou": 1' + "0" * 400 + "}\n" + logs[0])
+    settings = ["epochs: abc", "epochs: .inf", "epochs: .nan", "epochs: {a: 1}", "epochs: [1]", "a: ["]
+    starts = [
+        [1],
+        [{"git": [1]}],
+        [{"git": {"package": "x"}}],
+        [{"git": {"package": {"commit": 5}}}],
+        [{"time": "[/b]"}],
+    ]
+    records = [json.dumps({"id": "a", "starts": each}) for each in starts] + ["[" * 100_000]
+    # A tag that nothing opened would end the listing, and [bold] would be taken away.
+    folders = [tmp_path / f"[bold]run{index}[" / "b]" for index in range(6)]
+    for folder, log, setting, record in zip(folders, logs, settings, records, strict=True):
+        folder.mkdir(parents=True)
+        (folder / LOG).write_text(log)
+        (folder / CONFIG).write_text(f"{setting}\npairs_per_epoch: 3\n")
+        (folder / RUN).write_text(record)
+    (tmp_path / "waits").mkdir()
+    os.mkfifo(tmp_path / "waits" / LOG)
+    # Whoever waits for a pipe goes on once it has been opened for writing.
+    opened = threading.Timer(5, lambda: os.close(os.open(tmp_path / "waits" / LOG, os.O_RDWR)))
+    opened.start()
+    found = find_runs([tmp_path])
+    opened.cancel()
+    assert [run.path for run in found] == folders and [run.total for run in found] == [None] * 6
+    assert [run.pairs for run in found] == [4] * 6 and [run.commit for run in found] == [""] * 6
+    monkeypatch.setenv("COLUMNS", "500")  # where a name is not folded
+    monkeypatch.setattr(sys, "argv", ["ostrack-fast", "runs", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert not left.value.code and "[bold]run5[/b]" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.slow

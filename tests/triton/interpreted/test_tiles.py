@@ -99,7 +99,7 @@ def test_the_table_that_ships(monkeypatch):
     assert tiles.config_for(PROBLEM, CPU) == mine, "the user's comes first"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[{}]", '{"a": 1}', "[1]"])
+@pytest.mark.parametrize("content", ["", "{", "[{}]", '{"a": 1}', "[1]", "[" * 100_000])
 def test_a_file_that_is_something_else(content, tmp_path):
     (tmp_path / "tiles.json").write_text(content)
     with pytest.raises(ValueError, match=r"tiles\.json holds no tile configurations"):
