@@ -222,7 +222,9 @@ class Engine:
             score, size_map, offset = map(torch.clone, graph(search))
             boxes, _ = self._decode(score, size_map, offset, None)
         else:
-            boxes, score, size_map, offset = map(torch.clone, self._recorded(located, search, *self._read(rows)))
+            boxes, score, size_map, offset = map(
+                torch.clone, self._recorded(located, search, "forward", *self._read(rows))
+            )
         return {"pred_boxes": boxes[:, None], "score_map": score, "size_map": size_map, "offset_map": offset}
 
     __call__ = forward
@@ -426,7 +428,7 @@ class Engine:
         if smoothing is None:
             boxes, score, candidates = self._recorded(lambda x: moved(*mapped(x)), search, *read, box, *size)
         else:  # which PyTorch computes
-            boxes, score, candidates = moved(*self._recorded(mapped, search, *read))
+            boxes, score, candidates = moved(*self._recorded(mapped, search, "maps", *read))
         return torch.cat((boxes, score[:, None].double()), dim=1), candidates
 
     def _recorded(self, function: Callable[[Tensor], tuple[Any, ...]], search: Tensor, *reads: Any) -> tuple[Any, ...]:

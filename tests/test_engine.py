@@ -216,6 +216,19 @@ def test_whole_frames_called_again_move_the_target_the_same(smoothing, monkeypat
     assert not kernels_recorded(plain)
 
 
+def test_crops_and_smoothed_frames_take_turns(monkeypatch):
+    """What `forward` and `step` record of the same target, which lies in the same place, is not the same."""
+    engine, plain = (Engine(tiny(), "cpu", "float32", smoothing=Smoothing()) for _ in range(2))
+    monkeypatch.setattr(plain.network, "recordable", False)
+    for each in (engine, plain):
+        each.add(frame(), BOXES[0])
+    for seed in range(1, 4):
+        x = images(1)[1] * seed
+        found, expected = engine(x), plain(x)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert engine.step(frame(seed)) == plain.step(frame(seed))
+
+
 def test_kernels_are_recorded_anew_where_inputs_move(monkeypatch):
     """Targets that lie elsewhere, of which a few are kept; and weights that were sent to another process."""
     engine, plain = (Engine(tiny(), "cpu", "float32") for _ in range(2))
