@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ostrack_fast.boxes import clip_xywh, image_to_crop
-from ostrack_fast.engine import CLIP_MARGIN, hann_window
+from ostrack_fast.locator import CLIP_MARGIN, hann_window
 from ostrack_fast.model import OSTrack, template_mask
 from ostrack_fast.model.vit import Block
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from .boxes import clip_xywh
-from .engine import CLIP_MARGIN, Engine
+from .engine import Engine
+from .locator import CLIP_MARGIN
 from .settings import check_ranges
 
 Row = Sequence[float]  # x, y, width, height and what follows

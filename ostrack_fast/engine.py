@@ -1,4 +1,4 @@
-"""The fast path: a frozen OSTrack and its targets, from frame to boxes.
+"""The fast path: a frozen OSTrack and its targets, which a `Locator` finds in frames.
 
 On a GPU a frame is one CUDA graph (upload, crop, network, decode, box update) and one small download.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple
-from math import pi
 from typing import Any, cast
 
 import numpy as np
@@ -20,13 +18,10 @@ from .boxes import crop_window, image_to_crop
 from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
 from .graphs import GraphedFunction
-from .model import FrozenOSTrack, OSTrack, PlainNetwork, Template, stage, template_mask
-from .ops.recording import Recordings
-from .smoothing import Smoothing, smoothed_decode
+from .locator import Locator
+from .model import FrozenOSTrack, OSTrack, PlainNetwork, template_mask
+from .smoothing import Smoothing
 from .targets import Targets
-
-# Pixels of the box that stay inside the frame, at least (the upstream call of `clip_box`).
-CLIP_MARGIN = 10
 
 # A CUDA graph serves one frame size and batch size. Only the most recently used ones are kept, so that a stream whose
 # frame size changes all the time does not fill the memory.
@@ -100,11 +95,7 @@ class Engine:
         self, network: FrozenOSTrack, cfg: ModelConfig, device: torch.device, smoothing: Smoothing | None = None
     ) -> None:
         self.network, self.cfg, self.device = network, cfg, device
-        self.window = hann_window(cfg.search_grid).to(device)
-        self._bind_ops()
-        self._smoothing = smoothing
-        self._crop_patches = network.crop_patches()
-        self._tail = network.tail(self.window)
+        self._locator = Locator(network, cfg, device, smoothing)
         self._targets = self._allocate(1)
         # The boxes as the host knows them, so that asking which pixels of a frame are read does not wait for a GPU.
         self._boxes: list[Sequence[float]] = []
@@ -112,7 +103,6 @@ class Engine:
         # The reference crops on the host, which a graph cannot hold.
         self._uses_graphs = self.device.type == "cuda" and ops.forced_backend() != "reference"
         self.graphs: dict[tuple[int, ...], GraphedFunction] = {}
-        self._recordings = Recordings()
 
     @property
     def count(self) -> int:
@@ -123,17 +113,6 @@ class Engine:
     def boxes(self) -> list[Sequence[float]]:
         """The box of every row, xywh in pixels: the next frame is searched around it."""
         return list(self._boxes)
-
-    def _bind_ops(self) -> None:
-        """Choose the backends of the ops around the network once, for tensors as they will be."""
-        cfg, grid, device = self.cfg, self.cfg.search_grid, self.device
-        box = torch.ones(1, 4, dtype=torch.float64, device=device)
-        frame = torch.zeros(8, 8, 3, dtype=torch.uint8, device=device)
-        maps = [torch.zeros(1, n, grid, grid, dtype=torch.float32, device=device) for n in (1, 2, 2)]
-        self._crop = ops.OPS["crop"].bind(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
-        self._decode = ops.OPS["decode"].bind(*maps, self.window)
-        found = torch.ones(1, 4, dtype=torch.float32, device=device)
-        self._update_box = ops.OPS["update_box"].bind(found, box, (8, 8), cfg.search_factor, CLIP_MARGIN)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -211,36 +190,16 @@ class Engine:
         # A frozen layer rounds float32 as it reads it; PyTorch would start threads of its own for that.
         unrounded = search.dtype == torch.float32 and not self._uses_graphs
         search = search.to(self.device, search.dtype if unrounded else self.network.dtype)
-        rows = slice(self.count)
-
-        def located(x: Tensor) -> tuple[Tensor, ...]:
-            maps = self._maps(rows, x)
-            return self._decode(*maps, None)[0], *maps
-
+        targets = self._targets.rows(slice(self.count))
         if self._uses_graphs:
-            graph = self._graph(search, rows.stop, lambda x: self._maps(rows, x))
-            score, size_map, offset = map(torch.clone, graph(search))
-            boxes, _ = self._decode(score, size_map, offset, None)
+            *maps, _ = self._run(self._locator.maps, targets, search)
+            score, size_map, offset = map(torch.clone, maps)
+            boxes = self._locator.decode(score, size_map, offset)
         else:
-            boxes, score, size_map, offset = map(
-                torch.clone, self._recorded(located, search, "forward", *self._read(rows))
-            )
+            boxes, score, size_map, offset = map(torch.clone, self._locator.in_crops(targets, search))
         return {"pred_boxes": boxes[:, None], "score_map": score, "size_map": size_map, "offset_map": offset}
 
     __call__ = forward
-
-    def _maps(self, rows: slice, search: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.network(*self._of_targets(rows, search))
-
-    def _of_targets(self, rows: slice, search: Tensor) -> tuple[Template, Tensor, Tensor | None]:
-        """The network's inputs for the targets of these rows."""
-        tokens, qkv, mask = self._read(rows)
-        return Template(tokens, qkv), search, mask
-
-    def _read(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the network reads of the targets of these rows: tokens, qkv and mask."""
-        targets = self._targets
-        return targets.tokens[rows], targets.qkv[rows], targets.mask[rows] if self.network.eliminates else None
 
     @_isolated()
     def add(self, frame: np.ndarray, box: tuple[float, float, float, float]) -> int:
@@ -295,13 +254,9 @@ class Engine:
         """
         if self.count == 0:
             raise RuntimeError("no target to follow: add(frame, box) first")
-        image = _as_tensor(frame)
-        if not self._uses_graphs:
-            found, candidates = self._locate(slice(self.count), image.to(self.device))
-        else:
-            rows = self._padded_rows()
-            graph = self._graph(image, rows, lambda x: self._locate(slice(rows), x))
-            found, candidates = graph(image, self._pixels_read(len(image), image.shape[1]))
+        image, targets = _as_tensor(frame), self._padded()
+        part = self._pixels_read(len(image), image.shape[1]) if self._uses_graphs else ()
+        found, candidates = self._run(self._locator, targets, image, part)
         return self._move(found[: self.count], candidates)
 
     @_isolated()
@@ -317,7 +272,8 @@ class Engine:
             raise RuntimeError("no target to follow: add(frame, box) first")
         if len(frames) != self.count:
             raise ValueError(f"{len(frames)} frames for {self.count} targets")
-        return self._move(*self._locate_each([_as_tensor(frame) for frame in frames]))
+        images, targets = [_as_tensor(frame) for frame in frames], self._padded()
+        return self._move(*self._locator.each(targets, images, lambda x: self._run(self._locator.maps, targets, x)))
 
     def _move(self, found: Tensor, candidates: Tensor | None) -> list[list[float]]:
         """Take the boxes found, (count,5), for those of the targets. Raises FloatingPointError if one is not finite."""
@@ -351,7 +307,7 @@ class Engine:
         for rows in self._targets:
             rows[spare] = rows[row].clone()
         self._targets.box[spare] = torch.tensor(boxes, dtype=torch.float64, device="cpu").to(self.device)
-        return self._locate(spare, _as_tensor(frame).to(self.device), smoothed=False)[0].tolist()
+        return self._locator(self._targets.rows(spare), _as_tensor(frame).to(self.device), smoothed=False)[0].tolist()
 
     def candidates(self, row: int) -> list[int]:
         """Cells of the search region, numbered row by row, that elimination left for this target in the last `step`.
@@ -362,9 +318,10 @@ class Engine:
             return list(range(self.cfg.search_grid**2))
         return self._candidates[row].tolist()
 
-    def _padded_rows(self) -> int:
-        """The targets' number as the next power of two, so that few graphs serve every number of targets."""
-        return min(len(self._targets.box), 1 << (self.count - 1).bit_length())
+    def _padded(self) -> Targets:
+        """The targets; for graphs with more rows, up to a power of two, so that few serve every number of targets."""
+        rows = min(len(self._targets.box), 1 << (self.count - 1).bit_length()) if self._uses_graphs else self.count
+        return self._targets.rows(slice(rows))
 
     def _pixels_read(self, height: int, width: int) -> tuple[slice, slice]:
         """The rows and columns of a frame of this size that hold all pixels which the targets' crops read."""
@@ -378,101 +335,24 @@ class Engine:
         tops, bottoms, lefts, rights = zip(*inside, strict=True)
         return slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))
 
-    def _graph(self, like: Tensor, rows: int, function: Callable[[Tensor], Any]) -> GraphedFunction:
-        """The captured function for inputs like this one. A new one replaces the least recently used one."""
-        key = (rows, *like.shape)
+    def _run(
+        self, function: Callable[[Targets, Tensor], Any], targets: Targets, value: Tensor, part: tuple[slice, ...] = ()
+    ) -> Any:
+        """`function(targets, value)`; with graphs the captured one for values of this shape, see `GraphedFunction`.
+
+        A new one replaces the least recently used one.
+        """
+        if not self._uses_graphs:
+            return function(targets, value.to(self.device))
+        # A frame has an axis less than search crops, so the shape tells the functions apart.
+        key = (len(targets.box), *value.shape)
         graph = self.graphs.pop(key, None)
         if graph is None:
             if len(self.graphs) == _MAX_GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
-            graph = GraphedFunction(function, like, self.device)
+            graph = GraphedFunction(lambda x: function(targets, x), value, self.device)
         self.graphs[key] = graph
-        return graph
-
-    def _found(self, maps: Sequence[Tensor], box: Tensor, smoothing: Smoothing | None) -> tuple[Tensor, Tensor]:
-        """Boxes and scores as `ops.decode` gives them, of targets searched around these boxes."""
-        if smoothing is None:
-            return self._decode(*maps, self.window)
-        score, size, offset = maps
-        return smoothed_decode(score, size, offset, self.window, box, self.cfg.search_factor, smoothing)
-
-    def _locate(self, rows: slice, frame: Tensor, smoothed: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Find the targets of these rows in a frame.
-
-        Returns (n,5) float64, box xywh in pixels and score; and the cells (n,K) left by elimination, if it is known.
-        """
-        cfg, box, smoothing = self.cfg, self._targets.box[rows], self._smoothing if smoothed else None
-        with stage("crop"):
-            if self._crop_patches is not None:
-                search, _ = self._crop_patches(frame, box)
-            else:
-                search, _ = self._crop(frame, box, cfg.search_factor, cfg.search_size, self.network.dtype)
-        size = frame.shape[0], frame.shape[1]
-        if self._tail is not None:
-            features = self.network.features(*self._of_targets(rows, search))
-            with stage("decode"):
-                how = astuple(smoothing) if smoothing else None
-                found = self._tail(features, box, size, cfg.search_factor, CLIP_MARGIN, how)
-            return found, self.network.candidates
-
-        def mapped(x: Tensor) -> tuple[Any, ...]:
-            return *self._maps(rows, x), self.network.candidates
-
-        def moved(score_map: Tensor, size_map: Tensor, offset_map: Tensor, candidates: Any) -> tuple[Any, ...]:
-            with stage("decode"):
-                inside, score = self._found((score_map, size_map, offset_map), box, smoothing)
-            with stage("box update"):
-                return self._update_box(inside, box, size, cfg.search_factor, CLIP_MARGIN), score, candidates
-
-        read = self._read(rows)
-        if smoothing is None:
-            boxes, score, candidates = self._recorded(lambda x: moved(*mapped(x)), search, *read, box, *size)
-        else:  # which PyTorch computes
-            boxes, score, candidates = moved(*self._recorded(mapped, search, "maps", *read))
-        return torch.cat((boxes, score[:, None].double()), dim=1), candidates
-
-    def _recorded(self, function: Callable[[Tensor], tuple[Any, ...]], search: Tensor, *reads: Any) -> tuple[Any, ...]:
-        """`function(search)`, see `Recordings`: on a CPU without the Python between kernels where that counts."""
-        # With more targets kernels take so long that it hardly does.
-        if not self.network.recordable or len(search) > 1 or torch.autograd._profiler_enabled():
-            return function(search)
-        return self._recordings(function, search, *reads)
-
-    def _locate_each(self, frames: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Find each target in a frame of its own; returns as `_locate`."""
-        cfg, count, factor = self.cfg, self.count, self.cfg.search_factor
-        rows = self._padded_rows() if self._uses_graphs else count
-        shape = (rows, 3, cfg.search_size, cfg.search_size)
-        search = torch.zeros(shape, dtype=self.network.dtype, device=self.device)
-        boxes = self._targets.box[:count].split(1)
-        with stage("crop"):
-            for row, (frame, box) in enumerate(zip(frames, boxes, strict=True)):
-                patch, _ = self._crop(frame.to(self.device), box, factor, cfg.search_size, self.network.dtype)
-                search[row] = patch[0]
-        if self._uses_graphs:
-            # One axis more than the crops of `forward`, whose graphs return other things.
-            graph = self._graph(search[None], rows, lambda x: (self._maps(slice(rows), x[0]), self.network.candidates))
-            maps, candidates = graph(search[None])
-        else:
-            maps, candidates = self._maps(slice(rows), search), self.network.candidates
-        with stage("decode"):
-            found, score = self._found([each[:count] for each in maps], self._targets.box[:count], self._smoothing)
-        with stage("box update"):
-            sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
-            moved = [
-                self._update_box(one, box, size, factor, CLIP_MARGIN)
-                for one, box, size in zip(found.split(1), boxes, sizes, strict=True)
-            ]
-        return torch.cat((torch.cat(moved), score[:, None].double()), dim=1), candidates
-
-
-def hann_window(grid: int) -> Tensor:
-    """The weight (F,F) of every cell of the score map: 0.5 (1 - cos(2 pi i / (F+1))), i = 1..F, along both sides.
-
-    Source: upstream `hann2d` with `centered=True`. It falls off towards the border and never reaches zero.
-    """
-    side = 0.5 * (1 - torch.cos(2 * pi / (grid + 1) * torch.arange(1, grid + 1, dtype=torch.float32, device="cpu")))
-    return side[:, None] * side[None, :]
+        return graph(value, part)
 
 
 def _as_tensor(frame: np.ndarray) -> Tensor:

@@ -21,6 +21,10 @@ class Targets(NamedTuple):
     mask: Tensor
     box: Tensor
 
+    def rows(self, rows: slice) -> Targets:
+        """The targets of these rows, as views."""
+        return Targets(*(each[rows] for each in self))
+
     def __reduce__(self) -> tuple:
         arrays = [each.cpu().view(torch.uint8).numpy() for each in self]
         return _restored, (arrays, [each.dtype for each in self], self.box.device)

@@ -9,7 +9,7 @@ import torch
 
 from ostrack_fast import ops
 from ostrack_fast.boxes import image_to_crop
-from ostrack_fast.engine import hann_window
+from ostrack_fast.locator import hann_window
 from ostrack_fast.model import template_mask
 
 # Share of the score. Rounding moves a float32 score by about 1e-6 of itself.

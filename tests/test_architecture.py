@@ -49,6 +49,7 @@ LAYERS = [
     {"tracker", "drop_in", "read_network", "swap"},
     {"export", "redetection", "box_prior"},
     {"engine"},
+    {"locator"},
     {"devices", "graphs", "baselines", "smoothing", "targets"},
     {"model"},
     {"machine"},

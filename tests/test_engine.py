@@ -173,7 +173,7 @@ def test_targets_come_and_go(engine):
 
 
 def kernels_recorded(engine):
-    return [recording is not None for recording, _ in engine._recordings._kept.values()]
+    return [recording is not None for recording, _ in engine._locator._recordings._kept.values()]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -268,11 +268,11 @@ def test_what_is_not_finite_moves_nothing(engine):
     position = engine._targets.box.clone()
     last = engine.network._last
     engine.network._last = lambda x: last(x) * float("nan")
-    engine._recordings = Recordings()
+    engine._locator._recordings = Recordings()
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.step(frame(2))
     assert torch.equal(engine._targets.box, position)
-    engine.network._last, engine._recordings = last, Recordings()
+    engine.network._last, engine._locator._recordings = last, Recordings()
     assert engine.step(frame(2)) != before
 
 
@@ -463,6 +463,15 @@ def test_graphs_serve_every_size_and_number_of_targets(monkeypatch):
     for name, value in plain.forward(x).items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(first[name], kept[name]), "a later call changed an earlier result"
+    # Targets in frames of their own, which are three in a graph for four.
+    plain.clear(), graphed.clear()
+    views, made = [frame(seed, 90 + seed, 120) for seed in (1, 2, 3)], FakeGraph.made
+    for box in BOXES[:3]:
+        plain.add(frame(), box), graphed.add(frame(), box)
+    for start, view in zip(BOXES, views, strict=False):
+        assert_frame_decided(model, frame(), start, view, start)
+    np.testing.assert_allclose(graphed.step_each(views), plain.step_each(views), atol=1e-3)
+    assert FakeGraph.made == made + 1
 
 
 @pytest.mark.parametrize(

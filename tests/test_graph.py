@@ -52,5 +52,7 @@ def test_replayed_frames_equal_eager_ones(device, dtype, frames, no_tf32):
             engine.place(random.uniform((0, 0, 3, 3), (size[1], size[0], 60, 60), (engine.count, 4)).tolist())
         rows = engine.count if device == "cpu" else min(len(engine._targets.box), 1 << (engine.count - 1).bit_length())
         with torch.no_grad():
-            eager = engine._locate(slice(rows), torch.from_numpy(frame).to(device))[0][: engine.count].tolist()
+            eager = engine._locator(engine._targets.rows(slice(rows)), torch.from_numpy(frame).to(device))[0][
+                : engine.count
+            ].tolist()
         assert engine.step(frame) == eager, f"frame {number}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ostrack_fast import Tracker, ops
-from ostrack_fast.engine import CLIP_MARGIN, hann_window
+from ostrack_fast.locator import CLIP_MARGIN, hann_window
 from ostrack_fast.smoothing import Smoothing, smoothed_decode
 
 from .tiny_tracker import BOX, TINY, assert_many_as_each_alone, frames, tiny_model
@@ -94,8 +94,8 @@ def test_a_frame_with_and_without(model):
         engine, around = on.engine, torch.tensor(on.engine.boxes, dtype=torch.float64)
         search, _ = ops.crop(torch.from_numpy(frame), around, TINY.search_factor, TINY.search_size)
         with torch.no_grad():
-            maps = engine.network(*engine._of_targets(slice(1), search))
-        found, score = smoothed_decode(*maps, engine.window, around, TINY.search_factor, Smoothing())
+            *maps, _ = engine._locator.maps(engine._targets.rows(slice(1)), search)
+        found, score = smoothed_decode(*maps, engine._locator.window, around, TINY.search_factor, Smoothing())
         moved = ops.update_box(found, around, (200, 300), TINY.search_factor, CLIP_MARGIN)
         result = on.track(frame)
         assert list(result.box) == moved[0].tolist() and result.score == score.item()

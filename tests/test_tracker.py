@@ -23,7 +23,7 @@ from ostrack_fast.bench.upstream import crop_to_image
 from ostrack_fast.boxes import clip_xywh, image_to_crop
 from ostrack_fast.config import ModelConfig
 from ostrack_fast.devices import resolve_device, resolve_dtype
-from ostrack_fast.engine import hann_window
+from ostrack_fast.locator import hann_window
 from ostrack_fast.model import template_mask
 from ostrack_fast.tracker import MultiTracker, TrackResult
 

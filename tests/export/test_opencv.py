@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ostrack_fast.engine import hann_window
 from ostrack_fast.export.opencv import trackervit_params
 from ostrack_fast.export.opencv_network import OpenCVNetwork
+from ostrack_fast.locator import hann_window
 from ostrack_fast.ops import reference
 
 from .conftest import boxed, decided, run_model

@@ -82,7 +82,8 @@ def of_a_frame(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
     with absent_hopper(monkeypatch, launched), torch.no_grad():
         tracker = Engine(OSTrack(get_config(name)), "cuda:0", torch.float16)
         frame = torch.empty(1080, 1920, 3, dtype=torch.uint8, device="cuda:0")
-        tracker._locate(slice(1), frame)  # allocates what a graph finds there
+        targets = tracker._targets.rows(slice(1))
+        tracker._locator(targets, frame)  # allocates what a graph finds there
         launched.clear()
-        tracker._locate(slice(1), frame)
+        tracker._locator(targets, frame)
     return launched

@@ -8,8 +8,8 @@ from triton.runtime.errors import InterpreterError
 
 from ostrack_fast import Engine, build_ostrack, ops
 from ostrack_fast.config import ModelConfig
-from ostrack_fast.engine import hann_window
 from ostrack_fast.kernels import FrameTail, frame_tail
+from ostrack_fast.locator import hann_window
 from ostrack_fast.ops import layers, reference
 from ostrack_fast.ops.update_box import reference as update_box_reference
 from ostrack_fast.smoothing import Smoothing, smoothed_decode
