@@ -16,7 +16,7 @@ from .images import Image, image_from, is_hidden
 _LMDB_FILE = "data.mdb"
 # What reading a zip file's entry raises: NotImplementedError for an unknown compression, RuntimeError for an encrypted
 # entry, OSError where bzip2's data or the disk are damaged.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 class Storage(Protocol):
@@ -129,7 +129,7 @@ class Zips:
             raise FileNotFoundError(f"{self.path} has no file {name}")
         try:
             return archive.read(name)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise OSError(f"{name} in {archive.filename} cannot be read: {error}") from None
 
 

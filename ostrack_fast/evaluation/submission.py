@@ -11,6 +11,7 @@ seconds, a line a frame and a column a repetition.
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..data.storage import DAMAGED
 from ..data.truth import Array, read_numbers, read_raw_boxes
 from ..files import write_atomically
 from .benchmarks import find_benchmark
@@ -26,6 +28,8 @@ from .results import Results, find_results
 
 _SHOWN = 10
 _OFFICIAL = {"got10k": 180, "trackingnet": 511}
+# A box file of the longest test sequence has a hundredth of it.
+_MOST_BYTES = 1 << 24
 # A fixed date: the same results make the same file.
 _DATE = (2020, 1, 1, 0, 0, 0)
 
@@ -94,14 +98,18 @@ def check_submission(benchmark: str, expected: list[Expected], path: str | Path)
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.file_size > _MOST_BYTES for entry in archive.infolist()):
+                raise ValueError(f"{path} holds a file of more than {_MOST_BYTES:,} bytes: that is no box file")
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{path} is damaged at {damaged}")
             # The toolkit packs with a leading "./".
             members = {
                 name.removeprefix("./"): archive.read(name).decode("utf-8", "replace") for name in _files_in(archive)
             }
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no zip file: {error}") from None
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
+        raise ValueError(f"{path} is no zip file that can be read: {error}") from None
     check = _check_got10k if benchmark == "got10k" else _check_trackingnet
     return check(expected, members)
 
@@ -161,8 +169,17 @@ def _check_got10k(expected: list[Expected], members: dict[str, str]) -> list[str
             rows = [line.split(",") for line in members[times].split()]
             if len(rows) != each.frames or any(len(row) != max(1, len(runs)) for row in rows):
                 problems.append(f"{times}: expected {each.frames} lines of {max(1, len(runs))} numbers")
+            elif not all(_is_duration(word) for row in rows for word in row):
+                problems.append(f"{times} holds something else than seconds")
     known = {each.name for each in expected}
     return problems + _strangers(members, lambda name: PurePosixPath(name).parts[0] in known)
+
+
+def _is_duration(word: str) -> bool:
+    try:
+        return 0 <= float(word) < math.inf
+    except ValueError:
+        return False
 
 
 def _check_trackingnet(expected: list[Expected], members: dict[str, str]) -> list[str]:

@@ -119,6 +119,38 @@ def test_zip_files_of_others_are_checked(tmp_path):
     assert len(problems) == 4 and f"{name}/{name}_time.txt is missing" in problems
 
 
+@pytest.mark.parametrize(("place", "value"), [(6, 99), (8, 1), (10, 99)], ids=["version", "encrypted", "compression"])
+def test_zip_files_that_cannot_be_read_are_refused_by_name(tmp_path, place, value):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.txt", "1,2,3,4")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    # A file's facts stand before it, and two bytes later in the directory.
+    data[place - 2] = data[data.rfind(b"PK\x01\x02") + place] = value
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.zip is no zip file that can be read"):
+        check_submission("trackingnet", [], tmp_path / "x.zip")
+
+
+def test_a_file_that_swells_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("it was read"))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", bytes(20 << 20))
+    with pytest.raises(ValueError, match="holds a file of more than"):
+        check_submission("trackingnet", [], tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-1", "abc"])
+def test_times_are_seconds(tmp_path, word):
+    name = got10k(tmp_path)[0]
+    expected = expected_sequences("got10k", tmp_path / "data")[0][:1]
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(f"{name}/{name}_001.txt", rows(BOXES))
+        archive.writestr(f"{name}/{name}_time.txt", f"{word}\n" * 4)
+    assert check_submission("got10k", expected, tmp_path / "x.zip") == [
+        f"{name}/{name}_time.txt holds something else than seconds"
+    ]
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     trackingnet(tmp_path)
     monkeypatch.chdir(tmp_path)
