@@ -21,7 +21,7 @@ class Task {
     outputs_ = layout.outputs * layout.conv_groups;
   }
 
-  // `next` points to the weights that this thread reads after these.
+  // `next` points to the weights that are read after these.
   void run(int panel, const char* next, int first_tile, int last_tile, PendingTile& pending) const {
     const int conv_group = panel / layout_.panels;
     const int vector = layout_.first_vector(panel), vectors = layout_.first_vector(panel + 1) - vector;
@@ -102,8 +102,8 @@ void run_gemm(const LinearKernel& kernel, const PackedLayout& layout, const char
       const int begin = part_begin(block, blocks, task.tiles);
       const int tiles = part_begin(block + 1, blocks, task.tiles) - begin;
       const auto tile = [&](int64_t part) { return begin + part_begin(static_cast<int>(part), parts, tiles); };
-      const char* next = packed + (end < last ? layout.panel(static_cast<int>(end / parts % panels)) : layout.bias);
-      task.run(panel, next, tile(i % parts), tile(i % parts + end - i), pending);
+      const int next = block + 1 < blocks ? (panel + 1) % panels : panel + 1;  // that this thread reads, most likely
+      task.run(panel, packed + layout.panel(next), tile(i % parts), tile(i % parts + end - i), pending);
       i = end;
     }
     kernel.flush(pending);

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -51,32 +52,75 @@ inline void leave_core([[maybe_unused]] int core) {
 #endif
 }
 
-// One parallel_for in flight. A thread claims part of the remaining range, so parts shrink towards the end and threads
-// finish at about the same time, even where a core is slow or busy.
-struct Job {
-  void (*call)(void* body, int64_t begin, int64_t end);
-  void* body;
-  int64_t n;
-  int64_t shares;
+// One parallel_for in flight. Each worker owns an equal part of the range and does it in order, half of what is left at
+// a time, so that what its cache holds or has fetched ahead serves it next. A worker whose part is done takes the last
+// half of the largest part that is left, so that all finish at about the same time, even where a core is slow or busy.
+class Job {
+ public:
+  static constexpr int kMaxParts = 64;  // more workers than that share them
+
+  using Call = void (*)(void* body, int worker, int64_t begin, int64_t end);
+
+  Job(Call call, void* body, int64_t n, int team)
+      : helpers(team - 1), call_(call), body_(body), n_(n), parts_(std::min(team, kMaxParts)) {
+    for (int64_t i = 0; i < parts_; ++i) left_[i].range = pair(n * i / parts_, n * (i + 1) / parts_);
+  }
+
+  int64_t size() const { return n_; }
+
+  // Does parts until none is left; returns how much of the range this worker did.
+  int64_t run(int worker) {
+    int64_t did = 0;
+    for (int64_t begin, end; take(left_[worker % parts_].range, begin, end); did += end - begin) {
+      call_(body_, worker, begin, end);
+    }
+    return did;
+  }
+
+  void run_alone() { call_(body_, 0, 0, n_); }
+
   int helpers;                 // threads still wanted beside the caller; guarded by the pool's mutex
   std::atomic<int> inside{0};  // helpers now in this job; written under the pool's mutex
   const int core = current_core();  // the caller's
   int elsewhere = 0;                // helpers that worked on another core; guarded by the pool's mutex
-  std::atomic<int64_t> next{0};
+  std::atomic<int> arrived{0};      // workers of an OpenMP team
 
-  // Does parts until none is left; returns how much of the range this thread did.
-  int64_t run() {
-    int64_t did = 0;
-    for (int64_t begin = 0; begin < n;) {
-      const int64_t end = begin + std::max<int64_t>(1, (n - begin) / shares);
-      if (next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
-        call(body, begin, end);
-        did += end - begin;
-        begin = next.load(std::memory_order_relaxed);
-      }
+ private:
+  using Range = std::atomic<uint64_t>;  // from the low half to the high one; it only shrinks
+
+  static uint64_t pair(int64_t begin, int64_t end) { return static_cast<uint64_t>(end) << 32 | begin; }
+  static int64_t begin_of(uint64_t range) { return static_cast<uint32_t>(range); }
+  static int64_t end_of(uint64_t range) { return static_cast<int64_t>(range >> 32); }
+  static int64_t size_of(uint64_t range) { return end_of(range) - begin_of(range); }
+
+  // The next range to do, for the worker whose part is `own`, or false.
+  bool take(Range& own, int64_t& begin, int64_t& end) {
+    for (uint64_t left = own.load(std::memory_order_relaxed); size_of(left) > 0;) {
+      begin = begin_of(left);
+      end = begin + (size_of(left) + 1) / 2;
+      if (own.compare_exchange_weak(left, pair(end, end_of(left)), std::memory_order_relaxed)) return true;
     }
-    return did;
+    for (;;) {
+      Range* largest = nullptr;
+      uint64_t left = 0;
+      for (int i = 0; i < parts_; ++i) {
+        const uint64_t each = left_[i].range.load(std::memory_order_relaxed);
+        if (size_of(each) > size_of(left)) left = each, largest = &left_[i].range;
+      }
+      if (!largest) return false;
+      end = end_of(left);
+      begin = end - (size_of(left) + 1) / 2;
+      if (largest->compare_exchange_weak(left, pair(begin_of(left), begin), std::memory_order_relaxed)) return true;
+    }
   }
+
+  Call call_;
+  void* body_;
+  int64_t n_;
+  int parts_;
+  struct alignas(64) Part {
+    Range range;
+  } left_[kMaxParts];
 };
 
 inline thread_local bool inside_parallel_for = false;
@@ -113,7 +157,8 @@ class Solitude {
   // After a job: how long the caller worked, how long it waited then, and how much of the range it did.
   void note(const Job& job, Clock::duration worked, Clock::duration waited, int64_t did, Clock::time_point time) {
     if (did == 0) return;  // no telling what the helpers saved
-    const double share = std::min<double>(job.elsewhere, static_cast<double>(job.n - did) / static_cast<double>(did));
+    const double others = static_cast<double>(job.size() - did) / static_cast<double>(did);
+    const double share = std::min<double>(job.elsewhere, others);
     const auto saved = std::chrono::duration_cast<Clock::duration>(worked * share);
     lost_ = std::max(Clock::duration::zero(), lost_ + waited - saved / 2);
     if (lost_ < kPatience) return;
@@ -137,7 +182,7 @@ class Pool {
 
   void run(Job& job) {
     const Clock::time_point begin = Clock::now();
-    if (solitude_.now(begin)) return job.call(job.body, 0, job.n);
+    if (solitude_.now(begin)) return job.run_alone();
     std::unique_lock<std::mutex> lock(mutex_);
     grow(job.helpers);
     jobs_.push_back(&job);
@@ -145,7 +190,7 @@ class Pool {
     const bool asleep = asleep_ > 0;
     lock.unlock();
     if (asleep) ready_.notify_all();
-    const int64_t did = job.run();
+    const int64_t did = job.run(0);
     const Clock::time_point finished = Clock::now();
     lock.lock();
     withdraw(&job);
@@ -199,10 +244,11 @@ class Pool {
       }
       Job* job = jobs_.front();
       job->inside.fetch_add(1, std::memory_order_relaxed);
-      if (--job->helpers == 0) withdraw(job);
+      const int worker = job->helpers--;
+      if (worker == 1) withdraw(job);
       lock.unlock();
       if (slept && job->core >= 0 && current_core() == job->core) leave_core(job->core);
-      job->run();
+      job->run(worker);
       const int core = current_core();
       lock.lock();
       withdraw(job);
@@ -229,28 +275,30 @@ class Pool {
 
 // Calls body(begin, end) for disjoint ranges that cover [0, n), on at most `threads` threads, and returns when all are
 // done. Where the ranges begin and which thread takes which is not fixed, so results must not depend on it. The body
-// must not throw. Called from inside a body it runs serially.
+// must not throw. Called from inside a body it runs serially. A body(worker, begin, end) is told the number of its worker,
+// below `threads`, which no other thread has meanwhile.
 template <class F>
 void parallel_for(int64_t n, int threads, F body) {
   if (n <= 0) return;
-  const int64_t team = std::min<int64_t>(threads, n);
-  if (team <= 1 || detail::inside_parallel_for) {
-    body(int64_t{0}, n);
-    return;
-  }
-  detail::Job job;
-  job.call = [](void* f, int64_t begin, int64_t end) {
+  const auto call = [](void* f, [[maybe_unused]] int worker, int64_t begin, int64_t end) {
     const bool nested = detail::inside_parallel_for;
     detail::inside_parallel_for = true;
-    (*static_cast<F*>(f))(begin, end);
+    if constexpr (std::is_invocable_v<F&, int, int64_t, int64_t>) {
+      (*static_cast<F*>(f))(worker, begin, end);
+    } else {
+      (*static_cast<F*>(f))(begin, end);
+    }
     detail::inside_parallel_for = nested;
   };
-  job.body = &body;
-  job.n = n;
-  job.shares = 2 * team;
-  job.helpers = static_cast<int>(team) - 1;
+  const bool alone = detail::inside_parallel_for || n > UINT32_MAX;  // a Job counts in 32 bits
+  const auto team = static_cast<int>(alone ? 1 : std::min<int64_t>(threads, n));
+  if (team <= 1) return call(&body, 0, 0, n);
+  detail::Job job(call, &body, n, team);
   if (detail::openmp_parallel) {
-    const auto work = [](void* shared) { static_cast<detail::Job*>(shared)->run(); };
+    const auto work = [](void* shared) {
+      auto* job = static_cast<detail::Job*>(shared);
+      job->run(job->arrived.fetch_add(1, std::memory_order_relaxed));
+    };
     return detail::openmp_parallel(work, &job, static_cast<unsigned>(team), 0);
   }
   detail::Pool::instance().run(job);

@@ -23,8 +23,7 @@ struct Past {
   Clock::time_point time{1h};
 
   void job(Clock::duration worked, Clock::duration waited, int helpers = 1, int elsewhere = 1) {
-    Job job{};
-    job.n = 1 + helpers;
+    Job job(nullptr, nullptr, 1 + helpers, 1 + helpers);
     job.elsewhere = elsewhere;
     time += worked + waited;
     solitude.note(job, worked, waited, 1, time);
