@@ -2,7 +2,6 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <climits>
 #include <cstring>
 #include <new>
@@ -25,49 +24,6 @@ const AttentionKernel& choose([[maybe_unused]] int level, [[maybe_unused]] int d
 #endif
   return ostf::attention_portable;
 }
-
-// The blocks of queries of all heads, numbered head by head. Each worker owns an equal part and takes its blocks in
-// order, so that few heads are packed by more than one worker. A worker whose part is done takes the last block of the
-// largest part that is left, so that nobody waits for a worker that is late or slow.
-class Blocks {
- public:
-  static size_t bytes(int workers) { return sizeof(Part) * workers; }
-
-  Blocks(void* memory, int64_t count, int workers) : parts_(static_cast<Part*>(memory)), workers_(workers) {
-    for (int i = 0; i < workers; ++i) new (parts_ + i) Part{pair(i * count / workers, (i + 1) * count / workers)};
-  }
-
-  // The next block for this worker, or -1.
-  int64_t take(int worker) {
-    std::atomic<uint64_t>& own = parts_[worker].range;
-    for (uint64_t range = own.load(std::memory_order_relaxed); left(range) > 0;) {
-      if (own.compare_exchange_weak(range, range + 1, std::memory_order_relaxed)) return begin(range);
-    }
-    for (;;) {
-      std::atomic<uint64_t>* largest = &own;
-      uint64_t range = own.load(std::memory_order_relaxed);
-      for (int i = 0; i < workers_; ++i) {
-        const uint64_t other = parts_[i].range.load(std::memory_order_relaxed);
-        if (left(other) > left(range)) range = other, largest = &parts_[i].range;
-      }
-      if (left(range) == 0) return -1;
-      const int64_t last = begin(range) + left(range) - 1;
-      if (largest->compare_exchange_weak(range, pair(begin(range), last), std::memory_order_relaxed)) return last;
-    }
-  }
-
- private:
-  struct alignas(64) Part {
-    std::atomic<uint64_t> range;  // from the low half to the high one
-  };
-
-  static uint64_t pair(int64_t begin, int64_t end) { return static_cast<uint64_t>(end) << 32 | begin; }
-  static int64_t begin(uint64_t range) { return static_cast<uint32_t>(range); }
-  static int64_t left(uint64_t range) { return static_cast<int64_t>(range >> 32) - begin(range); }
-
-  Part* parts_;
-  int workers_;
-};
 
 // score (B,S) = mean over heads and selected rows, from the partial scores of the blocks that hold selected rows, added
 // in a fixed order.
@@ -132,14 +88,14 @@ int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_t
   const int workers = static_cast<int>(std::min<int64_t>(threads, heads * blocks));
 
   const size_t align = 64;
-  const size_t each = (kernel.scratch_bytes(N, D, mask != nullptr) + align - 1) / align * align;
+  // A worker's part begins with the number of the head whose keys and values it has packed.
+  const size_t each = align + (kernel.scratch_bytes(N, D, mask != nullptr) + align - 1) / align * align;
   const size_t template_blocks = static_cast<size_t>((T + kernel.block - 1) / kernel.block);
   const size_t shares = mask ? static_cast<size_t>(heads) * template_blocks * (N - T) * sizeof(float) : 0;
   static thread_local ostf::Arena arena;
-  char* memory = static_cast<char*>(arena.reserve(Blocks::bytes(workers) + each * workers + shares));
+  char* memory = static_cast<char*>(arena.reserve(each * workers + shares));
   if (!memory) return OSTF_ENOMEM;
-  Blocks todo(memory, heads * blocks, workers);
-  memory += Blocks::bytes(workers);
+  for (int worker = 0; worker < workers; ++worker) new (memory + each * worker) int{-1};
 
   auto* block_shares = reinterpret_cast<float*>(memory + each * workers);
   const ptrdiff_t element = dtype == OSTF_F32 ? 4 : 2;
@@ -163,14 +119,14 @@ int ostf_cpu_attention(const ostf_tensor* q, const ostf_tensor* kv, const ostf_t
   call.H = H;
   call.D = D;
   call.T = T;
-  ostf::parallel_for(workers, workers, [&](int64_t first, int64_t last) {
-    for (auto worker = static_cast<int>(first); worker < last; ++worker) {
-      int packed = -1;
-      for (int64_t item; (item = todo.take(worker)) >= 0;) {
-        const auto head = static_cast<int>(item / blocks), block = static_cast<int>(item % blocks);
-        kernel.run(call, head / H, head % H, block, head == packed, memory + each * worker);
-        packed = head;
-      }
+  // An item is a block of queries. They are numbered head by head, so that few heads are packed by more than one worker.
+  ostf::parallel_for(heads * blocks, workers, [&](int worker, int64_t first, int64_t last) {
+    char* scratch = memory + each * worker;
+    int& packed = *reinterpret_cast<int*>(scratch);
+    for (int64_t item = first; item < last; ++item) {
+      const auto head = static_cast<int>(item / blocks), block = static_cast<int>(item % blocks);
+      kernel.run(call, head / H, head % H, block, head == packed, scratch + align);
+      packed = head;
     }
   });
   if (mask) sum_partial_scores(call, kernel.block, ostf::data<float>(score));

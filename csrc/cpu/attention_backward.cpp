@@ -5,7 +5,6 @@
 // transposed, (key, query): their rows are then what the gradients of keys and values multiply, and what belongs to a
 // query lies along the vector lanes.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -310,12 +309,9 @@ int run(const ostf_tensor* qkv, const ostf_tensor* template_mask, const ostf_ten
   static thread_local ostf::Arena arena;
   auto* memory = static_cast<float*>(arena.reserve(sizeof(float) * each * workers));
   if (!memory) return OSTF_ENOMEM;
-  std::atomic<int> next{0};
-  ostf::parallel_for(workers, workers, [&](int64_t first, int64_t last) {
-    for (int64_t worker = first; worker < last; ++worker) {
-      for (int head; (head = next.fetch_add(1, std::memory_order_relaxed)) < heads;) {
-        Head<E>(call, head / call.H, head % call.H, memory + each * worker).run();
-      }
+  ostf::parallel_for(heads, workers, [&](int worker, int64_t first, int64_t last) {
+    for (auto head = static_cast<int>(first); head < last; ++head) {
+      Head<E>(call, head / call.H, head % call.H, memory + each * worker).run();
     }
   });
   return OSTF_OK;
