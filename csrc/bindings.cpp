@@ -2,7 +2,11 @@
 // address. Every kernel runs with the interpreter lock released.
 #include <pybind11/pybind11.h>
 
+#include <functional>
+#include <memory>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "cpu/capability.h"
 #include "ostrack_fast.h"
@@ -102,6 +106,62 @@ void define(py::module_& module, const char* name, int (*function)(A...)) {
   });
 }
 
+// Calls of kernels, to be made again without the Python between them.
+class Calls {
+ public:
+  // `value`: the address of what changes from one time to the next.
+  explicit Calls(uintptr_t value) : value_(reinterpret_cast<void*>(value)) {}
+
+  template <class... A>
+  void add(const char* name, int (*function)(A...), typename FromPython<A>::Type... arguments) {
+    const auto kept = std::make_shared<std::tuple<typename FromPython<A>::Type...>>(std::move(arguments)...);
+    std::apply([this](auto&... each) { (find_value(each), ...); }, *kept);
+    const auto run = [function, kept] {
+      return std::apply([function](const auto&... each) { return function(FromPython<A>::convert(each)...); }, *kept);
+    };
+    calls_.push_back({name, run});
+  }
+
+  // Calls all with the value at this address.
+  void replay(uintptr_t value) {
+    for (ostf_tensor* each : of_value_) each->data = reinterpret_cast<void*>(value);
+    int status = OSTF_OK;
+    const char* name = "";
+    {
+      const py::gil_scoped_release release;
+      for (auto call = calls_.begin(); call != calls_.end() && status == OSTF_OK; ++call) {
+        name = call->name;
+        status = call->run();
+      }
+    }
+    check(status, name);
+  }
+
+ private:
+  struct Call {
+    const char* name;
+    std::function<int()> run;
+  };
+
+  template <class T>
+  void find_value(T&) {}
+  void find_value(TensorArgument& argument) {
+    if (argument.present && argument.view.data == value_) of_value_.push_back(&argument.view);
+  }
+
+  const void* value_;
+  std::vector<Call> calls_;
+  std::vector<ostf_tensor*> of_value_;
+};
+
+// A second meaning of a kernel's name: with `Calls` as its first argument it is noted there.
+template <class... A>
+void define_noted(py::module_& module, const char* name, int (*function)(A...)) {
+  module.def(name, [name, function](Calls& calls, typename FromPython<A>::Type... arguments) {
+    calls.add(name, function, std::move(arguments)...);
+  });
+}
+
 py::dict cpu_features() {
   const ostf::CpuFeatures& found = ostf::cpu_features();
   py::dict out;
@@ -192,7 +252,10 @@ PYBIND11_MODULE(_C, module) {
   module.attr("activations") = activations();
   module.def("build_info", &build_info, "Version, compilers, CUDA architectures and the CPU features found.");
   module.def("cuda_device_count", &cuda_device_count, "(number of CUDA devices, reason why there is none).");
-#define OSTF_DEFINE(name) define(module, "cpu_" #name, ostf_cpu_##name);
+  py::class_<Calls>(module, "Calls").def(py::init<uintptr_t>()).def("replay", &Calls::replay);
+#define OSTF_DEFINE(name)                          \
+  define(module, "cpu_" #name, ostf_cpu_##name); \
+  define_noted(module, "cpu_" #name, ostf_cpu_##name);
   OSTF_CPU_KERNELS(OSTF_DEFINE)
 #undef OSTF_DEFINE
   module.def("cpu_linear_packed_bytes", &linear_packed_bytes);

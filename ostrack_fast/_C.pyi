@@ -11,6 +11,15 @@ _Tensor = tuple[int, int, Sequence[int], Sequence[int]]
 dtypes: dict[str, int]
 activations: dict[str, int]
 
+class Calls:
+    """Calls of `cpu_*` to be made again: called with these before its own arguments, a kernel is noted instead of run.
+
+    `value`: the address of what changes from one time to the next.
+    """
+
+    def __init__(self, value: int, /) -> None: ...
+    def replay(self, value: int, /) -> None: ...
+
 def build_info() -> dict[str, Any]: ...
 def cuda_device_count() -> tuple[int, str]: ...
 def cpu_attention(

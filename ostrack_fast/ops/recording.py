@@ -38,7 +38,7 @@ class Recording:
     """
 
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], value: Tensor):
-        self._calls: list[tuple[Callable[..., None], list]] = []
+        self._noted: list[tuple[Callable[..., None], tuple]] = []
         self._watch = _Watch()
         token = _current.set(self)
         try:
@@ -49,25 +49,21 @@ class Recording:
         self._watch.check(each.data_ptr() for each in self._result)
         self._blocks = self._watch.free  # all memory that no result lies in
         del self._watch
-        self._of_value = [
-            (arguments, at)
-            for _, arguments in self._calls
-            for at, argument in enumerate(arguments)
-            if _address(argument) == value.data_ptr()
-        ]
+        from .. import _C  # without compiled kernels PyTorch computes, and this is not reached
+
+        self._calls = _C.Calls(value.data_ptr())
+        for called, arguments in self._noted:
+            called(self._calls, *arguments)
+        del self._noted
 
     def add(self, function: Callable[..., None], arguments: tuple) -> None:
         """Note a call, while the function runs."""
         self._watch.check(map(_address, arguments))
-        self._calls.append((function, list(arguments)))
+        self._noted.append((function, arguments))
 
     def replay(self, value: Tensor) -> tuple[Tensor, ...]:
         """The function of another value, of the same dtype, shape and strides."""
-        address = value.data_ptr()
-        for arguments, at in self._of_value:
-            arguments[at] = (address, *arguments[at][1:])
-        for function, arguments in self._calls:
-            function(*arguments)
+        self._calls.replay(value.data_ptr())
         return self._result
 
 
