@@ -52,12 +52,13 @@ def test_a_forked_child_computes_while_its_parent_did():
     assert done.returncode == 0 and "60 children" in done.stdout, done.stdout + done.stderr
 
 
-def test_callers_work_alone_where_helpers_cost_more_than_they_save(tmp_path):
+@pytest.mark.parametrize(("name", "printed"), [("shares", "each once"), ("solitude", "alone as told")])
+def test_the_pool_does_as_it_promises(tmp_path, name, printed):
     if shutil.which("g++") is None or not CSRC.is_dir():
         pytest.skip("needs g++ and the kernels' sources")
-    program = tmp_path / "solitude"
-    source = HERE / "solitude.cpp"
+    program = tmp_path / name
+    source = HERE / f"{name}.cpp"
     command = ["g++", "-std=c++17", f"-I{CSRC}", str(source), "-o", str(program), "-pthread"]
     subprocess.run(command, check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout == "alone as told\n", done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout == f"{printed}\n", done.stdout + done.stderr
