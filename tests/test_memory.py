@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,10 +40,21 @@ def test_weights_are_never_in_memory_twice(monkeypatch):
     assert weights < tensor_bytes() - before < 1.2 * weights
 
 
-def test_a_given_model_is_not_changed():
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_given_model_and_its_tracker_do_not_change_each_other(dtype):
+    """A model that is judged between epochs goes on training."""
     model = OSTrack.from_pretrained("small")
-    Tracker(model, "cpu", "float32")
-    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tracker = Tracker(model, "cpu", dtype)
+    frame = np.random.default_rng(0).integers(0, 256, (240, 320, 3), "uint8")
+    tracker.initialize(frame, (100, 80, 60, 40))
+    found = tracker.track(frame)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        value.zero_()
+    tracker.initialize(frame, (100, 80, 60, 40))
+    again = tracker.track(frame)
+    assert again.box == found.box and again.score == found.score
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")

@@ -375,5 +375,6 @@ def _return_freed_memory() -> None:
 
 
 def _float(value: Tensor, device: torch.device) -> Tensor:
-    # Dense, as kernels read it: the published code makes its position tables by a transposition.
-    return value.detach().to(device, torch.float32).contiguous()
+    # A copy, so that the model may go on training. Dense, as kernels read it: the published code makes its position
+    # tables by a transposition.
+    return value.detach().to(device, torch.float32, copy=True).contiguous()
