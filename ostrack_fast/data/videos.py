@@ -7,7 +7,7 @@ several targets is several videos, and the sequences whose truth covers a part o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -172,15 +172,25 @@ def load_targets(folder: str | Path, origin: int = 0) -> list[Video]:
         raise FileNotFoundError(f"{images} holds no frames ({', '.join(IMAGE_SUFFIXES)})")
     truths = _find_truths(folder)
     if not truths:
-        raise FileNotFoundError(
-            f"{folder / TRUTHS[0]} is missing: one line x,y,w,h for each of the {len(frames)} frames"
-        )
+        raise missing_truth(folder, len(frames))
+    return make_targets(folder, truths, frames, origin, lambda truth: read_boxes(truth, len(frames)))
+
+
+def make_targets(
+    folder: Path, truths: Sequence[str], frames: Sequence[Path], origin: int, read: Callable[[Path], Array]
+) -> list[Video]:
+    """The videos of a folder, one a target, from the names of their truths; `read` gives the boxes in such a file.
+
+    One of several truths that is empty, as in OTB's Human4, stands for no target. Raises as `load_videos`.
+    """
     videos = []
     for truth in truths:
-        target = _ONE_OF_SEVERAL.fullmatch(truth.name)
+        target = _ONE_OF_SEVERAL.fullmatch(truth)
+        boxes = read(folder / truth)
+        if len(truths) > 1 and not len(boxes):
+            continue
         name = f"{folder.name}.{target[1]}" if target and len(truths) > 1 else folder.name
-        boxes = read_boxes(truth, len(frames))
-        shown = annotated_frames(folder.name, truth, frames, len(boxes))
+        shown = annotated_frames(folder.name, folder / truth, frames, len(boxes))
         if len(boxes) == 1 < len(shown):
             # The hidden part of a test set: only the first box is given.
             boxes = np.concatenate((boxes, np.full((len(shown) - 1, 4), np.nan)))
@@ -189,16 +199,23 @@ def load_targets(folder: str | Path, origin: int = 0) -> list[Video]:
     return videos
 
 
-def _find_truths(folder: Path) -> list[Path]:
-    """The first of `TRUTHS`, or one for each target."""
-    for name in TRUTHS:
-        if (folder / name).is_file():
-            return [folder / name]
-    several = [(int(match[1]), path) for path in folder.iterdir() if (match := _ONE_OF_SEVERAL.fullmatch(path.name))]
-    return [path for _, path in sorted(several) if path.is_file()]
+def missing_truth(folder: Path, frames: int) -> FileNotFoundError:
+    """What to raise for frames without ground truth."""
+    return FileNotFoundError(f"{folder / TRUTHS[0]} is missing: one line x,y,w,h for each of the {frames} frames")
 
 
-def annotated_frames(name: str, truth: Path, frames: list[Path], lines: int) -> list[Path]:
+def choose_truths(names: Iterable[str]) -> list[str]:
+    """Of the names of a folder's files the first of `TRUTHS`, or one for each target."""
+    names = list(names)
+    several = sorted((int(match[1]), name) for name in names if (match := _ONE_OF_SEVERAL.fullmatch(name)))
+    return next(([name] for name in TRUTHS if name in names), [name for _, name in several])
+
+
+def _find_truths(folder: Path) -> list[str]:
+    return choose_truths(path.name for path in folder.iterdir() if path.suffix == ".txt" and path.is_file())
+
+
+def annotated_frames(name: str, truth: Path, frames: Sequence[Path], lines: int) -> Sequence[Path]:
     """The frames that the lines of a ground-truth file belong to."""
     if lines in (1, len(frames)):
         return frames
