@@ -106,7 +106,9 @@ def gelu(x: Tensor) -> Tensor:
     Returns:
         The same shape and dtype.
     """
-    trains = x.is_cpu and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not trains or forced_backend() == "reference" or gelu_op.unsupported_reason("native", x) is not None:
+    # What is no tensor is refused by PyTorch's function.
+    recorded = isinstance(x, Tensor) and x.is_cpu and x.requires_grad and torch.is_grad_enabled()
+    trains = recorded and not torch.compiler.is_compiling() and forced_backend() != "reference"
+    if not trains or gelu_op.unsupported_reason("native", x) is not None:
         return torch.nn.functional.gelu(x)
     return gelu_op(x)

@@ -138,6 +138,6 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (...,O) in the dtype of x, or that of autocast.
     """
-    if x.dim() < 2 or x.numel() == 0 or x.dtype != weight.dtype or not trains_in_float32(x):
+    if not trains_in_float32(x) or getattr(weight, "dtype", None) != x.dtype or x.dim() < 2 or x.numel() == 0:
         return linear(gelu(x), weight, bias)
     return gelu_matmul_op(x.flatten(0, -2), weight.t(), bias).unflatten(0, x.shape[:-1])

@@ -148,14 +148,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (...,O) in the dtype of x, or that of autocast.
     """
-    if x.dim() < 2 or x.numel() == 0 or x.dtype != weight.dtype or not trains_in_float32(x):
+    if not trains_in_float32(x) or getattr(weight, "dtype", None) != x.dtype or x.dim() < 2 or x.numel() == 0:
         return torch.nn.functional.linear(x, weight, bias)
     return matmul_op(x.flatten(0, -2), weight.t(), bias).unflatten(0, x.shape[:-1])
 
 
 def trains_in_float32(x: Tensor) -> bool:
     """Whether a gradient is recorded op by op, in float32 on a CPU where `matmul` has a kernel."""
-    if not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    # What is no tensor is refused by PyTorch's function, which then runs.
+    if not isinstance(x, Tensor) or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling() and forced_backend() != "reference"
     return recorded and matmul_op.unsupported_reason("native", x.new_empty(1, 1), x.new_empty(1, 1)) is None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -253,7 +254,17 @@ class Op(_Declaration):
         OPS[name] = self
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.overload(*arguments)
+        if torch.compiler.is_compiling():
+            return self.overload(*arguments)
+        try:
+            return self.overload(*arguments)
+        except RuntimeError as error:
+            # What PyTorch says of arguments that do not fit the schema, in which a dtype is an int.
+            told = re.search(r"of type '(.+)' for argument '(.+)' but instead found type '(.+)'", str(error))
+            if told is None:
+                raise
+            needed = "torch.dtype" if told[2] == "dtype" else told[1]
+            raise TypeError(f"{self.name}: {told[2]} must be {needed}, is {told[3]}") from None
 
     def _checked(self, arguments: tuple) -> tuple:
         arguments = self.complete(arguments, {})  # PyTorch leaves trailing ones out that equal their defaults

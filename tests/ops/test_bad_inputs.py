@@ -428,3 +428,31 @@ def test_maps_of_several_precisions(backend):
             run("decode", size_map=half)
     with ops.use("auto" if backend == "native" else backend):
         assert_equal(run("decode", size_map=half), run("decode", size_map=half.float()))
+
+
+WRONG = [None, "x", 3, 2.5, [1.0], torch.float32]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_what_is_no_tensor_is_a_type_error_that_says_what_is_needed(wrong):
+    x, weight, bias = random(2, 4).requires_grad_(), random(3, 4), random(3)
+    for function, arguments in (
+        (ops.gelu, [x]), (ops.linear, [x, weight, bias]), (ops.gelu_linear, [x, weight, bias]),
+        (ops.matmul, [x, weight.t()]), (ops.update_box, [random(1, 4), random(1, 4).double(), (9, 9), 2.0, 1.0]),
+        *((getattr(ops, op), list(good(op).values())) for op in OPS),
+    ):  # fmt: skip
+        for index in (index for index, one in enumerate(arguments) if isinstance(one, torch.Tensor)):
+            changed = [*arguments[:index], wrong, *arguments[index + 1 :]]
+            if wrong is None and (function, index) in {
+                (ops.attention, 1), (ops.decode, 3), (ops.linear, 2), (ops.gelu_linear, 2)
+            }:  # fmt: skip
+                continue  # tensors that may be left out
+            with pytest.raises(TypeError, match=r"must be (an? )?(Optional\[)?[Tt]ensor"):
+                function(*changed)
+
+
+def test_numbers_and_dtypes_of_another_type_are_named():
+    with pytest.raises(TypeError, match="eliminate: keep must be int, is float"):
+        run("eliminate", keep=2.5)
+    with pytest.raises(TypeError, match=r"crop: dtype must be torch\.dtype, is str"):
+        run("crop", dtype="float32")
