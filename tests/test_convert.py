@@ -204,8 +204,16 @@ def test_from_the_hub(hub, tmp_path):
     assert from_hub("us-er/model", hub, cache, **offline).stdout.strip() == "16"
     error = from_hub("us-er/unseen", hub, cache, **offline).stderr
     assert "the Hub cannot be reached" in error and "HF_ENDPOINT" in error and "path of" in error
-    error = from_hub("us-er/unseen", "http://127.0.0.1:9", cache).stderr
-    assert "the Hub cannot be reached" in error
+    assert from_hub("user/other", hub, cache, **offline).stdout.strip() == "16"
+
+
+def test_an_unreachable_hub_is_asked_once_and_the_cache_serves(hub, tmp_path):
+    for name in ("us-er/model", "user/other"):
+        assert from_hub(name, hub, tmp_path).returncode == 0
+        assert from_hub(name, "http://127.0.0.1:9", tmp_path).stdout.strip() == "16"
+    error = from_hub("us-er/unseen", "http://127.0.0.1:9", tmp_path).stderr
+    assert "the Hub cannot be reached (Connect" in error and "Without a network there are small" in error
+    assert "Retry" not in error
 
 
 def test_without_the_hubs_client(monkeypatch):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 _SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar", ".bin", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_PATIENCE = 10  # seconds for an answer of the Hub
 
 
 def shipped_weights() -> list[str]:
@@ -58,34 +62,61 @@ def _only_weights(names: list[str], where: str) -> str:
 def _from_hub(name: str) -> Path:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ImportError as error:
         raise FileNotFoundError(
             f"no weights {name!r}: there is no such file, and to look on the Hugging Face Hub needs "
             "pip install 'ostrack_fast[hub]'"
         ) from error
     repository, _, revision = name.partition("@")
-
-    def download(file: str) -> Path:
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
-
-    try:
+    which: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+    cached: Path | None = None
+    with _told(name):
         try:
-            return download("model.safetensors")
-        except errors.EntryNotFoundError as error:
-            if isinstance(error, errors.LocalEntryNotFoundError):
+            # Asked once: to a Hub that cannot be reached the download would try to connect for a minute.
+            files = huggingface_hub.model_info(**which, timeout=_PATIENCE).siblings or []
+            names = [file.rfilename for file in files]
+        except _unreachable() as error:
+            if isinstance(error, _not_there()):
                 raise
-            files = huggingface_hub.model_info(repository, revision=revision or None).siblings or []
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+            try:
+                cached = Path(huggingface_hub.snapshot_download(**which, local_files_only=True))
+            except FileNotFoundError:
+                raise error from None
+            names = [path.name for path in cached.iterdir()]
+    file = _only_weights(names, f"{name} on the Hugging Face Hub" if cached is None else f"{name} in {cached}")
+    if cached is not None:
+        return cached / file
+    with _told(name):
+        return Path(huggingface_hub.hf_hub_download(filename=file, **which))
+
+
+def _not_there() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
+
+    return errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
+
+    # The client lets errors of the library below it through, and gives their base another name than its own.
+    return OSError, getattr(errors, "HTTPError", OSError)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Make what the Hub's client raises a FileNotFoundError that says what to do."""
+    try:
+        yield
+    except _not_there() as error:
         raise FileNotFoundError(
             f"no weights {name!r}: neither a file here nor a public model on the Hugging Face Hub; for a private one "
             "log in with `hf auth login`"
         ) from error
-    # The client lets errors of the library below it through, and gives their base another name than its own.
-    except (OSError, getattr(errors, "HTTPError", OSError)) as error:
+    except _unreachable() as error:
         raise FileNotFoundError(
             f"the weights {name!r} are no file here, not in the Hugging Face cache, and the Hub cannot be reached "
             f"({type(error).__name__}). Connect and run again, or download the model elsewhere and give the path of "
-            "its file; HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps to the cache"
+            f"its file; HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps to the cache. Without a network there are "
+            f"{', '.join(shipped_weights())}"
         ) from error
-    return download(_only_weights([file.rfilename for file in files], f"{name} on the Hugging Face Hub"))
