@@ -177,7 +177,7 @@ def load_targets(folder: str | Path, origin: int = 0) -> list[Video]:
 
 
 def make_targets(
-    folder: Path, truths: Sequence[str], frames: Sequence[Path], origin: int, read: Callable[[Path], Array]
+    folder: Path, truths: Sequence[str], frames: list[Path], origin: int, read: Callable[[Path], Array]
 ) -> list[Video]:
     """The videos of a folder, one a target, from the names of their truths; `read` gives the boxes in such a file.
 
@@ -215,7 +215,7 @@ def _find_truths(folder: Path) -> list[str]:
     return choose_truths(path.name for path in folder.iterdir() if path.suffix == ".txt" and path.is_file())
 
 
-def annotated_frames(name: str, truth: Path, frames: Sequence[Path], lines: int) -> Sequence[Path]:
+def annotated_frames(name: str, truth: Path, frames: list[Path], lines: int) -> list[Path]:
     """The frames that the lines of a ground-truth file belong to."""
     if lines in (1, len(frames)):
         return frames
