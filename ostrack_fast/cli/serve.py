@@ -47,7 +47,12 @@ def serve(
     limits = Limits(upload_bytes=max_upload << 20, frames=max_frames, sessions=max_sessions, seconds=60 * max_minutes)
     app = create_app(lambda: MultiTracker(model, device, dtype), limits, token)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening:
+    try:
+        made = socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = f"cannot listen on {host}, port {port}: {(error.strerror or '').partition(' (')[0]}"
+        raise OSError(f"{why}; choose another --port (0 takes a free one) or --host") from None
+    with made as listening:
         shown, taken = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
         print(f"open http://{shown}:{taken}/{f'?token={quote(token)}' if token else ''}", flush=True)
         server = uvicorn.Server(

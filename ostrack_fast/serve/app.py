@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from fastapi import FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from ..tracker import MultiTracker
 from .guard import Guard
@@ -79,6 +80,8 @@ def create_app(
             file = _session(sessions, name).film()
         except ValueError as error:
             raise HTTPException(409, str(error)) from None
+        except OSError as error:
+            raise _no_room(error) from None
         return StreamingResponse(_pieces(file), media_type="video/mp4", headers=_as_file("tracked.mp4"))
 
     @app.websocket("/sessions/{name}")
@@ -111,8 +114,12 @@ async def _start(sessions: Sessions, upload: Request | None) -> dict[str, Any]:
             file.close()
         if isinstance(error, ValueError):
             raise HTTPException(422, str(error)) from None
+        if isinstance(error, ClientDisconnect):
+            raise HTTPException(400, "the video did not arrive") from None  # which nobody reads
         if isinstance(error, asyncio.TimeoutError):
             raise HTTPException(408, f"the video did not arrive within {_UPLOAD_SECONDS} seconds") from None
+        if isinstance(error, OSError):
+            raise _no_room(error) from None
         raise
     facts: dict[str, Any] = {"id": name}
     if upload is not None:
@@ -146,6 +153,11 @@ def _session(sessions: Sessions, name: str) -> Session:
         return sessions.get(name)
     except KeyError:
         raise HTTPException(404, "there is no such session, or it was closed") from None
+
+
+def _no_room(error: OSError) -> HTTPException:
+    """The answer where a temporary file cannot be written."""
+    return HTTPException(507, f"this server cannot store the video: {error.strerror or error}")
 
 
 def _as_file(name: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -19,12 +20,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 from websockets.sync.client import connect
 
 from ostrack_fast import build_ostrack
+from ostrack_fast.cli import main
 from ostrack_fast.model.checkpoint import save_weights
-from ostrack_fast.serve import Limits
+from ostrack_fast.serve import Limits, app
+from ostrack_fast.serve.session import VideoSession
 from ostrack_fast.serve.sessions import Refused, Sessions
 from ostrack_fast.serve.stored import StoredVideo
 
@@ -456,3 +460,39 @@ def test_no_file_is_left(serving, video, tmp_path, monkeypatch):
     assert client.get(f"/sessions/{name}/video.mp4").status_code == 200
     assert client.get(f"/sessions/{webcam}/video.mp4").status_code == 200
     assert os.listdir(tmp_path) == []
+
+
+class FullDisk(io.BytesIO):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_and_a_user_who_goes_are_no_faults_of_the_server(serving, video, monkeypatch):
+    client = serving()
+    name = opened(client, video)
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "unnamed_file", FullDisk)
+        answer = client.post("/sessions/video", content=video)
+        assert answer.status_code == 507 and "cannot store the video: No space left" in answer.json()["detail"]
+        patch.setattr(VideoSession, "film", lambda _: FullDisk().write(b""))
+        assert client.get(f"/sessions/{name}/video.mp4").status_code == 507
+
+    async def gone(*_):
+        raise ClientDisconnect
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "_receive", gone)
+        assert client.post("/sessions/video", content=video).status_code == 400
+    assert len(client.app.state.sessions) == 1, "sessions that did not come about hold no place"
+
+
+def test_a_port_that_is_taken_is_told(capsys, monkeypatch):
+    with Socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["ostrack-fast", "serve", "--device", "cpu", "--port", str(port)])
+        with pytest.raises(SystemExit):
+            main()
+    error = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; choose another --port" in error
