@@ -176,8 +176,8 @@ def test_a_case_that_fails_is_told_and_the_others_are_kept(bench, tmp_path, monk
         (["everything"], "unknown suite 'everything': choose ops"),
         (["--op", "sort"], "--op 'sort' is unknown: choose attention"),
         (["--dtype", "int4"], "--dtype 'int4' is unknown"),
-        (["--batch", "0"], "--batch '0' is not a list of positive numbers"),
-        (["--threads", "two"], "--threads 'two' is not a list of positive numbers"),
+        (["--batch", "0"], "--batch '0' is not a list of numbers from 1 to 4096"),
+        (["--threads", "two"], "--threads 'two' is not a list of numbers from 1 to 4096"),
         (["--peers"], "--peers compares whole networks on the CPU"),
     ],
 )

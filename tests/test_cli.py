@@ -234,7 +234,8 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
         (("train", tmp_path / "absent.yaml"), "absent.yaml"),
         (("train", "tiny", "--output", ""), "an argument is empty: the one behind --output"),
         (("convert", weights, tmp_path / "w.pth", "--recipe="), "an argument is empty: --recipe="),
-        (("bench", "ops", "--threads", "9" * 30), "not a list of positive numbers"),
+        (("bench", "ops", "--threads", "9" * 30), "not a list of numbers from 1 to 4096"),
+        (("bench", "ops", "--seconds", "inf"), "--seconds must be a finite number, got inf"),
         (("report", tmp_path / "absent"), "absent is not a folder of results"),
         (("accelerate", "--check", f"{tmp_path / 'mine.py'}:build"), "fails in its own code"),
         (("accelerate", "--check", f"{tmp_path / 'none.py'}:build"), "SyntaxError"),
@@ -324,6 +325,7 @@ def test_a_full_or_lost_gpu_is_told(monkeypatch, capsys):
         (torch.OutOfMemoryError("CUDA out of memory."), "memory is full"),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), "GPU failed"),
         (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
     ):
 
         def fail(error=error):

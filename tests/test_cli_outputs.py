@@ -206,9 +206,26 @@ def test_a_full_disk_behind_standard_output_is_an_error():
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     with open("/dev/full", "wb") as full:
-        code = "from ostrack_fast.cli import main; import sys; sys.argv = ['ostrack-fast', '--version']; main()"
-        process = python(code, stdout=full, stderr=subprocess.PIPE)
-        assert b"No space left" in process.communicate()[1] and process.returncode == 2
+        for option in ("--version", "--help"):  # a few bytes, and more than a buffer holds
+            code = f"from ostrack_fast.cli import main; import sys; sys.argv = ['ostrack-fast', '{option}']; main()"
+            process = python(code, stdout=full, stderr=subprocess.PIPE)
+            assert process.communicate()[1] == b"error: standard output: No space left on device\n"
+            assert process.returncode == 2
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = f"""
+import os, sys
+from ostrack_fast.cli import main
+os.chdir({str(tmp_path / "gone")!r})
+os.rmdir({str(tmp_path / "gone")!r})
+sys.argv = ["ostrack-fast", "info"]
+main()
+"""
+    process = python(code, stderr=subprocess.PIPE)
+    assert b"error: the current folder does not exist any more" in process.communicate()[1]
+    assert process.returncode == 2
 
 
 def test_closed_standard_streams(tmp_path):

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import wraps
+from math import isfinite
 from typing import Annotated
 
 import typer
@@ -60,6 +61,7 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: object, **kwargs: object) -> None:
         try:
+            _check_numbers(kwargs)
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
@@ -121,6 +123,7 @@ def main() -> None:
         OneInterrupt().install()
         make_patient()
         try:
+            _check_folder()
             _check_arguments(sys.argv[1:])
             app()
         except Exception as error:
@@ -143,11 +146,26 @@ def _tell_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _check_folder() -> None:
+    """Raise OSError where the current folder is gone: libraries end the process with messages about their own files."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise OSError("the current folder does not exist any more: change to one that does, and run again") from None
+
+
 def _check_arguments(arguments: list[str]) -> None:
     """Raise ValueError for an empty one, most often a variable of the shell: a path would be the current folder."""
     for before, argument in zip(["the first", *arguments], arguments, strict=False):
         if not argument or re.fullmatch(r"--[\w-]+=", argument):
             raise ValueError(f"an argument is empty: {argument or f'the one behind {before}'}")
+
+
+def _check_numbers(options: dict[str, object]) -> None:
+    """Raise ValueError for an option that is infinite or NaN, which the command line's library takes for a number."""
+    for name, value in options.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
 
 
 def _tell(error: Exception) -> None:
@@ -163,7 +181,7 @@ def _tell(error: Exception) -> None:
 
 def _words(error: Exception) -> str:
     """What to say of an error: its own words, where they are for users, and what to do."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
         return "not enough memory: close other programs, or choose a smaller model"
     torch = sys.modules.get("torch")  # commands import it themselves
     if torch is not None and isinstance(error, torch.OutOfMemoryError):

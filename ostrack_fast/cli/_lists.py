@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_MOST = 1 << 16  # more threads or targets than any machine runs
+MOST = 4096
+"""More threads, targets or processes than any machine runs at once."""
 
 
 def chosen(option: str, text: str | None, known: tuple[str, ...]) -> list[str] | None:
@@ -14,14 +15,14 @@ def chosen(option: str, text: str | None, known: tuple[str, ...]) -> list[str] |
     return names
 
 
-def counts(option: str, text: str | None) -> list[int] | None:
-    """The positive numbers in an option's text; None where it was not given."""
+def counts(option: str, text: str | None, most: int = MOST) -> list[int] | None:
+    """The numbers from 1 to `most` in an option's text; None where it was not given."""
     if text is None:
         return None
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [0]
-    if not all(1 <= number <= _MOST for number in numbers):
-        raise ValueError(f"{option} {text!r} is not a list of positive numbers, such as 1,8")
+    if not all(1 <= number <= most for number in numbers):
+        raise ValueError(f"{option} {text!r} is not a list of numbers from 1 to {most}, such as 1,8")
     return numbers

@@ -13,13 +13,17 @@ class _Outlet(io.FileIO):
 
     def __init__(self, descriptor: int, dropped: type[OSError]):
         super().__init__(descriptor, "w", closefd=False)
-        self._dropped = dropped
+        self._dropped: tuple[type[OSError], ...] = (dropped,)
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except self._dropped:
             return memoryview(data).nbytes
+        except OSError as error:
+            # Told once: what is left in buffers would fail again.
+            self._dropped = (OSError,)
+            raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def make_patient() -> None:
@@ -51,13 +55,5 @@ def _patient(stream: Any, original: Any, dropped: type[OSError]) -> Any:
 
 def flush_output() -> None:
     """Flush standard output. Raises OSError, such as of a full disk, and then drops what could not be written."""
-    if sys.stdout is None:
-        return
-    try:
+    if sys.stdout is not None:
         sys.stdout.flush()
-    except OSError:
-        # Python would try again at its end, and leave with a code and a message of its own.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        raise

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..interrupts import Interrupts
+from ._lists import MOST
 from ._outputs import INCOMPLETE, check_outputs, check_outside, check_results, raise_all
 from ._weights import BoxPrior, Config, Smoothing
 
@@ -67,10 +68,14 @@ def evaluate(
         str | None, typer.Option(help="Of the benchmark; by default the usual one that DATA holds.")
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="By default the benchmark's official one.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, with --benchmark; GPUs are taken by turns.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Processes, with --benchmark; GPUs are taken by turns.")
+    ] = 1,
     batch: Annotated[
         int,
-        typer.Option(min=1, help="With --benchmark: sequences that a process tracks at once, as one batch on its GPU."),
+        typer.Option(
+            min=1, max=MOST, help="With --benchmark: sequences that a process tracks at once, as one batch on its GPU."
+        ),
     ] = 1,
     resume: Annotated[
         bool, typer.Option(help="Go on with a run of --benchmark that was interrupted or killed.")
@@ -79,6 +84,7 @@ def evaluate(
         int,
         typer.Option(
             min=1,
+            max=MOST,
             help="With --benchmark: start in this many frames of every sequence, evenly spaced, and track to its end.",
         ),
     ] = 1,

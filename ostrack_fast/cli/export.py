@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ._lists import MOST
 from ._outputs import check_outputs
 from ._weights import Config
 
@@ -22,7 +23,7 @@ def export(
     config: Config = None,
     dtype: Annotated[str, typer.Option(help="float32, float16, or for ONNX int8.")] = "float32",
     elimination: Annotated[bool, typer.Option(help="Eliminate candidates, or keep them all.")] = True,
-    batch: Annotated[int, typer.Option(min=0, help="Targets at once; 0 for a number that may change.")] = 1,
+    batch: Annotated[int, typer.Option(min=0, max=MOST, help="Targets at once; 0 for a number that may change.")] = 1,
     layout: Annotated[
         str, typer.Option(help="ostrack; opencv-dnn: operators that OpenCV reads; opencv: for cv2.TrackerVit.")
     ] = "ostrack",

@@ -193,7 +193,7 @@ def figures(
     assets = resources.files("ostrack_fast") / "assets"
     read = [each for each in (source, two_stream, weights, *(results or ())) if each is not None]
     check_outputs([folder / name for name in paper.FILES], sources=read)
-    numbers = counts("--frames", frames) or []
+    numbers = counts("--frames", frames, 2**31) or []
     beside = None if two_stream is None else cast(TwoStream, kinds[network].from_pretrained(two_stream))
     with resources.as_file(assets / "demo.mp4") as shipped:
         demo = json_format.loads((assets / "demo.json").read_text(encoding="utf-8"))["box"]

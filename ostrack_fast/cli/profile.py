@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ._lists import MOST
 from ._outputs import check_outputs
 from ._weights import Config
 
@@ -28,7 +29,7 @@ def profile(
     config: Config = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST, help="Threads on the CPU.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="How many frames to time.")] = 50,
     width: Annotated[int, typer.Option(min=64, help="Of the frame, pixels.")] = 1920,
     height: Annotated[int, typer.Option(min=64, help="Of the frame, pixels.")] = 1080,

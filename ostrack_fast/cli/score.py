@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ._lists import MOST
 from ._outputs import check_outputs, check_outside
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def score(
         ),
     ] = None,
     starts: Annotated[
-        int, typer.Option(min=1, help="As given to `evaluate`: starts in every sequence, evenly spaced.")
+        int, typer.Option(min=1, max=MOST, help="As given to `evaluate`: starts in every sequence, evenly spaced.")
     ] = 1,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ._lists import MOST, counts
 from ._outputs import check_outputs
 from ._weights import Config
 
@@ -22,9 +23,9 @@ def tune(
     batch: Annotated[str, typer.Option(help="Numbers of targets, such as 1,8.")] = "1",
     device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
-    seconds: Annotated[float, typer.Option(help="For each GEMM, about.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For each GEMM, about.")] = 2.0,
     processes: Annotated[
-        int | None, typer.Option(min=0, help="That many compile all tiles first; 0: compile one by one.")
+        int | None, typer.Option(min=0, max=MOST, help="That many compile all tiles first; 0: compile one by one.")
     ] = None,
 ) -> None:
     """Time every tile a GEMM can run with, and cuBLASLt, once for all, and write what is fastest to a file.
@@ -34,12 +35,7 @@ def tune(
     The file is written after every GEMM; what it held before stays for GEMMs that are not measured again.
     """
     check_outputs((output,), sources=(weights,))
-    try:
-        batches = [int(part) for part in batch.split(",")]
-    except ValueError:
-        batches = [0]
-    if min(batches) < 1:
-        raise ValueError(f"--batch {batch!r} is not a list of positive numbers, such as 1,8")
+    batches = counts("--batch", batch) or [1]
 
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
