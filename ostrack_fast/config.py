@@ -181,12 +181,19 @@ PUBLISHED_NAMES: dict[str, str] = {
 }
 
 
-def get_config(name: str) -> ModelConfig:
+def get_config(name: str | ModelConfig) -> ModelConfig:
     """The preset of this name, or of the published yaml file of this name; or what a yaml file (its path) says.
 
+    A configuration is itself.
+
     Raises:
-        ValueError: there is no such preset, or the file cannot be used. FileNotFoundError: there is no such file.
+        TypeError: it is none of these. ValueError: there is no such preset, or the file cannot be used.
+        FileNotFoundError: there is no such file.
     """
+    if isinstance(name, ModelConfig):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"a configuration must be a ModelConfig or the name of a preset, got {type(name).__name__}")
     if name.endswith((".yaml", ".yml")):
         return read_published_yaml(name)
     key = PUBLISHED_NAMES.get(name, name)

@@ -262,6 +262,7 @@ def accelerate(
         everything. "auto": the `AcceleratedNetwork`, or the given network, of which `swap.report_of` tells the report.
 
     Raises:
+        TypeError: it is no network.
         ValueError: the network has a part that the engine lacks, contradicts `cfg`, or gives other results than the
             engine: the message says which, where, and by how much. With "ops" and "auto": none of its modules can be
             replaced, or it gives other results with them.
@@ -270,6 +271,8 @@ def accelerate(
     """
     if isinstance(network, AcceleratedNetwork):
         network = network.original
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"a network, a torch.nn.Module, is needed, got {type(network).__name__}")
     if mode == "ops":
         return swap_modules(unwrapped(network), inputs, device, dtype, verify)
     if mode not in ("auto", "network"):
@@ -295,7 +298,7 @@ def _whole_network(
     dtype: str | torch.dtype,
     verify: bool,
 ) -> AcceleratedNetwork:
-    expected = get_config(cfg) if isinstance(cfg, str) else cfg
+    expected = None if cfg is None else get_config(cfg)
     network.eval()
 
     def copied() -> OSTrack:

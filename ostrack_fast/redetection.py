@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .appearance import colours, likeness
 from .engine import Engine
+from .settings import check_ranges
 
 Row = Sequence[float]  # x, y, width, height, score
 
@@ -53,6 +54,12 @@ class Redetection:
     found_after: int = 2
     growth: float = 1.2
     windows: int = 4
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, lost_below=(0, 1e6), doubtful_likeness=(0, 1e6), lost_likeness=(0, 1e6), lost_after=(1, 1e9),
+            found_from=(0, 1e6), found_likeness=(0, 1e6), found_after=(1, 1e9), growth=(1, 100), windows=(1, 1e6),
+        )  # fmt: skip
 
 
 @dataclass

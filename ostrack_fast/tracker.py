@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
-from math import inf, isfinite
+from math import inf, isfinite, isnan
+from numbers import Real
 from pathlib import Path
 from threading import RLock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -26,6 +27,7 @@ Box = tuple[float, float, float, float]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T", bound="_OnEngine")
 
 
@@ -100,6 +102,21 @@ def _alone(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P]
     return run
 
 
+def _settings(name: str, given: bool | S | None, kind: type[S]) -> S | None:
+    """What an option of a tracker asks for: True is the default settings, False none."""
+    if given is None or isinstance(given, bool):
+        return kind() if given else None
+    if not isinstance(given, kind):
+        raise TypeError(f"{name} must be True, False or a {kind.__name__}, got {reprlib.repr(given)}")
+    return given
+
+
+def _threshold(score: float) -> float:
+    if not isinstance(score, Real) or isnan(score):
+        raise TypeError(f"lost_below must be a number, a score, got {score!r}")
+    return score
+
+
 class _OnEngine:
     """What trackers have in common: an engine, and when a result counts as lost."""
 
@@ -119,14 +136,14 @@ class _OnEngine:
         self._lock = _Lock()
         given = isinstance(model_or_name, OSTrack)
         model = model_or_name if isinstance(model_or_name, OSTrack) else OSTrack.from_pretrained(model_or_name)
-        smoothed = Smoothing() if smoothing is True else smoothing or None
+        smoothed = _settings("smoothing", smoothing, Smoothing)
+        self.lost_below = _threshold(lost_below)
+        self._redetection = _settings("redetect", redetect, Redetection)
+        self._presences: list[Presence] = []  # of each of the engine's rows; none without re-detection
+        self._box_prior = _settings("box_prior", box_prior, BoxPrior)
+        self._shapes: list[Shape] = []  # of each of the engine's rows; none without a prior
         self.engine = Engine(model, device, dtype, candidate_elimination, not given, smoothed)
         self.cfg = model.cfg
-        self.lost_below = lost_below
-        self._redetection = Redetection() if redetect is True else redetect or None
-        self._presences: list[Presence] = []  # of each of the engine's rows; none without re-detection
-        self._box_prior = BoxPrior() if box_prior is True else box_prior or None
-        self._shapes: list[Shape] = []  # of each of the engine's rows; none without a prior
 
     @property
     def device(self) -> torch.device:
@@ -202,6 +219,7 @@ class Tracker(_OnEngine):
             False is the published behaviour.
 
     Raises:
+        TypeError: what is no model, no settings or no number.
         ValueError: an unknown or unavailable device or dtype, or weights that do not fit.
         FileNotFoundError: no such weights.
     """
@@ -230,11 +248,11 @@ class Tracker(_OnEngine):
 
         tracker = cls.__new__(cls)
         tracker._lock = _Lock()
-        smoothed = Smoothing() if smoothing is True else smoothing or None
-        tracker.engine = OnnxEngine(path, providers, smoothed)
-        tracker.cfg, tracker.lost_below = tracker.engine.cfg, lost_below
+        tracker.lost_below = _threshold(lost_below)
         tracker._redetection, tracker._presences = None, []
-        tracker._box_prior, tracker._shapes = BoxPrior() if box_prior is True else box_prior or None, []
+        tracker._box_prior, tracker._shapes = _settings("box_prior", box_prior, BoxPrior), []
+        tracker.engine = OnnxEngine(path, providers, _settings("smoothing", smoothing, Smoothing))
+        tracker.cfg = tracker.engine.cfg
         return tracker
 
     @_alone
@@ -316,10 +334,11 @@ class MultiTracker(_OnEngine):
         """Set where targets were last seen, xywh in pixels by target: the next frame is searched around these boxes.
 
         Raises:
-            KeyError: a target that is not followed.
+            KeyError: a target that is not followed. TypeError, ValueError: a box that is none, as `initialize`.
         """
         for target in boxes:
             self._row(target)
+        boxes = {target: _checked_numbers(box) for target, box in boxes.items()}
         rows = [boxes.get(target, now) for target, now in zip(self._targets, self.engine.boxes, strict=True)]
         self.engine.place(rows)
         for target, box in boxes.items():
@@ -392,20 +411,25 @@ def checked_box(box: object, height: int, width: int) -> Box:
     Raises:
         TypeError: it is not four numbers. ValueError: it is no target inside a frame of this size.
     """
+    x, y, w, h = values = _checked_numbers(box)
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise ValueError(f"the box {values} lies outside the frame of {width} x {height} pixels")
+    if w > 10 * width or h > 10 * height:
+        raise ValueError(f"the box {values} is more than ten times as large as the frame of {width} x {height} pixels")
+    return values
+
+
+def _checked_numbers(box: object) -> Box:
+    """As `checked_box`, wherever the frame ends."""
     values = _four_numbers(box.get("init_bbox") if isinstance(box, Mapping) else box)
     if values is None:
         raise TypeError(
             f"a box must be four numbers x, y, width, height, or {{'init_bbox': them}}, got {reprlib.repr(box)}"
         )
-    x, y, w, h = values
     if not all(map(isfinite, values)):
         raise ValueError(f"the box {values} is not finite")
-    if w <= 0 or h <= 0:
+    if min(values[2:]) <= 0:
         raise ValueError(f"the box {values} is empty: width and height must be positive (x, y, width, height)")
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise ValueError(f"the box {values} lies outside the frame of {width} x {height} pixels")
-    if w > 10 * width or h > 10 * height:
-        raise ValueError(f"the box {values} is more than ten times as large as the frame of {width} x {height} pixels")
     return values
 
 

@@ -400,3 +400,9 @@ def test_on_a_gpu(dtype):
     for name in MAPS[:3]:
         error = (found[name] - expected[name]).abs().median() / expected[name].std()
         assert error < {"float32": 1e-4, "float16": 0.02}[dtype], name
+
+
+@pytest.mark.parametrize("wrong", [None, "small", 3])
+def test_what_is_no_network_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"a torch\.nn\.Module, is needed"):
+        accelerate(wrong)

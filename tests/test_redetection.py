@@ -1,5 +1,7 @@
 """Loss and re-detection: the decisions one by one, on an engine whose answers are given."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +197,10 @@ def test_targets_in_different_videos_are_not_found_again():
     with pytest.raises(ValueError, match="different videos are tracked without redetect"):
         many.track_each({target: frame})
     assert not many.track(frame)[target].lost, "the tracker is as it was"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Redetection)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1])
+def test_settings_that_cannot_be_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must lie in"):
+        Redetection(**{name: value})

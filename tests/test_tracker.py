@@ -258,6 +258,41 @@ def test_what_is_no_box(tracker, bad, kind, message):
         tracker.track(frame())
 
 
+@pytest.mark.parametrize("bad", [None, (1, 2), "1234", (1, 2, 0, 4), (1, 2, float("nan"), 4)])
+def test_a_target_is_placed_at_boxes_alone(model, bad):
+    many = MultiTracker(model, "cpu")
+    target = many.add(frame(), BOX)
+    with pytest.raises((TypeError, ValueError), match=r"the box|a box must be four numbers"):
+        many.place({target: bad})
+    assert many.engine.boxes == [BOX]
+    many.place({target: np.array(BOX)})
+    assert many.engine.boxes == [BOX]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"redetect": "yes"}, "redetect must be True, False or a Redetection, got 'yes'"),
+        ({"box_prior": 1}, "box_prior must be True, False or a BoxPrior"),
+        ({"smoothing": {}}, "smoothing must be True, False or a Smoothing"),
+        ({"lost_below": None}, "lost_below must be a number"),
+        ({"lost_below": math.nan}, "lost_below must be a number"),
+        ({"model_or_name": torch.nn.Linear(2, 2)}, "weights are given by a name or a path, got Linear"),
+        ({"model_or_name": 3}, "weights are given by a name or a path, got int"),
+    ],
+)
+def test_options_of_another_type_are_refused_at_once(model, options, message):
+    with pytest.raises(TypeError, match=message):
+        Tracker(**{"model_or_name": model, "device": "cpu", **options})
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["small"]])
+def test_a_configuration_is_one_or_a_name(wrong):
+    with pytest.raises(TypeError, match="must be a ModelConfig or the name of a preset"):
+        build_ostrack(wrong)
+    assert build_ostrack(TINY).cfg == TINY
+
+
 @pytest.mark.parametrize("bad", [(1, 2, 3), "1234", (500, 500, 9, 9), (1, 2, 0, 4), (1, 2, 10**400, 4)])
 def test_a_refused_box_leaves_the_target_there_was(tracker, model, bad):
     tracker.initialize(frame(), BOX)

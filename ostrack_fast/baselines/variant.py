@@ -36,7 +36,7 @@ class Variant(OSTrack):
         """
         path = find_weights(name_or_path)
         state, carried = read_state(path)
-        config = get_config(cfg) if isinstance(cfg, str) else cfg or carried
+        config = carried if cfg is None else get_config(cfg)
         if config is None:
             raise CheckpointError(f"{path} carries no configuration: pass cfg=")
         model = cls(config)

@@ -96,7 +96,12 @@ def _open(path: Path, providers: Sequence[str] | None) -> tuple[Any, dict[str, A
     """The session of a file, and what `export_model` noted in it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give an ONNX file that ostrack-fast export wrote")
-    session = open_session(path, providers)
+    try:
+        session = open_session(path, providers)
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        if type(error).__module__.startswith("onnxruntime"):
+            raise ValueError(f"{path} cannot be read as an ONNX file: {error}") from None
+        raise
     noted = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if noted is None:
         raise ValueError(f"{path} was not written by ostrack-fast export: it does not carry the model's configuration")

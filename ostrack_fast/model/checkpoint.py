@@ -53,8 +53,7 @@ _ADDED = {
 def load_pretrained(name_or_path: str | Path, cfg: ModelConfig | str | None = None) -> tuple[ModelConfig, State]:
     """Configuration and float32 state dict of shipped weights or of a file; see `OSTrack.from_pretrained`."""
     path = find_weights(name_or_path)
-    if isinstance(cfg, str):
-        cfg = get_config(cfg)
+    cfg = None if cfg is None else get_config(cfg)
     file = open_weights(path)
     with damaged(path):
         tensors = find_state(file.content)

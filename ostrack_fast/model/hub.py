@@ -28,7 +28,10 @@ def find_weights(name_or_path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is none, or it cannot be reached, saying what to do.
+        TypeError: it is no name.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"weights are given by a name or a path, got {type(name_or_path).__name__}")
     name, path = str(name_or_path), Path(name_or_path)
     if name in shipped_weights():
         return Path(str(resources.files("ostrack_fast") / "weights" / f"{name}.safetensors"))

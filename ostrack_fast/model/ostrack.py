@@ -153,7 +153,7 @@ class OSTrack(nn.Module):
 
 def build_ostrack(cfg: ModelConfig | str, training: bool = False) -> OSTrack:
     """An untrained model from a configuration or a preset's name, in training or evaluation mode."""
-    return OSTrack(get_config(cfg) if isinstance(cfg, str) else cfg).train(training)
+    return OSTrack(get_config(cfg)).train(training)
 
 
 def template_mask(cfg: ModelConfig, box: Tensor | None = None, device: torch.device | str | None = None) -> Tensor:

@@ -244,6 +244,9 @@ def test_what_is_no_exported_file_is_told(exported, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="ostrack-fast export wrote"):
         Tracker.from_onnx(tmp_path / "none.onnx")
+    (tmp_path / "other.onnx").write_bytes(b"weights of another kind")
+    with pytest.raises(ValueError, match=r"other\.onnx cannot be read as an ONNX file"):
+        Tracker.from_onnx(tmp_path / "other.onnx")
     file = onnx.load(exported())
     (noted,) = (each for each in file.metadata_props if each.key == "ostrack_fast")
     noted.value = noted.value.replace('"batch": 1', '"batch": 2')
