@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -138,7 +139,25 @@ def test_a_header_that_claims_too_much(tmp_path):
     frames = avi(tmp_path / "a.avi", "MJPG")
     (tmp_path / "a.avi").write_bytes((tmp_path / "a.avi").read_bytes()[: frames[6].stop])
     source = open_source(tmp_path / "a.avi")
-    assert len(list(source)) == 7 and source.broken == []
+    assert len(list(source)) == 7 and source.broken == [] and source.cut_off()
+
+
+def test_a_rate_that_varies_is_no_recording_cut_off(tmp_path):
+    """Matroska claims how long the video lasts: at the first frames' rate it would have 80 frames."""
+    av = pytest.importorskip("av", reason="the extra video is not installed")
+    times = [0, 40, 80, 120, 160, 1000, 1001, 3160]
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in times:
+            picture = av.VideoFrame.from_ndarray(plain(time // 20, 120, 160), format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    source = open_source(tmp_path / "a.mkv")
+    assert len(list(source)) == len(times) < source.length
+    assert source.broken == [] and not source.cut_off()
 
 
 @pytest.mark.parametrize("codec, name", [("VP80", "a.webm"), ("mp4v", "a.ts"), ("FFV1", "a.mkv"), ("MJPG", "a.mov")])

@@ -327,5 +327,6 @@ def _notes(run: Run) -> Iterator[str]:
     if run.codec == "mp4v":
         yield "the video is MPEG-4 Part 2, which browsers do not play; for H.264: pip install 'ostrack_fast\\[video]'"
     claimed = run.source.length
-    if claimed and not run.interrupted and not run.passed_over and run.frames < claimed:
+    whole = run.interrupted or run.passed_over or not run.source.cut_off()
+    if claimed and not whole and run.frames < claimed:
         yield f"the header claims {claimed} frames; the others could not be read"

@@ -44,6 +44,7 @@ class Capture:
         stream: an address, which may fall silent.
 
     Attributes:
+        length: number of frames, as the header claims; 0 or less where it says nothing.
         broken: numbers of the frames that could not be decoded, as far as `frames` has come.
     """
 
@@ -57,6 +58,7 @@ class Capture:
         self._stream = stream and cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
         self._capture = cv2.VideoCapture(target, *(_PATIENCE if self._stream else ()))
         self._resources.callback(self._capture.release)
+        self.length = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._step = 1000 / self.fps if self.fps > 0 else float("inf")
         self._count = 0  # number of the next frame
         self._first: float | None = None  # time of the first frame, if no failure preceded it
@@ -94,10 +96,13 @@ class Capture:
         """Frames a second, as the header claims."""
         return self._capture.get(cv2.CAP_PROP_FPS)
 
-    @property
-    def length(self) -> int:
-        """Number of frames, as the header claims; 0 or less where it says nothing."""
-        return int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    def cut_off(self) -> bool:
+        """Whether the last frame read is shown before the last one that the header claims.
+
+        Where frames are not evenly spaced the number that it claims may be a guess from how long the video lasts.
+        """
+        lasts = self._last - max(self._first or 0.0, 0.0)
+        return lasts < (self.length - 1.5) * self._step
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames that can be decoded, (h,w,3) uint8 RGB.

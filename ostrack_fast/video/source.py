@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -42,6 +42,7 @@ class FrameSource:
         broken: numbers, counted from 0, of the frames that could not be decoded and are left out of `frames`. It grows
             while `frames` is iterated, always before the frame that follows.
         live: a camera or a stream, which does not wait for whoever reads it.
+        cut_off: tells, once all frames are read, whether the header claims later ones.
     """
 
     name: str
@@ -51,6 +52,7 @@ class FrameSource:
     frames: Iterator[np.ndarray]
     broken: list[int] = field(default_factory=list)
     live: bool = False
+    cut_off: Callable[[], bool] = lambda: False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames
@@ -169,4 +171,5 @@ def _from_capture(capture: Capture, name: str, problem: Exception, live: bool = 
         frames=_with_first(first, frames),
         broken=capture.broken,
         live=live,
+        cut_off=capture.cut_off,
     )
