@@ -1,7 +1,7 @@
 """Results of a video as a pandas DataFrame, a MOTChallenge text file or COCO-VID json.
 
-All take the results frame by frame: a list of what `MultiTracker.track` returned. Of a `Tracker`, whose target is
-number 0, they take `[{0: result} for result in results]`.
+All take the results frame by frame: a list of what `MultiTracker.track` or `Tracker.track` returned; the target of the
+latter is number 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from ..tracker import TrackResult
 if TYPE_CHECKING:
     import pandas
 
-Frames = Iterable[Mapping[int, TrackResult]]
+Frames = Iterable[Mapping[int, TrackResult] | TrackResult]
+
+
+def _targets(results: Mapping[int, TrackResult] | TrackResult) -> Iterable[tuple[int, TrackResult]]:
+    return [(0, results)] if isinstance(results, TrackResult) else results.items()
 
 
 def to_dataframe(frames: Frames) -> pandas.DataFrame:
@@ -30,7 +34,7 @@ def to_dataframe(frames: Frames) -> pandas.DataFrame:
     rows = [
         (index, target, *result.box, result.score, result.lost)
         for index, results in enumerate(frames)
-        for target, result in results.items()
+        for target, result in _targets(results)
     ]
     columns = ["frame", "target", "x", "y", "width", "height", "score", "lost"]
     table = pandas.DataFrame(rows, columns=columns)
@@ -46,7 +50,7 @@ def write_mot(path: str | Path, frames: Frames) -> None:
     lines = [
         f"{index},{target + 1},{x + 1:.3f},{y + 1:.3f},{w:.3f},{h:.3f},{result.score:.6f},-1,-1,-1\n"
         for index, results in enumerate(frames, 1)
-        for target, result in results.items()
+        for target, result in _targets(results)
         for x, y, w, h in [result.box]
     ]
     _write_text(path, "".join(lines))
@@ -77,7 +81,7 @@ def write_coco_vid(
         images.append(
             {"id": index + 1, "video_id": 1, "frame_id": index, "file_name": file, "width": width, "height": height}
         )
-        for target, result in results.items():
+        for target, result in _targets(results):
             box = list(result.box)
             annotations.append(
                 {

@@ -232,3 +232,15 @@ def test_pycocotools_reads_the_coco_vid_file(of_two, tmp_path):
     names = [f"{index}.png" for index in range(3)]
     write_coco_vid(path, of_two, (128, 96), file_names=names)
     assert [each["file_name"] for each in json.loads(path.read_text())["images"]] == names
+
+
+def test_tables_take_the_results_of_a_tracker_of_one_target(of_two, tmp_path):
+    from ostrack_fast.adapters.tables import write_coco_vid, write_mot
+
+    of_one = [results[0] for results in of_two]
+    written = []
+    for number, frames in enumerate((of_one, [{0: result} for result in of_one])):
+        write_mot(tmp_path / f"{number}.txt", frames)
+        write_coco_vid(tmp_path / f"{number}.json", frames, (128, 96))
+        written.append([(tmp_path / f"{number}.{suffix}").read_bytes() for suffix in ("txt", "json")])
+    assert written[0] == written[1] and written[0][0].count(b"\n") == len(of_one)
