@@ -172,7 +172,7 @@ def test_packed_videos_are_those_of_their_folder(kind, videos, tmp_path_factory)
             np.testing.assert_array_equal(one.box, other.box)
             np.testing.assert_array_equal(one.outline, other.outline)
             np.testing.assert_array_equal(stored.mask(video, frame), plain.mask(video, frame))
-    for change, message in (("alpha", "24 frames"), ("none", "holds no videos")):
+    for change, message in (("alpha", "24 frames"), ("none", "is missing: one line x,y,w,h")):
         copy = tmp_path_factory.mktemp(change)
         (copy / "alpha" / "img").mkdir(parents=True)
         for i in range(24):
