@@ -29,12 +29,22 @@ struct AttentionKernel {
   size_t (*scratch_bytes)(int N, int D, bool with_score);
   // Keys and values of head h are packed into the scratch memory unless they are there: `packed`.
   void (*run)(const AttentionCall& call, int b, int h, int block, bool packed, void* scratch);
+};
 
-  // For the gradient, on (keys, queries) row by row, where `queries` fill whole vectors. Logits, without their factor
-  // 1 / sqrt D, become e^((logit - middle of the query) / sqrt D).
-  void (*probabilities)(float* logits, int keys, int queries, int D, const float* middle);
-  // grad = p (grad - delta of the query) scale: from the gradients of probabilities p to those of the logits.
-  void (*logit_gradients)(const float* p, float* grad, int keys, int queries, const float* delta, float scale);
+struct GradientCall {
+  int dtype;
+  const void *qkv, *out, *grad_out;
+  const float *lse, *grad_score;  // grad_score may be null
+  const uint8_t* mask;
+  int mask_batch;
+  void* grad;
+  int B, N, H, D, T;
+};
+
+// The same for the gradient, head by head.
+struct GradientKernel {
+  size_t (*scratch_bytes)(int N, int D);
+  void (*run)(const GradientCall& call, int b, int h, void* scratch);
 };
 
 extern const AttentionKernel attention_portable;
@@ -42,6 +52,9 @@ extern const AttentionKernel attention_portable;
 extern const AttentionKernel attention_avx2;
 extern const AttentionKernel attention_avx512;
 extern const AttentionKernel attention_avx512_bf16;  // bf16 tensors only
+extern const GradientKernel gradient_avx2;           // float32 tensors only
+extern const GradientKernel gradient_avx512;         // likewise
+extern const GradientKernel gradient_avx512_bf16;    // bf16 tensors only
 #endif
 
 }  // namespace ostf

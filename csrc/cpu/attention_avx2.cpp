@@ -4,12 +4,14 @@
 #if defined(OSTF_X86)
 OSTF_TARGET_BEGIN("avx2,fma,f16c")
 #include "cpu/attention_kernel.h"
+#include "cpu/attention_gradient.h"
 
 namespace {
 
 struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kMaxVectors = 3;
+  static constexpr int kSums = 12;  // registers that a tile of the gradient's products sums in
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = false;
   static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // at most 12 of the 16 registers accumulate
@@ -51,7 +53,10 @@ struct Avx2 {
 
   static OSTF_INLINE KGroups load_groups(const KGroup* from) { return _mm256_loadu_ps(from); }
   static OSTF_INLINE KGroups broadcast_group(const KGroup* from) { return _mm256_broadcast_ss(from); }
-  static OSTF_INLINE void dot(KGroups a, KGroups b, Vec& sum) { sum = _mm256_fmadd_ps(a, b, sum); }
+  // In assembly, since GCC 12 copies sums from register to register around the intrinsic.
+  static OSTF_INLINE void dot(KGroups a, KGroups b, Vec& sum) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  }
 
   static OSTF_INLINE void store_pair(KGroup* to, ptrdiff_t row, Vec first, Vec second) {
     store(to, first);
@@ -125,5 +130,6 @@ struct Avx2 {
 }  // namespace
 
 const ostf::AttentionKernel ostf::attention_avx2 = make_kernel<Avx2>();
+const ostf::GradientKernel ostf::gradient_avx2 = make_gradient<Avx2>();
 OSTF_TARGET_END
 #endif

@@ -5,7 +5,9 @@
 OSTF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "cpu/attention_avx512.h"
 #include "cpu/attention_kernel.h"
+#include "cpu/attention_gradient.h"
 
 const ostf::AttentionKernel ostf::attention_avx512 = make_kernel<Avx512>();
+const ostf::GradientKernel ostf::gradient_avx512 = make_gradient<Avx512>();
 OSTF_TARGET_END
 #endif

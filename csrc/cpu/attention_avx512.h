@@ -5,6 +5,7 @@ namespace {
 struct Avx512 {
   static constexpr int kWidth = 16;
   static constexpr int kMaxVectors = 4;
+  static constexpr int kSums = 24;
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = true;
   static constexpr int rows(int vectors) { return vectors >= 4 ? 4 : 8; }  // at most 24 of the 32 registers accumulate

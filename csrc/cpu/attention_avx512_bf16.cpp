@@ -5,6 +5,7 @@
 OSTF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #include "cpu/attention_avx512.h"
 #include "cpu/attention_kernel.h"
+#include "cpu/attention_gradient.h"
 
 namespace {
 
@@ -49,6 +50,10 @@ struct Avx512Bf16 : Avx512 {
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
   }
 
+  static OSTF_INLINE void store_row(KGroup* to, Vec a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
+  }
+
   static void pack_row(int, const void* from, int D, KGroup* to) {
     const auto* half = static_cast<const uint16_t*>(from);
     int d = 0;
@@ -86,5 +91,6 @@ struct Avx512Bf16 : Avx512 {
 }  // namespace
 
 const ostf::AttentionKernel ostf::attention_avx512_bf16 = make_kernel<Avx512Bf16>();
+const ostf::GradientKernel ostf::gradient_avx512_bf16 = make_gradient<Avx512Bf16>();
 OSTF_TARGET_END
 #endif

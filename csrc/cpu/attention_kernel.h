@@ -354,7 +354,7 @@ size_t scratch_bytes(int N, int D, bool with_score) {
 
 template <class S>
 constexpr ostf::AttentionKernel make_kernel() {
-  return {kLanes<S>, scratch_bytes<S>, run<S>, probabilities<S>, logit_gradients<S>};
+  return {kLanes<S>, scratch_bytes<S>, run<S>};
 }
 
 }  // namespace

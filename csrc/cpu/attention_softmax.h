@@ -147,24 +147,4 @@ OSTF_NOINLINE void update_max_of_block(const typename S::KGroup* k, const typena
   }
 }
 
-template <class S>
-void probabilities(float* logits, int keys, int queries, int D, const float* middle) {
-  const SoftmaxExp<S> exponential(D);
-  for (int key = 0; key < keys; ++key, logits += queries) {
-    for (int i = 0; i < queries; i += S::kWidth) {
-      S::store(logits + i, exponential(S::sub(S::load(logits + i), S::load(middle + i))));
-    }
-  }
-}
-
-template <class S>
-void logit_gradients(const float* p, float* grad, int keys, int queries, const float* delta, float scale) {
-  for (int key = 0; key < keys; ++key, p += queries, grad += queries) {
-    for (int i = 0; i < queries; i += S::kWidth) {
-      const typename S::Vec difference = S::sub(S::load(grad + i), S::load(delta + i));
-      S::store(grad + i, S::mul(S::mul(S::load(p + i), S::set(scale)), difference));
-    }
-  }
-}
-
 }  // namespace

@@ -351,6 +351,7 @@ def gradients(qkv, mask, device, scored):
         (2, 140, 96, torch.stack([rows(66, 1), rows(66, 2, 65)])),
         (1, 64, 8, rows(64, 3)),
         (1, 17, 128, rows(9, 0, 8)),
+        (1, 410, 40, rows(200, *range(200))),  # several blocks of keys, of queries and of rows that the score counts
     ],
 )
 def test_error_of_the_gradient(device, batch, tokens, width, mask, scored):
@@ -361,6 +362,16 @@ def test_error_of_the_gradient(device, batch, tokens, width, mask, scored):
     unit = torch.finfo(torch.float32).eps * exact.abs().max()
     error, allowed = ((value - exact).abs().max() for value in (ours, plain))
     assert error <= 2 * allowed + unit, f"error {error:.3g}, PyTorch's {allowed:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_where_all_logits_are_far_below_zero(device, dtype):
+    """A key that only fills a block, whose logits are 0, would be infinitely more probable than these."""
+    qkv = inputs(1, 33, 2, 64, dtype)
+    qkv[:, :, 0] += 6
+    qkv[:, :, 1] -= 6
+    *_, ours = gradients(qkv, rows(8, 3), device, True)
+    assert ours.isfinite().all()
 
 
 def test_threads_do_not_change_a_bit_of_the_gradient(threads):
@@ -375,7 +386,12 @@ def test_threads_do_not_change_a_bit_of_the_gradient(threads):
 @pytest.mark.parametrize("scored", [False, True], ids=["of-out", "of-score-too"])
 @pytest.mark.parametrize(
     ("tokens", "width", "mask"),
-    [(100, 64, rows(36, 14)), (65, 64, torch.stack([rows(16, 3), rows(16, *range(16))])), (191, 96, rows(47, 46))],
+    [
+        (100, 64, rows(36, 14)),
+        (65, 64, torch.stack([rows(16, 3), rows(16, *range(16))])),
+        (191, 96, rows(47, 46)),
+        (203, 32, rows(47, 46)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradient_in_half_precision(device, dtype, tokens, width, mask, scored):
