@@ -97,9 +97,10 @@ int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_
   const bool direct = from.summed == 1 && !gelu.of_a;
   const ptrdiff_t pitch = direct ? from.next : ostf::row_pitch(kernel, count) / static_cast<ptrdiff_t>(sizeof(float));
   const int tiles = ostf::ceil_div(R, kernel.rows);
-  const int fewest = threads > 1 ? std::min(kBlocksAThread * threads, tiles) : 1;
   const ptrdiff_t floats = gelu.slopes ? pitch + O : pitch;  // of a row, that the cache holds
-  const int blocks = std::max(fewest, static_cast<int>(std::min<int64_t>(tiles, floats * R / kBlockFloats)));
+  const int64_t fit = std::min<int64_t>(tiles, floats * R / kBlockFloats);
+  const int wanted = std::max(threads > 1 ? kBlocksAThread * threads : 1, static_cast<int>(fit));
+  const int blocks = std::min(tiles, ostf::ceil_div(wanted, threads) * threads);  // as many for each thread
   std::atomic<bool> enough{true};  // memory
   ostf::parallel_for(blocks, threads, [&](int64_t begin, int64_t end) {
     static thread_local ostf::Arena left;

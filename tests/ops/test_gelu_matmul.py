@@ -46,6 +46,25 @@ def test_not_a_number_stays(kernel):
     assert out[3, 5].isnan() and out.isnan().sum() == 1
 
 
+def test_the_derivative_is_taken_where_it_lies(kernel, threads):
+    """Of each element its own, of matrices that are parts of larger ones, up to the last row and column."""
+    a, b, x = (torch.ones(80, 160) for _ in range(3))
+    x[:70, :150] = torch.linspace(-3, 3, 70 * 150).view(70, 150)
+    with ops.use("native"):
+        out = matmul_gelu_backward_op(a[:70, :10], b[:10, :150], x[:70, :150])
+    wanted = torch.ops.aten.gelu_backward(torch.full((70, 150), 10.0), x[:70, :150])
+    torch.testing.assert_close(out, wanted, rtol=0, atol=2e-5)
+
+
+def test_not_a_number_in_a_gradient_stays(kernel):
+    a, b, x = torch.ones(30, 20), torch.ones(20, 40), torch.zeros(30, 40)
+    a[4, 7], b[3, 11] = float("nan"), float("inf")
+    with ops.use("native"):
+        out = matmul_gelu_backward_op(a, b, x)
+    assert out[4].isnan().all() and out.isnan().sum() == 40
+    assert out[torch.arange(30) != 4, 11].isposinf().all() and out.isinf().sum() == 29
+
+
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"x must be \(3,5\)"):
         matmul_gelu_backward_op(torch.zeros(3, 4), torch.zeros(4, 5), torch.zeros(3, 4))
