@@ -30,11 +30,14 @@ def still(config, tmp_path):
 
 
 def test_eight_pairs_are_overfitted(still):
-    """With the final keep rate: the box is found among the candidates that are left."""
+    """With the final keep rate: the box is found among the candidates that are left.
+
+    After 200 steps rounding still decides whether the mean IoU is 0.76 or 0.97.
+    """
     trainer = Trainer(still)
     batch = next(iter(make_loader(build_dataset(still), 8)))
     before = trainer.step(batch)["iou"]
-    seen = [trainer.step(batch)["iou"] for _ in range(190)]
+    seen = [trainer.step(batch)["iou"] for _ in range(500)]
     assert before < 0.3 and np.mean(seen[-10:]) > 0.9, (before, seen[::20])
 
 
