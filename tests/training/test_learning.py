@@ -16,9 +16,6 @@ from .tiny_run import MODEL
 FAST = OptimConfig(lr=3e-3, backbone_lr=1.0, grad_clip=1.0, drop_epoch=None)
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture
 def still(config, tmp_path):
     """Without what is random from step to step, at a rate that a small model learns by, with the published loss."""
@@ -32,16 +29,18 @@ def still(config, tmp_path):
 def test_eight_pairs_are_overfitted(still):
     """With the final keep rate: the box is found among the candidates that are left.
 
-    How many steps that takes depends on the pairs, the start and rounding: 190 to more than 500 on six seeds.
+    The published loss reads the box where a young score map is highest, so rounding decides where some starts end: with
+    others than this one a pair of the eight may stay elsewhere, by PyTorch's own kernels too.
     """
-    still = replace(still, seed=2)
+    still = replace(still, seed=2, epochs=100, optim=replace(FAST, decay_epochs=50))
     trainer = Trainer(still)
     batch = next(iter(make_loader(build_dataset(still), 8)))
     before = trainer.step(batch)["iou"]
-    seen = [trainer.step(batch)["iou"] for _ in range(500)]
+    seen = [trainer.step(batch)["iou"] for _ in range(299)]
     assert before < 0.3 and np.mean(seen[-10:]) > 0.9, (before, seen[::20])
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(still):
     """Loss and IoU of the same pairs from the same start; their curves are smoothed over eight steps.
 
