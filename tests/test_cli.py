@@ -172,6 +172,26 @@ def test_ctrl_c_again_and_again_leaves_no_traceback():
     assert (done.returncode, done.stdout, done.stderr) == (130, "told\n", "")
 
 
+_INTERRUPTED_WHILE_IMPORTING = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from ostrack_fast.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_before_the_command_line_is_imported_is_quiet():
+    command = [sys.executable, "-c", _INTERRUPTED_WHILE_IMPORTING]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 _INTERRUPTED_BEFORE_A_WITH = """
 import sys, ostrack_fast.cli as cli
 from ostrack_fast.files import AtomicFile
@@ -214,9 +234,12 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     good = ("--box", "20,20,24,16", "--weights", weights, "--device", "cpu")
     cases = [
         (("track", tmp_path / "absent.mp4", *good), "absent.mp4 does not exist"),
+        (("track", tmp_path / "loop.mp4", *good), "Too many levels of symbolic links"),
+        (("evaluate", "--data", tmp_path / "loop.mp4"), "Too many levels of symbolic links"),
         (("track", weights, *good), "cannot be read as a video"),
         (("track", video, "--box", "1,2,3", "--weights", weights), "four numbers x,y,w,h"),
         (("track", video, "--box", "1_0,20,24,16", "--weights", weights), "four numbers x,y,w,h"),
