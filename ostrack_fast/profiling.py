@@ -18,10 +18,9 @@ from torch.profiler import ProfilerActivity
 
 from .bench.roofline import Roofline
 from .engine import Engine
+from .inputs import Box
 from .model.cost import stage_flops
 from .timing import clock
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from itertools import islice
-from math import inf, isfinite, isnan
+from math import isnan
 from numbers import Real
 from pathlib import Path
 from threading import RLock
@@ -19,11 +18,10 @@ import torch
 from .box_prior import BoxPrior, Shape
 from .boxes import crop_window
 from .engine import Engine
+from .inputs import Box, check_frame, checked_box, checked_numbers
 from .model import OSTrack
 from .redetection import Presence, Redetection
 from .smoothing import Smoothing
-
-Box = tuple[float, float, float, float]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,8 +110,10 @@ def _settings(name: str, given: bool | S | None, kind: type[S]) -> S | None:
 
 
 def _threshold(score: float) -> float:
-    if not isinstance(score, Real) or isnan(score):
-        raise TypeError(f"lost_below must be a number, a score, got {score!r}")
+    if not isinstance(score, Real):
+        raise TypeError(f"lost_below must be a number, a score, got {reprlib.repr(score)}")
+    if isnan(score):
+        raise ValueError("lost_below is NaN: it must be a score")
     return score
 
 
@@ -338,7 +338,7 @@ class MultiTracker(_OnEngine):
         """
         for target in boxes:
             self._row(target)
-        boxes = {target: _checked_numbers(box) for target, box in boxes.items()}
+        boxes = {target: checked_numbers(box) for target, box in boxes.items()}
         rows = [boxes.get(target, now) for target, now in zip(self._targets, self.engine.boxes, strict=True)]
         self.engine.place(rows)
         for target, box in boxes.items():
@@ -391,61 +391,3 @@ class MultiTracker(_OnEngine):
         self._searched = searched
         found = zip(self._targets, rows, strict=True)
         return {target: self._result(row) for target, row in sorted(found)}
-
-
-def check_frame(frame: np.ndarray) -> None:
-    """Raise TypeError or ValueError unless the frame is (h,w,3) uint8."""
-    if not isinstance(frame, np.ndarray):
-        raise TypeError(f"a frame must be a numpy array (h,w,3) uint8 RGB, got {type(frame).__name__}")
-    if frame.dtype != np.uint8:
-        raise TypeError(f"a frame must be uint8, 0 to 255, got {frame.dtype}: scale and convert it")
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise ValueError(f"a frame must be RGB of shape (h,w,3), got {frame.shape}: convert it, e.g. with cv2.cvtColor")
-    if 0 in frame.shape:
-        raise ValueError(f"the frame is empty: shape {frame.shape}")
-
-
-def checked_box(box: object, height: int, width: int) -> Box:
-    """The box, a sequence, array or tensor or `{"init_bbox": one}`, as four floats.
-
-    Raises:
-        TypeError: it is not four numbers. ValueError: it is no target inside a frame of this size.
-    """
-    x, y, w, h = values = _checked_numbers(box)
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise ValueError(f"the box {values} lies outside the frame of {width} x {height} pixels")
-    if w > 10 * width or h > 10 * height:
-        raise ValueError(f"the box {values} is more than ten times as large as the frame of {width} x {height} pixels")
-    return values
-
-
-def _checked_numbers(box: object) -> Box:
-    """As `checked_box`, wherever the frame ends."""
-    values = _four_numbers(box.get("init_bbox") if isinstance(box, Mapping) else box)
-    if values is None:
-        raise TypeError(
-            f"a box must be four numbers x, y, width, height, or {{'init_bbox': them}}, got {reprlib.repr(box)}"
-        )
-    if not all(map(isfinite, values)):
-        raise ValueError(f"the box {values} is not finite")
-    if min(values[2:]) <= 0:
-        raise ValueError(f"the box {values} is empty: width and height must be positive (x, y, width, height)")
-    return values
-
-
-def _four_numbers(box: Any) -> Box | None:
-    """The four numbers that a box is, beyond all limits as infinity; None if it is something else."""
-    items = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
-    # Strings are sequences of digits, and sets have no order.
-    if isinstance(items, (str, bytes, bytearray, Set, Mapping)):
-        return None
-    try:
-        numbers = list(islice(items, 5))
-        if any(isinstance(number, (str, bytes, bytearray)) or getattr(number, "ndim", 0) for number in numbers):
-            return None
-        x, y, w, h = map(float, numbers)
-    except OverflowError:
-        return inf, inf, inf, inf
-    except (TypeError, ValueError):
-        return None
-    return x, y, w, h

@@ -62,6 +62,7 @@ LAYERS = [
         "data",
         "environment",
         "files",
+        "inputs",
         "interrupts",
         "progress",
         "settings",

@@ -276,7 +276,6 @@ def test_a_target_is_placed_at_boxes_alone(model, bad):
         ({"box_prior": 1}, "box_prior must be True, False or a BoxPrior"),
         ({"smoothing": {}}, "smoothing must be True, False or a Smoothing"),
         ({"lost_below": None}, "lost_below must be a number"),
-        ({"lost_below": math.nan}, "lost_below must be a number"),
         ({"model_or_name": torch.nn.Linear(2, 2)}, "weights are given by a name or a path, got Linear"),
         ({"model_or_name": 3}, "weights are given by a name or a path, got int"),
     ],
@@ -284,6 +283,11 @@ def test_a_target_is_placed_at_boxes_alone(model, bad):
 def test_options_of_another_type_are_refused_at_once(model, options, message):
     with pytest.raises(TypeError, match=message):
         Tracker(**{"model_or_name": model, "device": "cpu", **options})
+
+
+def test_no_score_is_below_nan(model):
+    with pytest.raises(ValueError, match="lost_below is NaN"):
+        Tracker(model, "cpu", lost_below=math.nan)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, ["small"]])

@@ -19,8 +19,9 @@ from cvat_sdk.auto_annotation import (
 )
 from PIL.Image import Image
 
+from ..inputs import Box
 from ..model import OSTrack
-from ..tracker import Box, Tracker
+from ..tracker import Tracker
 
 
 @dataclass

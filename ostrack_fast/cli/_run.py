@@ -24,7 +24,8 @@ from ._records import Records
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..tracker import Box, MultiTracker, TrackResult
+    from ..inputs import Box
+    from ..tracker import MultiTracker, TrackResult
     from ..visualization import Thumbnails
     from ._window import Window
 
@@ -138,7 +139,8 @@ class Follower:
         self._note({name: TrackResult(box, nan, False) for name, box in boxes.items()})
 
     def _give(self, frame: np.ndarray, name: int, box: Box, results: dict[int, TrackResult]) -> None:
-        from ..tracker import TrackResult, checked_box
+        from ..inputs import checked_box
+        from ..tracker import TrackResult
 
         place = checked_box(box, *frame.shape[:2])
         added = self._tracker.add(frame, place)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ..tracker import Box, TrackResult
+    from ..inputs import Box
+    from ..tracker import TrackResult
 
 _COLOURS = ("#ff8c00", "#4682ff", "#2fb36d", "#d14fb8", "#e0c020", "#20b8c8")
 _HELP = "drag: box   click, 1-9: choose   n: new target   d: drop   space: pause   q: end"

@@ -61,8 +61,9 @@ def track(
     outputs = Outputs(output, boxes, plot, json_lines)
     outputs.check(source, weights)
 
+    from ..inputs import checked_box
     from ..model import OSTrack
-    from ..tracker import MultiTracker, checked_box
+    from ..tracker import MultiTracker
     from ..video import open_source
     from ..video.live import LiveFrames
 

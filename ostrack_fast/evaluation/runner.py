@@ -16,8 +16,8 @@ from rich.markup import escape
 from ..data.truth import format_boxes, present
 from ..data.videos import Video, check_first_box, raise_problems, scan_videos
 from ..files import write_text
+from ..inputs import checked_box
 from ..progress import progress_bar
-from ..tracker import checked_box
 from .ahead import decoded_ahead
 from .metrics import NORMALIZED_THRESHOLDS, OVERLAP_THRESHOLDS, PIXEL_THRESHOLDS, Array, Scores, score_video
 

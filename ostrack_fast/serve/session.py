@@ -13,7 +13,8 @@ from typing import BinaryIO, cast
 import cv2
 import numpy as np
 
-from ..tracker import Box, MultiTracker, SearchRegion, TrackResult, checked_box
+from ..inputs import Box, checked_box
+from ..tracker import MultiTracker, SearchRegion, TrackResult
 from ..video.h264 import H264Encoder
 from ..visualization import annotate, fit
 from .stored import StoredVideo
