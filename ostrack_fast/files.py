@@ -92,8 +92,8 @@ class AtomicFile:
     """
 
     def __init__(self, path: str | Path, suffix: str | None = None):
-        exists = _exists(path)
-        self._special = exists and is_special(path)
+        replaces = exists(path)
+        self._special = replaces and is_special(path)
         # The name behind a link, but not behind one of the system's: /dev/stdout may lead to a pipe, which has none.
         self._target = Path(path if self._special else os.path.realpath(path))
         folder = Path(tempfile.gettempdir()) if self._special else self._target.parent
@@ -102,7 +102,7 @@ class AtomicFile:
         suffix = Path(path).suffix if suffix is None else suffix
         suffix = suffix if suffix.isascii() and len(suffix) < 16 else ""
         # What replaces a file that others may not read must not be readable while it is written.
-        self._temporary, self._lock = _locked_file(folder, suffix, 0o600 if exists else 0o666)
+        self._temporary, self._lock = _locked_file(folder, suffix, 0o600 if replaces else 0o666)
         self._folder: int | None = None
         self.name = str(self._temporary)
         if not is_utf8(self.name):
@@ -156,7 +156,7 @@ def check_writable(path: str | Path) -> None:
         ValueError: it is a folder. OSError: it cannot be written, saying why.
     """
     with naming(path):
-        if _exists(path) and is_special(path):
+        if exists(path) and is_special(path):
             if _standard_stream(path) is None and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "")
         elif os.path.isdir(path):
@@ -179,7 +179,7 @@ def check_folder(folder: str | Path) -> None:
             os.close(lock)
 
 
-def _exists(path: str | Path) -> bool:
+def exists(path: str | Path) -> bool:
     """Whether there is something of this name. Raises OSError for what no name can be: too long, a circular link."""
     try:
         os.stat(path)

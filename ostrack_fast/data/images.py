@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import exists
+
 Image = NDArray[np.uint8]
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 GIB = 1024**3
@@ -88,7 +90,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
         FileNotFoundError: the folder is missing or holds no image. ValueError: as `find_images`.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not (exists(folder) and folder.is_dir()):
         raise FileNotFoundError(f"{folder} is not a folder")
     found = find_images(folder, recursive)
     if not found:

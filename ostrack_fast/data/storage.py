@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..files import exists
 from .images import Image, image_from, is_hidden
 
 _LMDB_FILE = "data.mdb"
@@ -42,7 +43,7 @@ def open_storage(path: str | Path) -> Storage:
         FileNotFoundError: there is nothing. ValueError: it is none of these. ImportError: lmdb is not installed.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise FileNotFoundError(f"{path} is missing: a folder, a zip file or an LMDB database of the dataset")
     if path.is_dir() and (path / _LMDB_FILE).is_file():
         return Lmdb(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import exists
 from .images import IMAGE_SUFFIXES, Image, find_images, is_hidden, read_image
 from .truth import Array, present, read_boxes
 
@@ -131,7 +132,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _find_videos(folder: Path) -> list[str]:
-    if not folder.is_dir():
+    if not (exists(folder) and folder.is_dir()):
         raise FileNotFoundError(f"{folder} is not a folder")
     found = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name) and _is_video(path))
     if not found:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import exists
 from .benchmarks import Sequence
 
 _SHOWN = 10
@@ -34,7 +35,7 @@ class Results:
 
 def check_is_folder(path: str | Path) -> None:
     """Raise FileNotFoundError unless the path is a folder."""
-    if not Path(path).is_dir():
+    if not (exists(path) and Path(path).is_dir()):
         raise FileNotFoundError(f"{path} is not a folder of results")
 
 

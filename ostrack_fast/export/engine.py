@@ -68,14 +68,12 @@ class OnnxEngine(Engine):
     """
 
     def __init__(self, path: str | Path, providers: Sequence[str] | None = None, smoothing: Smoothing | None = None):
-        session, facts = _open(Path(path), providers)
-        if facts["batch"] not in (1, None):
-            raise ValueError(
-                f"{path} takes {facts['batch']} targets at once: export it with a batch of 1 or of any size"
-            )
+        session, batch, dtype, cfg = _open(Path(path), providers)
+        if batch not in (1, None):
+            raise ValueError(f"{path} takes {batch} targets at once: export it with a batch of 1 or of any size")
         # Only what `_OnnxNetwork` has is read: all methods that read more are overridden below.
-        network = cast(FrozenOSTrack, _OnnxNetwork(session, facts["batch"] == 1, DTYPES[facts["dtype"]]))
-        self._start(network, ModelConfig.from_dict(facts["config"]), torch.device("cpu"), smoothing)
+        network = cast(FrozenOSTrack, _OnnxNetwork(session, batch == 1, dtype))
+        self._start(network, cfg, torch.device("cpu"), smoothing)
 
     def _allocate(self, rows: int) -> Targets:
         size = self.cfg.template_size
@@ -92,10 +90,10 @@ class OnnxEngine(Engine):
         self._targets.qkv[rows] = square_box(self.cfg) if box is None else box
 
 
-def _open(path: Path, providers: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
-    """The session of a file, and what `export_model` noted in it."""
+def _open(path: Path, providers: Sequence[str] | None) -> tuple[Any, int | None, torch.dtype, ModelConfig]:
+    """The session of a file, and what `export_model` noted in it: batch, dtype and configuration."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give an ONNX file that ostrack-fast export wrote")
+        raise FileNotFoundError(f"{path} is no file: give an ONNX file that ostrack-fast export wrote")
     try:
         session = open_session(path, providers)
     except Exception as error:  # onnxruntime's errors have no base of their own
@@ -105,4 +103,8 @@ def _open(path: Path, providers: Sequence[str] | None) -> tuple[Any, dict[str, A
     noted = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if noted is None:
         raise ValueError(f"{path} was not written by ostrack-fast export: it does not carry the model's configuration")
-    return session, json.loads(noted)
+    try:
+        facts = json.loads(noted)
+        return session, facts["batch"], DTYPES[facts["dtype"]], ModelConfig.from_dict(facts["config"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} carries notes that cannot be read ({error!r}): export it again") from None

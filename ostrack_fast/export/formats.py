@@ -108,14 +108,22 @@ def open_session(path: str | Path, providers: Sequence[str] | None = None, threa
     Args:
         providers: as onnxruntime names them, by default the CPU's.
         threads: on the CPU; 0 leaves their number to onnxruntime.
+
+    Raises:
+        ValueError: a provider that onnxruntime does not know, or none that is here: it would take the CPU's instead.
     """
     require_onnx()
     import onnxruntime
 
+    here, known = onnxruntime.get_available_providers(), onnxruntime.get_all_providers()
+    providers = [providers] if isinstance(providers, str) else providers or ["CPUExecutionProvider"]
+    names = [each[0] if isinstance(each, tuple) and each else each for each in providers]
+    if not all(name in known for name in names) or not any(name in here for name in names):
+        raise ValueError(f"providers={providers!r}: onnxruntime has {', '.join(here)} here")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
 def run_session(session: Any, *inputs: Tensor) -> Maps:

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..files import exists
 from ..settings import read_yaml
 from ..visualization.sheet import check_image_path, save_figure
 from .log import LOG
@@ -79,7 +80,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for folder in folders:
-        if not folder.is_dir():
+        if not (exists(folder) and folder.is_dir()):
             raise FileNotFoundError(f"{folder} is not a folder")
         for log in filter(Path.is_file, folder.rglob(LOG)):
             found.setdefault(log.parent.resolve(), read_folder(log.parent))

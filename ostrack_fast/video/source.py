@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from ..data.images import IMAGE_SUFFIXES, find_images, read_image
+from ..files import exists
 from .capture import SILENCE, Capture
 from .pipe import Pipe
 
@@ -75,7 +76,7 @@ def open_source(source: str | Path | int) -> FrameSource:
     path = Path("/dev/stdin" if text == "-" else text)
     if text and path.is_dir():
         return _open_folder(path)
-    kind = path.stat().st_mode if text and path.exists() else 0
+    kind = path.stat().st_mode if text and exists(path) else 0
     if stat.S_ISREG(kind):
         with open(path, "rb"):
             pass  # or say why not: OpenCV does not

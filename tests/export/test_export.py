@@ -239,6 +239,12 @@ def test_an_engine_of_an_onnx_file_follows_many_targets(exported, model, choices
         assert score == pytest.approx(result.score, abs=1e-4)
 
 
+@pytest.mark.parametrize("providers", [["Nope"], ["CPUExecutionProvider", "Nope"], [3]])
+def test_providers_that_are_not_there_are_refused(exported, providers):
+    with pytest.raises(ValueError, match=r"onnxruntime has .*CPUExecutionProvider"):
+        Tracker.from_onnx(exported(), providers=providers)
+
+
 def test_what_is_no_exported_file_is_told(exported, tmp_path):
     import onnx
 
@@ -251,8 +257,12 @@ def test_what_is_no_exported_file_is_told(exported, tmp_path):
     (noted,) = (each for each in file.metadata_props if each.key == "ostrack_fast")
     noted.value = noted.value.replace('"batch": 1', '"batch": 2')
     onnx.save(file, tmp_path / "two.onnx")
+    noted.value = "no JSON"
+    onnx.save(file, tmp_path / "notes.onnx")
     del file.metadata_props[:]
     onnx.save(file, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match=r"notes\.onnx carries notes that cannot be read"):
+        Tracker.from_onnx(tmp_path / "notes.onnx")
     with pytest.raises(ValueError, match="was not written by ostrack-fast export"):
         Tracker.from_onnx(tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="takes 2 targets at once"):

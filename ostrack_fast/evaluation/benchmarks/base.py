@@ -15,6 +15,7 @@ from ...data import layouts
 from ...data.images import find_images, is_hidden
 from ...data.storage import Folder
 from ...data.truth import Array, read_numbers
+from ...files import exists
 from ..protocols import Truth
 
 _SHOWN = 10
@@ -95,7 +96,7 @@ class Benchmark(ABC):
             ValueError: an unknown split, or a file that cannot be read; the message names it.
         """
         data = Path(data)
-        if not data.is_dir():
+        if not (exists(data) and data.is_dir()):
             raise FileNotFoundError(f"{data} is not a folder: give the one that {self.title} was unpacked into")
         if split is not None and split not in self.splits:
             raise ValueError(f"{self.title} has no split {split!r}: choose one of {', '.join(self.splits)}")
