@@ -258,6 +258,8 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
         (("train", "tiny", "--output", ""), "an argument is empty: the one behind --output"),
         (("convert", weights, tmp_path / "w.pth", "--recipe="), "an argument is empty: --recipe="),
         (("bench", "ops", "--threads", "9" * 30), "not a list of numbers from 1 to 4096"),
+        (("bench", "ops", "--threads", "1_0"), "not a list of numbers from 1 to 4096"),
+        (("profile", "--frames", "9" * 30), "--frames must be less than 2^63"),
         (("bench", "ops", "--seconds", "inf"), "--seconds must be a finite number, got inf"),
         (("report", tmp_path / "absent"), "absent is not a folder of results"),
         (("accelerate", "--check", f"{tmp_path / 'mine.py'}:build"), "fails in its own code"),

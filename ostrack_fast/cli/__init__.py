@@ -162,10 +162,13 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 def _check_numbers(options: dict[str, object]) -> None:
-    """Raise ValueError for an option that is infinite or NaN, which the command line's library takes for a number."""
+    """Raise ValueError for an option that is no number anyone means, which the command line's library takes for one."""
     for name, value in options.items():
+        shown = f"--{name.replace('_', '-')}"
         if isinstance(value, float) and not isfinite(value):
-            raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+            raise ValueError(f"{shown} must be a finite number, got {value}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{shown} must be less than 2^63, got {value}")
 
 
 def _tell(error: Exception) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MOST = 4096
 """More threads, targets or processes than any machine runs at once."""
 
@@ -15,14 +17,13 @@ def chosen(option: str, text: str | None, known: tuple[str, ...]) -> list[str] |
     return names
 
 
-def counts(option: str, text: str | None, most: int = MOST) -> list[int] | None:
-    """The numbers from 1 to `most` in an option's text; None where it was not given."""
+def counts(option: str, text: str | None, most: int = MOST, least: int = 1) -> list[int] | None:
+    """The numbers from `least` to `most` in an option's text; None where it was not given."""
     if text is None:
         return None
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if not all(1 <= number <= most for number in numbers):
-        raise ValueError(f"{option} {text!r} is not a list of numbers from 1 to {most}, such as 1,8")
+    # Of what `int` reads, 1_0 and digits of other scripts are slips of the keyboard.
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) if re.fullmatch(r"[0-9]{1,18}", part) else -1 for part in parts]
+    if not all(least <= number <= most for number in numbers):
+        raise ValueError(f"{option} {text!r} is not a list of numbers from {least} to {most}, such as 1,8")
     return numbers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._boxes import parse_box
+from ._lists import counts
 from ._outputs import check_outputs
 from ._weights import Config
 
@@ -47,7 +48,7 @@ def visualize(
 
     opened = open_source(source)
     model = OSTrack.from_pretrained(weights, config)
-    chosen = None if blocks is None else _parse_blocks(blocks)
+    chosen = counts("--blocks", blocks, least=0)
     pictures = _pictures(model, iter(opened), parse_box(box), kind, chosen)
     if output.suffix.lower() == ".mp4":
         with VideoWriter(output, opened.fps) as writer:
@@ -82,10 +83,3 @@ def _pictures(
     for frame in frames:
         yield draw(inside.look(frame, box), kind, shown)
         box = tracker.track(frame).box
-
-
-def _parse_blocks(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--blocks {text!r} is not numbers between commas, such as --blocks 0,3,6") from None
