@@ -204,12 +204,14 @@ LAYOUTS: dict[str, Layout] = {"lasot": LasotLayout(), "got10k": Got10kLayout(), 
 
 
 def read_flags(storage: Storage, name: str, frames: int) -> NDArray[np.bool_]:
-    """(frames,) bool: which of a file's numbers, at least one a frame, are not 0.
+    """(frames,) bool: which of a file's flags, 0 or 1 and at least one a frame, are set.
 
     Raises:
-        OSError: there is no such file. ValueError: it holds something else than numbers, or fewer of them.
+        OSError: there is no such file. ValueError: it holds something else, or fewer of them.
     """
     flags = parse_numbers(storage.read(name), storage.path / name)
     if len(flags) < frames:
         raise ValueError(f"{storage.path / name} has {len(flags)} flags for {frames} frames")
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError(f"{storage.path / name} holds a number that is no flag, 0 or 1")
     return np.asarray(flags[:frames] != 0)

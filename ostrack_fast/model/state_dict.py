@@ -31,17 +31,30 @@ def find_state(content: Any) -> Tensors:
         The tensors, not yet read.
 
     Raises:
-        CheckpointError: there is no state dict, or two tensors have the same name. The message names no file.
+        CheckpointError: there is no state dict, or two tensors have the same name, or two networks the same claim to be
+            the one that is wanted. The message names no file.
     """
     found = [(place, tensors, _prefixes(tensors)) for place, tensors in _state_dicts(content)]
     if not found:
         raise CheckpointError(f"holds no state dict: {_summary(content)}")
     choices = [
-        (not prefixes, _rank([*place, *prefix.split(".")]), len(prefix), tensors, prefix)
+        (
+            (not prefixes, _rank([*place, *prefix.split(".")]), len(place) + prefix.count(".")),
+            ".".join([*place, prefix]).strip("."),
+            _below(tensors, prefix),
+        )
         for place, tensors, prefixes in found
         for prefix in prefixes or [""]
     ]
-    *_, tensors, prefix = min(choices, key=lambda choice: choice[:3])
+    claim, name, chosen = min(choices, key=lambda choice: choice[0])
+    rivals = [other for one, other, tensors in choices if one == claim and tensors != chosen]
+    if rivals and is_ostrack(chosen):
+        raise CheckpointError(f"holds several networks ({', '.join([name, *rivals])}): save the one you want alone")
+    return chosen
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with a prefix, without it."""
     # Beside the network lies the number of averaged steps, where PyTorch's AveragedModel made it.
     return {
         name.removeprefix(prefix): value

@@ -144,6 +144,18 @@ def test_flags_and_boxes_must_fit(tmp_path):
     write(tmp_path / "airplane" / "airplane-1" / "full_occlusion.txt", flags([0, 0]))
     with pytest.raises(ValueError, match=r"full_occlusion\.txt has 2 flags for 4 frames"):
         find_benchmark("lasot").load(tmp_path)
+    # Boxes in the place of flags are as many numbers, none of them 0: the whole video would count as hidden.
+    write(tmp_path / "airplane" / "airplane-1" / "full_occlusion.txt", rows(BOXES))
+    with pytest.raises(ValueError, match=r"full_occlusion\.txt holds a number that is no flag, 0 or 1"):
+        find_benchmark("lasot").load(tmp_path)
+
+
+@pytest.mark.parametrize("far", ["inf", "1e200"])
+def test_a_truth_beyond_all_images_is_refused(tmp_path, far):
+    layouts.lasot(tmp_path)
+    write(tmp_path / "airplane" / "airplane-1" / "groundtruth.txt", f"{far},1,5,5\n" * 4)
+    with pytest.raises(ValueError, match="airplane-1: a box of the truth lies more than 1e\\+09 pixels away"):
+        find_benchmark("lasot").load(tmp_path)
 
 
 def test_lasot_without_folders_of_classes_and_its_toolkits_annotations(tmp_path):

@@ -220,6 +220,19 @@ def test_layouts(model, tmp_path, layout, legacy):
     assert_same(OSTrack.from_pretrained(tmp_path / "x.pth", TINY).state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_two_networks_of_the_same_claim_are_refused(model, tmp_path, beside):
+    """None of them is taken at random: a checkpoint of a teacher and its student, each as trainers store them."""
+    state = model.state_dict()
+    other = {k: v * 0 for k, v in state.items()}
+    both = {"pupil": state, "teacher": other} if beside else {**carried(state, "pupil."), **carried(other, "teacher.")}
+    torch.save(both, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"several networks \(pupil, teacher\): save the one you want alone"):
+        OSTrack.from_pretrained(tmp_path / "x.pth", TINY)
+    torch.save({"one": dict(state), "two": dict(state)}, tmp_path / "x.pth")
+    assert_same(OSTrack.from_pretrained(tmp_path / "x.pth", TINY).state_dict(), state)
+
+
 def test_a_whole_pickled_network(model, tmp_path):
     torch.save(model, tmp_path / "x.pth")
     assert_same(OSTrack.from_pretrained(tmp_path / "x.pth", TINY).state_dict(), model.state_dict())

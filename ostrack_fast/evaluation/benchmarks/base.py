@@ -184,7 +184,7 @@ def images_in(folder: Path) -> Callable[[], list[Path]]:
 
 
 def read_flags(path: Path, frames: int) -> NDArray[np.bool_]:
-    """(frames,) bool: which of a file's numbers are not 0. Raises as `data.layouts.read_flags`."""
+    """(frames,) bool: which of a file's flags are set. Raises as `data.layouts.read_flags`."""
     return layouts.read_flags(Folder(path.parent), path.name, frames)
 
 

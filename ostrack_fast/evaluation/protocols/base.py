@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.truth import Array, as_boxes
+from ...data.truth import LARGEST, Array, as_boxes
 
 OVERLAPS: Array = np.arange(21.0) * 0.05
 """0, 0.05, ... 1 as Python toolkits compute them: rounding puts 0.15 and some others above the decimal number."""
@@ -43,6 +43,8 @@ class Truth:
     group: str = ""
 
     def __post_init__(self) -> None:
+        if (np.abs(self.boxes) > LARGEST).any():  # a comparison with NaN is false
+            raise ValueError(f"{self.name}: a box of the truth lies more than {LARGEST:g} pixels away")
         object.__setattr__(self, "boxes", np.asfortranarray(self.boxes))
 
 
