@@ -33,7 +33,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if available else torch.device("cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         resolved = None
     if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"device {str(device)!r} is not supported: choose auto, cpu, cuda or cuda:N")

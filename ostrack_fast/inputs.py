@@ -56,17 +56,17 @@ def checked_numbers(box: object) -> Box:
 
 def _four_numbers(box: Any) -> Box | None:
     """The four numbers that a box is, beyond all limits as infinity; None if it is something else."""
-    items = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
-    # Strings are sequences of digits, and sets have no order.
-    if isinstance(items, (str, bytes, bytearray, Set, Mapping)):
-        return None
     try:
+        items = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
+        # Strings are sequences of digits, and sets have no order.
+        if isinstance(items, (str, bytes, bytearray, Set, Mapping)):
+            return None
         numbers = list(islice(items, 5))
         if any(isinstance(number, (str, bytes, bytearray)) or getattr(number, "ndim", 0) for number in numbers):
             return None
         x, y, w, h = map(float, numbers)
     except OverflowError:
         return inf, inf, inf, inf
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last of tensors without data
         return None
     return x, y, w, h

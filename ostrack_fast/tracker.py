@@ -241,7 +241,7 @@ class Tracker(_OnEngine):
             box_prior, smoothing: as `Tracker`.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: not such a file.
+            FileNotFoundError: no such file. ValueError: not such a file, or no such provider here.
             ImportError: a package of the extra `export` is missing.
         """
         from .export.engine import OnnxEngine

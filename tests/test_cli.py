@@ -278,6 +278,11 @@ def test_mistakes_are_told_in_a_line(run, video, weights, tmp_path, monkeypatch)
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_message_has_an_end(run, video):
+    code, _, err = run("track", video, "--box", "1" * 99_999)
+    assert code == 2 and err.startswith("error: --box '111") and err.endswith("1...\n") and len(err) < 2100
+
+
 def test_what_fails_while_objects_are_cleared_away_is_not_shown(run, monkeypatch, tmp_path):
     class Failing:
         def __del__(self):

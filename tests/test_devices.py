@@ -51,3 +51,9 @@ def test_bfloat16_warns_where_there_is_no_kernel_for_it(capability):
     environment = os.environ | {"OSTRACK_FAST_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ("bfloat16 is slower than float32" in done.stderr) == (capability == "portable"), done.stderr
+
+
+@pytest.mark.parametrize("wrong", [None, "", "tpu", "cuda:x", [0]])
+def test_what_is_no_device_is_told(wrong):
+    with pytest.raises(ValueError, match="is not supported: choose auto, cpu, cuda"):
+        devices.resolve_device(wrong)

@@ -237,6 +237,7 @@ def test_what_is_no_frame(tracker, bad, kind, message):
         ((1, 2, 3j, 4), TypeError, "four numbers"),
         (range(10**9), TypeError, "four numbers"),
         (3, TypeError, "four numbers"),
+        (torch.empty(4, device="meta"), TypeError, "four numbers"),
         ((1, 2, 10**400, 4), ValueError, "finite"),
         ((-(10**400), 2, 3, 4), ValueError, "finite"),
         ((1, 2, 1e308, 1e308), ValueError, "ten times"),

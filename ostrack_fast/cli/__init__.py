@@ -178,6 +178,8 @@ def _tell(error: Exception) -> None:
     Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", end=" ")
     # Names of files may hold what moves a terminal's cursor; the lines of a list begin with spaces.
     text = re.sub(r"\n(?!  )", r"\\n", _words(error).rstrip())
+    # A damaged list of names may be one line of megabytes.
+    text = re.sub(r"(?m)^(.{2000}).+", r"\1...", text)
     print("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), file=sys.stderr)
     sys.exit(2)
 

@@ -152,6 +152,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_folder_name("output", self.output)
+        check_folder_name("data_root", self.data_root)
+        for name in ("weights", "backbone"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is an empty text: leave it out to start from random weights")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if self.cuda_graph and (self.precision == "float16" or self.activation_checkpointing == "block"):
