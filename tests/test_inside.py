@@ -98,7 +98,7 @@ def test_the_command(demo, tmp_path, monkeypatch, capsys):
         (("features", tmp_path, *target, "-o", tmp_path / "o" / "a.png", "--frame", "9"), "has no frame 9"),
         (
             ("features", tmp_path, *target, "-o", tmp_path / "o" / "a.png", "--blocks", "x"),
-            "not numbers between commas",
+            "not a list of numbers from 0",
         ),
     ):
         assert run(monkeypatch, *words) == 2 and said in capsys.readouterr().err
