@@ -5,10 +5,12 @@ from math import nan
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ostrack_fast.tracker import TrackResult
 from ostrack_fast.visualization import Thumbnails, annotate, draw_box, plot_run
 from ostrack_fast.visualization.draw import LOST_COLOUR, TARGET_COLOUR
+from ostrack_fast.visualization.sheet import save_figure
 
 BOX = (60.0, 40.0, 80.0, 50.0)
 
@@ -71,6 +73,14 @@ def test_a_run_on_one_page(tmp_path, count, length):
     plot_run(tmp_path / "run.png", images, scores, 25.0, "a run", lost_below=0.2)
     assert min(cv2.imread(str(tmp_path / "run.png")).shape[:2]) > 200
     assert [path.name for path in tmp_path.iterdir()] == ["run.png"]
+
+
+def test_a_name_that_looks_like_a_formula(tmp_path):
+    figure = Figure()
+    figure.add_subplot().plot([0, 1], label=r"$\frac$")
+    figure.axes[0].legend()
+    save_figure(figure, tmp_path / "a.png", dpi=50)
+    plot_run(tmp_path / "run.png", [(0, grey())], [0.5], 25.0, r"$\frac$")
 
 
 def test_a_picture_of_no_known_kind(tmp_path):

@@ -86,11 +86,12 @@ def make_report(
         check_is_folder(path)
     runs = [read_run(Path(path)) for path in results]
     about: dict[str, Any] = next((run for run in runs if "benchmark" in run), {})
-    benchmark, data, split = benchmark or about.get("benchmark"), data or about.get("data"), split or about.get("split")
+    benchmark, data = benchmark or about.get("benchmark"), data or about.get("data")
     if benchmark is None or data is None:
         raise ValueError("no run.json among the results says what they are of: give --benchmark and --data")
     found = find_benchmark(benchmark)
-    loaded = found.load(data, split if split in found.splits else None)
+    noted = about.get("split")
+    loaded = found.load(data, split or (noted if noted in found.splits else None))
     if not has_truth(loaded.sequences):
         raise ValueError(f"{data}: the truth of this split is on the benchmark's server: there is nothing to report")
     starts = {run.get("starts", 1) for run in runs}

@@ -17,6 +17,7 @@ from matplotlib.ticker import NullFormatter
 from ..data.images import Image, read_image
 from ..data.truth import Array, present
 from ..visualization.draw import TARGET_COLOUR, draw_box
+from ..visualization.sheet import without_formulas
 from .benchmarks import Sequence
 from .protocols.base import OVERLAPS, PIXELS, SHARES, Curves
 from .scoring import Scored, TrackerScore
@@ -129,7 +130,8 @@ def new_axes(x: str, y: str) -> tuple[Figure, Axes]:
 def svg(figure: Figure, text: str) -> Picture:
     """A chart as a picture of the page."""
     out = io.BytesIO()
-    # The same data give the same file: no date, no random names; names of trackers are no formulas.
-    with rc_context({"svg.hashsalt": "report", "text.parse_math": False}):
+    without_formulas(figure)
+    # The same data give the same file: no date, no random names.
+    with rc_context({"svg.hashsalt": "report"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return Picture(f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}", text)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..files import is_special, write_atomically
 from .draw import LOST_COLOUR, TARGET_COLOUR
@@ -44,7 +45,7 @@ def plot_run(
     grid = figure.add_gridspec(rows + 1, COLUMNS, height_ratios=heights)
     # A file's name, which may hold dollar signs and what is no text.
     title = "".join(letter if letter.isprintable() else "?" for letter in title)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", parse_math=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     for place, (index, image) in enumerate(thumbnails):
         axes = figure.add_subplot(grid[divmod(place, COLUMNS)])
         axes.imshow(image)
@@ -82,10 +83,17 @@ def _plot_score(
 def save_figure(figure: Figure, path: str | Path, dpi: float) -> None:
     """Write a figure atomically, of the kind that the suffix says. Raises as `check_image_path`, and OSError."""
     kind = check_image_path(path)
+    without_formulas(figure)
     with warnings.catch_warnings():
         # The font draws a box for what it lacks, such as the letters of a video's Chinese name.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format=kind))
+
+
+def without_formulas(figure: Figure) -> None:
+    """Show the texts of a figure as they are: names of files and trackers may hold dollars, which begin a formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def check_image_path(path: str | Path) -> str:

@@ -221,6 +221,16 @@ def test_a_run_file_of_something_else_is_refused(results, said):
         make_report(results[:1])
 
 
+def test_a_tracker_whose_name_looks_like_a_formula(results):
+    named = results[0].rename(results[0].parent / r"$\frac$")
+    assert make_report([named]).curves
+
+
+def test_a_split_that_is_not_there_is_refused(results):
+    with pytest.raises(ValueError, match="has no split 'nope'"):
+        make_report(results[:1], split="nope")
+
+
 def test_a_folder_that_is_not_there():
     with pytest.raises(FileNotFoundError, match="absent is not a folder of results"):
         make_report(["absent"])
