@@ -14,6 +14,7 @@ struct Avx2 {
   static constexpr int kSums = 12;  // registers that a tile of the gradient's products sums in
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = false;
+  static constexpr bool kHasExp2 = false;
   static constexpr int rows(int vectors) { return vectors >= 2 ? 4 : 8; }  // at most 12 of the 16 registers accumulate
 
   using Vec = __m256;
@@ -29,7 +30,6 @@ struct Avx2 {
   static OSTF_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static OSTF_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
   static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }
   static OSTF_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // b where either is NaN
   static OSTF_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
   static OSTF_INLINE Vec keep(Vec a, const uint32_t* bits) {
@@ -45,7 +45,6 @@ struct Avx2 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
   // a * 2^whole for -127 <= whole <= 0; an exponent of -127 stands for 0
-  static constexpr float kLowestExponent = -127.0f;
   static OSTF_INLINE Vec scale(Vec a, Vec whole) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));

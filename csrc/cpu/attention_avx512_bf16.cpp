@@ -9,10 +9,7 @@ OSTF_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 
 namespace {
 
-// 2^(j/16) times the coefficients of a parabola through 1 that approximates 2^f, |f| <= 1/32, to a relative 4.2e-7.
-struct {
-  float start[16], slope[16], curve[16];
-} constexpr kExp2 = {
+constexpr Exp2Table<16> kCoarseExp2 = {  // to a relative 4.2e-7
     {1.0f, 1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
      1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f},
     {0.693187833f, 0.72387788f, 0.755926692f, 0.789394426f, 0.824343903f, 0.860840726f, 0.898953401f, 0.938753468f,
@@ -32,16 +29,7 @@ struct Avx512Bf16 : Avx512 {
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  // A table replaces multiply-adds, because those compete with the matmuls for execution ports.
-  static OSTF_INLINE Vec exp2(Vec t) {
-    t = max(set(kLowestExponent), t);  // NaN stays NaN
-    const Vec shift = set(0x1.8p19f);  // the last bit of a sum with it is 1/16
-    const Vec z = add(t, shift);
-    const Vec n = sub(z, shift), f = sub(t, n);
-    const __m512i j = _mm512_castps_si512(z);
-    const auto pick = [j](const float* table) OSTF_INLINED { return _mm512_permutexvar_ps(j, load(table)); };
-    return scale(fma(fma(pick(kExp2.curve), f, pick(kExp2.slope)), f, pick(kExp2.start)), n);  // scale rounds n down
-  }
+  static OSTF_INLINE Vec exp2(Vec t) { return Avx512::exp2(t, kCoarseExp2); }
 
   static OSTF_INLINE void store_pair(KGroup* to, ptrdiff_t, Vec first, Vec second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,

@@ -22,6 +22,7 @@ struct Portable {
 #endif
   static constexpr int kStep = 1;
   static constexpr bool kOverlap = false;
+  static constexpr bool kHasExp2 = false;
   static constexpr int rows(int) { return 4; }
 
   using Vec = Vec4;
@@ -42,10 +43,8 @@ struct Portable {
   static OSTF_INLINE Vec div(Vec a, Vec b) { return a / b; }
 #if defined(__aarch64__)  // the build forbids the compiler to fuse by itself
   static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return reinterpret_cast<Vec>(vfmaq_f32(c, a, b)); }
-  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return reinterpret_cast<Vec>(vfmsq_f32(a, b, c)); }
 #else
   static OSTF_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
-  static OSTF_INLINE Vec subtract_product(Vec a, Vec b, Vec c) { return a - b * c; }
 #endif
   static OSTF_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
   static OSTF_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
@@ -59,7 +58,6 @@ struct Portable {
   // Adding 1.5 * 2^23 leaves no bit for a fraction.
   static OSTF_INLINE Vec round(Vec x) { return (x + set(0x1.8p23f)) - set(0x1.8p23f); }
   // a * 2^whole for -127 <= whole <= 0; an exponent of -127 stands for 0
-  static constexpr float kLowestExponent = -127.0f;
   static OSTF_INLINE Vec scale(Vec a, Vec whole) {
     // whole + 127 + 1.5 * 2^23 has the exponent field in its low bits; where it is NaN so is a.
     return a * reinterpret_cast<Vec>(reinterpret_cast<UInt4>(whole + set(0x1.8p23f + 127)) << 23);

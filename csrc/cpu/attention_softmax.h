@@ -32,39 +32,26 @@ OSTF_INLINE void clear(typename S::Vec (&acc)[R][V]) {
   }
 }
 
-// e^((logit - running maximum) / sqrt D) of a difference of logits. Where results are float32 it is 2^n p(rest): n is
-// whole, one `step` halves or doubles the result, and rest = difference - n * step lies within half a step; step is
-// coarse + fine, and n * coarse is exact. p is the polynomial of minimax relative error, 2.6e-9, for 2^f, |f| <= 1/2,
-// with p(0) = 1 and its argument rescaled.
+// e^(difference / sqrt D) of a difference of logits. Without an S::exp2 it is 2^n p(f) where n is whole and |f| <= 1/2. p
+// is the polynomial of minimax relative error, 2.6e-9, for 2^f with p(0) = 1.
 template <class S>
 struct SoftmaxExp {
-  float rate, coarse, fine, lowest, highest;
-  float coefficient[7];
+  float rate;
 
-  explicit SoftmaxExp(int D) {
-    constexpr double minimax[] = {1, 0.6931472150, 0.2402265278, 0.05550310551, 0.009617692976, 0.001340664385,
-                                  0.0001559467702};
-    const double step = 0.6931471805599453 * std::sqrt(static_cast<double>(D));
-    rate = static_cast<float>(1 / step);
-    coarse = ostf::bits_float(ostf::float_bits(static_cast<float>(step)) & 0xffffff00);  // |n| < 256: room for 8 bits
-    fine = static_cast<float>(step - coarse);
-    lowest = static_cast<float>(S::kLowestExponent * step);
-    highest = static_cast<float>(126 * step);
-    double power = 1;
-    for (int i = 0; i < 7; ++i, power /= step) coefficient[i] = static_cast<float>(minimax[i] * power);
-  }
+  explicit SoftmaxExp(int D) : rate(static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(D)))) {}
 
   OSTF_INLINE typename S::Vec operator()(typename S::Vec difference) const {
     using Vec = typename S::Vec;
-    if constexpr (S::kStep == 2) {
-      return S::exp2(S::mul(difference, S::set(rate)));
+    Vec t = S::mul(difference, S::set(rate));
+    if constexpr (S::kHasExp2) {
+      return S::exp2(t);
     } else {
-      difference = S::min(S::set(highest), S::max(S::set(lowest), difference));  // NaN stays NaN
-      const Vec n = S::round(S::mul(difference, S::set(rate)));
-      Vec rest = S::subtract_product(difference, n, S::set(coarse));
-      rest = S::subtract_product(rest, n, S::set(fine));
-      Vec y = S::set(coefficient[6]);
-      OSTF_UNROLL for (int i = 5; i >= 0; --i) y = S::fma(y, rest, S::set(coefficient[i]));
+      constexpr float minimax[] = {1, 0.6931472150f, 0.2402265278f, 0.05550310551f, 0.009617692976f, 0.001340664385f,
+                                   0.0001559467702f};
+      t = S::min(S::set(126), S::max(S::set(-127), t));  // NaN stays NaN
+      const Vec n = S::round(t), f = S::sub(t, n);
+      Vec y = S::set(minimax[6]);
+      OSTF_UNROLL for (int i = 5; i >= 0; --i) y = S::fma(y, f, S::set(minimax[i]));
       return S::scale(y, n);
     }
   }
@@ -105,8 +92,8 @@ template <class S, int R, int V, class F>
 OSTF_INLINE void logits(const typename S::KGroup* k, const typename S::KGroup* q, int groups,
                         typename S::Vec (&acc)[R][V], F interleaved) {
   constexpr int Q = V * S::kWidth;
-  // In float32 two sums of half the length, for less rounding error than one long chain of additions has.
-  const int half = S::kStep == 1 ? groups / 2 : 0;
+  // Of many float32 products two sums of half the length, for less rounding error than one long chain of additions has.
+  const int half = S::kStep == 1 && groups > 64 ? groups / 2 : 0;
   clear<S>(acc);
   if (half > 0) {
     multiply<S>(k, groups, 1, q, Q, half, acc, interleaved);
