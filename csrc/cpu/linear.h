@@ -146,6 +146,7 @@ struct Gemm {
   void* out;
   bool out_bf16;
   ptrdiff_t out_item;
+  int row_stride = 0;  // elements from one row of residual and out to the next, where they are not dense
 };
 
 void run_gemm(const LinearKernel& kernel, const PackedLayout& layout, const char* packed, const Gemm& gemm,

@@ -18,7 +18,7 @@ class Task {
       : kernel_(kernel), layout_(layout), packed_(packed), gemm_(gemm) {
     tiles_per_line_ = ceil_div(gemm.length, kernel.rows);
     tiles = gemm.lines * tiles_per_line_;
-    outputs_ = layout.outputs * layout.conv_groups;
+    row_stride_ = gemm.row_stride ? gemm.row_stride : layout.outputs * layout.conv_groups;
   }
 
   // `next` points to the weights that are read after these.
@@ -58,7 +58,7 @@ class Task {
     tile.epilogue.bias = reinterpret_cast<const float*>(packed_ + layout_.bias + lane);
     tile.epilogue.activation = gemm_.activation;
     tile.epilogue.out_bf16 = gemm_.out_bf16;
-    tile.epilogue.row_stride = outputs_;
+    tile.epilogue.row_stride = row_stride_;
     return tile;
   }
 
@@ -70,8 +70,8 @@ class Task {
     const ptrdiff_t from = start(gemm_.item, gemm_.line) + row * gemm_.pitch;
     tile.rows = gemm_.rows + from + static_cast<ptrdiff_t>(conv_group) * layout_.groups * kernel_.row_group_bytes;
     if (gemm_.scale) tile.row_scale = gemm_.scale + from / gemm_.pitch * tile.scale_pitch + conv_group;
-    const ptrdiff_t within = static_cast<ptrdiff_t>(row) * outputs_ + output;
-    const ptrdiff_t next = static_cast<ptrdiff_t>(gemm_.length) * outputs_;
+    const ptrdiff_t within = static_cast<ptrdiff_t>(row) * row_stride_ + output;
+    const ptrdiff_t next = static_cast<ptrdiff_t>(gemm_.length) * row_stride_;
     if (gemm_.residual) tile.epilogue.residual = gemm_.residual + start(gemm_.residual_item, next) + within;
     const ptrdiff_t to = start(gemm_.out_item, next) + within;
     tile.epilogue.out = static_cast<char*>(gemm_.out) + to * (gemm_.out_bf16 ? 2 : 4);
@@ -81,7 +81,7 @@ class Task {
   const PackedLayout& layout_;
   const char* packed_;
   const Gemm& gemm_;
-  int tiles_per_line_, outputs_;
+  int tiles_per_line_, row_stride_;
 };
 
 }  // namespace

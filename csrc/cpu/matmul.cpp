@@ -2,16 +2,12 @@
 // The right one is packed as weights are, whole; rows of the left one, where they do not lie in memory as rows, are packed
 // block by block, by the thread that then multiplies them, so that they come from its cache. So is what GELU makes of a
 // matrix, which is never in memory whole.
-#include <algorithm>
+#include "cpu/matmul.h"
+
 #include <atomic>
-#include <cstring>
 
 #include "cpu/arena.h"
-#include "cpu/gelu.h"
-#include "cpu/linear.h"
 #include "cpu/parallel.h"
-#include "cpu/transpose.h"
-#include "tensor.h"
 
 namespace {
 
@@ -20,12 +16,6 @@ using ostf::PackedLayout;
 constexpr ptrdiff_t kBlockFloats = 80 * 1024;  // of packed rows: with a panel of the right matrix they fit 1 MiB of L2
 constexpr int kMostSummed = 2048;  // at a time where rows are packed: of more a block would have too few of them
 constexpr int kBlocksAThread = 4;  // at least, where rows are many: so that threads end at about the same time
-constexpr int kStrip = 64;  // columns that are transposed together: few pages and cache lines are in use at a time
-
-// Strides of a matrix, of which one is 1: along the summed dimension, and from one vector along it to the next.
-struct Strides {
-  ptrdiff_t summed, next;
-};
 
 bool valid(const ostf_tensor* t) {
   if (!ostf::has_rank(t, 2) || t->dtype != OSTF_F32 || !ostf::has_elements(*t)) return false;
@@ -33,46 +23,10 @@ bool valid(const ostf_tensor* t) {
   return t->stride[0] >= 0 && t->stride[1] >= 0 && (dense(0) || dense(1));
 }
 
-Strides strides(const ostf_tensor* t, int summed) {
-  // A dimension of one element may have any stride.
-  const auto stride = [&](int i) { return t->shape[i] == 1 ? ptrdiff_t{1} : static_cast<ptrdiff_t>(t->stride[i]); };
-  return {stride(summed), stride(1 - summed)};
-}
-
-// `columns` columns of the right matrix for a panel of `width`: input by input.
-void pack_panel(const float* from, const Strides& by, int inputs, int columns, float* to, int width) {
-  if (columns < width) std::memset(to, 0, sizeof(float) * inputs * width);
-  if (by.next == 1) {
-    for (int i = 0; i < inputs; ++i) {
-      if (i + ostf::kRowsAhead < inputs) ostf::prefetch_row(from + (i + ostf::kRowsAhead) * by.summed, columns);
-      std::copy_n(from + i * by.summed, columns, to + static_cast<ptrdiff_t>(i) * width);
-    }
-    return;
-  }
-  for (int i = 0; i < inputs; i += kStrip) {
-    ostf::transpose(from + i, by.next, to + static_cast<ptrdiff_t>(i) * width, width, columns,
-                    std::min(kStrip, inputs - i));
-  }
-}
-
-// `count` rows of the left matrix, `pitch` floats apart, from columns that lie `next` apart.
-void pack_rows(const float* from, ptrdiff_t next, int inputs, int count, float* to, ptrdiff_t pitch) {
-  for (int r = 0; r < count; r += kStrip) {
-    ostf::transpose(from + r, next, to + r * pitch, pitch, inputs, std::min(kStrip, count - r));
-  }
-}
-
-// Where GELU stands in a product: gelu(a) b, a gelu(b), or (a b) times its derivative at the elements of `slopes`.
-struct Gelu {
-  const ostf::GeluKernel* kernel;
-  bool of_a, of_b;
-  const float* slopes;
-};
-
 // out = a b + bias, or out += a b without a bias, over `count` of the summed dimension from `first` on; OSTF_ENOMEM, or
 // OSTF_OK.
 int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_tensor* b, const float* bias,
-             const ostf_tensor* out, const Gelu& gelu, int first, int count, int threads) {
+             const ostf_tensor* out, const ostf::MatmulGelu& gelu, int first, int count, int threads) {
   const auto R = static_cast<int>(a->shape[0]), O = static_cast<int>(b->shape[1]);
   const PackedLayout layout(kernel, O, count, 1, 1);
   static thread_local ostf::Arena right;
@@ -81,18 +35,18 @@ int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_
   auto* shift = reinterpret_cast<float*>(packed + layout.bias);
   std::fill_n(shift, layout.columns, 0.0f);
   if (bias && first == 0) std::copy_n(bias, O, shift);
-  const Strides by = strides(b, 0);
+  const ostf::MatrixStrides by(*b, 0);
   const float* columns = ostf::data<const float>(b) + first * by.summed;
   ostf::parallel_for(layout.panels, threads, [&](int64_t begin, int64_t end) {
     for (int p = static_cast<int>(begin); p < end; ++p) {
       const int column = layout.first_vector(p) * layout.width, next = layout.first_vector(p + 1) * layout.width;
       auto* panel = reinterpret_cast<float*>(packed + layout.panel(p));
-      pack_panel(columns + column * by.next, by, count, std::min(next, O) - column, panel, next - column);
+      ostf::pack_panel(columns + column * by.next, by, count, std::min(next, O) - column, panel, next - column);
       if (gelu.of_b) gelu.kernel->single(panel, nullptr, panel, static_cast<int64_t>(count) * (next - column));
     }
   });
 
-  const Strides from = strides(a, 1);
+  const ostf::MatrixStrides from(*a, 1);
   const float* vectors = ostf::data<const float>(a) + first * from.summed;
   const bool direct = from.summed == 1 && !gelu.of_a;
   const ptrdiff_t pitch = direct ? from.next : ostf::row_pitch(kernel, count) / static_cast<ptrdiff_t>(sizeof(float));
@@ -117,7 +71,7 @@ int multiply(const ostf::LinearKernel& kernel, const ostf_tensor* a, const ostf_
         if (gelu.of_a) {
           for (int r = 0; r < some; ++r) gelu.kernel->single(rows + r * from.next, nullptr, to + r * pitch, count);
         } else {
-          pack_rows(rows, from.summed, count, some, to, pitch);
+          ostf::pack_rows(rows, from.summed, count, some, to, pitch);
         }
         rows = to;
       }
@@ -145,16 +99,20 @@ int run(const ostf_tensor* a, const ostf_tensor* b, const ostf_tensor* bias, con
   if (b->shape[0] != I || !ostf::is(out, OSTF_F32, {R, O}) || (bias && !ostf::is(bias, OSTF_F32, {O}))) {
     return OSTF_EINVAL;
   }
-  const bool whole = strides(a, 1).summed == 1;
+  const bool whole = ostf::MatrixStrides(*a, 1).summed == 1;
   if ((gelu_of_a || slopes) && !whole) return OSTF_EINVAL;
   if (slopes && !ostf::is(slopes, OSTF_F32, {R, O})) return OSTF_EINVAL;
   const ostf::LinearKernel* kernel = ostf::linear_kernel(OSTF_F32);
   if (!kernel) return OSTF_EDTYPE;
-  const Gelu gelu = {ostf::gelu_kernel(), gelu_of_a, gelu_of_b, ostf::data<const float>(slopes)};
+  const ostf::MatmulGelu gelu = {ostf::gelu_kernel(), gelu_of_a, gelu_of_b, ostf::data<const float>(slopes)};
+  const auto* shift = ostf::data<const float>(bias);
+  if (ostf::strassen_pays(*kernel, R, I, O)) {
+    return ostf::multiply_quarters(*kernel, *a, *b, shift, *out, gelu, threads);
+  }
   const int parts = whole ? 1 : ostf::ceil_div(I, kMostSummed);
   for (int part = 0; part < parts; ++part) {
     const int first = ostf::part_begin(part, parts, I), end = ostf::part_begin(part + 1, parts, I);
-    const int status = multiply(*kernel, a, b, ostf::data<const float>(bias), out, gelu, first, end - first, threads);
+    const int status = multiply(*kernel, a, b, shift, out, gelu, first, end - first, threads);
     if (status != OSTF_OK) return status;
   }
   return OSTF_OK;

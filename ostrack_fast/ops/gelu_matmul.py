@@ -29,7 +29,7 @@ from .tensors import Seeded, describe
 _SIZES: Sizes = {
     "small": ways((5, 4, 6)),
     "typical": ways((320, 768, 768)),
-    "edge": ways((9, 48, 48), (1, 1, 1), (67, 33, 50)),
+    "edge": ways((9, 48, 48), (1, 1, 1), (67, 33, 50), (526, 514, 576)),
 }
 
 

@@ -118,8 +118,8 @@ matmul_op = Op(
     sizes={
         "small": ways((5, 4, 6)),
         "typical": ways((320, 768, 768)),
-        # Parts of tiles, panels and strips; one of everything; several blocks of rows.
-        "edge": ways((9, 48, 48), (67, 33, 50), (1, 1, 1), (70, 130, 17), (2, 3, 100), (300, 1100, 3)),
+        # Parts of tiles, panels and strips; one of everything; several blocks of rows; by quarters.
+        "edge": ways((9, 48, 48), (67, 33, 50), (1, 1, 1), (70, 130, 17), (2, 3, 100), (300, 1100, 3), (526, 514, 576)),
     },
     example=example,
 )
@@ -127,6 +127,11 @@ matmul_op = Op(
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias, of matrices of which neither is a constant.
+
+    On CPUs with AVX2 and no AVX-512, matrices of at least 512 rows, inputs and outputs, all even and outputs a multiple
+    of 192, are multiplied by Strassen's algorithm (1969). It rounds in proportion to the largest elements of the
+    matrices instead of those of each row and column: by the norm of the result, 1.5 times as much as MKL. What is not
+    finite spreads to other rows and columns.
 
     Args:
         a: (R,I), b: (I,O), bias: (O,) or None; of one float dtype. Transposed views are read as they lie in memory.

@@ -19,7 +19,8 @@ def kernel():
 
 @pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1440, 300, 384), (9, 48, 48), (67, 66, 65), (1, 1, 1), (20, 2100, 60)]
+    ("rows", "inputs", "outputs"),
+    [(1440, 300, 384), (9, 48, 48), (67, 66, 65), (1, 1, 1), (20, 2100, 60), (520, 514, 576), (512, 2102, 768)],
 )
 def test_error_by_shape(kernel, threads, rows, inputs, outputs, turned):
     a, b, bias = matrices(rows, inputs, outputs, turned)

@@ -1,5 +1,10 @@
 """Products of two matrices, and the linear layers that train by them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +48,10 @@ def assert_accurate(got, exact, plain):
         (130, 1, 5),
         (1, 700, 3),
         (20, 4100, 60),
+        (512, 514, 576),  # with AVX2, large and even ones are multiplied by quarters
+        (1046, 512, 768),
+        (513, 512, 576),
+        (514, 2102, 576),
     ],
 )
 def test_error_by_shape(kernel, threads, rows, inputs, outputs, turned):
@@ -76,6 +85,25 @@ def test_not_a_number_stays(kernel):
     with ops.use("native"):
         out = ops.matmul(a, b)
     assert out[4].isnan().all() and not out[[0, 1, 2, 3, 5, 11]].isnan().any()
+
+
+def test_not_a_number_reaches_its_row_of_a_large_product(kernel):
+    a, b, bias = matrices(520, 514, 576)
+    a[4, 7], a[300, 1] = float("nan"), float("inf")
+    with ops.use("native"):
+        out = ops.matmul(a, b, bias)
+    assert not out[[4, 300]].isfinite().any()
+
+
+def test_lesser_processors():
+    """This file and that of products with GELU, in a process that takes this processor for one with AVX2 alone."""
+    if native.cpu_level() == "portable":
+        pytest.skip("this processor has no avx2")
+    files = [__file__, str(Path(__file__).with_name("test_gelu_matmul.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "not lesser"]
+    environment = os.environ | {"OSTRACK_FAST_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
