@@ -23,6 +23,7 @@ from ostrack_fast.cli import app
 from ostrack_fast.config import PRESETS, ModelConfig
 from ostrack_fast.model import build_ostrack
 from ostrack_fast.model.checkpoint import find_weights, read_notes, save_weights
+from ostrack_fast.model.hub import short_name
 from ostrack_fast.model.saving import save_torch
 
 SMALL = ModelConfig(template_size=32, search_size=64, embed_dim=16, depth=1, num_heads=2, head_channels=8)
@@ -242,3 +243,19 @@ def test_a_full_disk_under_the_published_layout_is_told():
 
     with pytest.raises(OSError, match="No space left on device"):
         save_torch({"net": torch.zeros(3)}, Full())
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("small", "small"),
+        ("runs/mine", "mine"),
+        ("user/model", "model"),
+        ("a/OSTrack_ep0300.pth.tar", "OSTrack_ep0300"),
+        ("my.v1.safetensors", "my.v1"),
+        ("my.v2.pth", "my.v2"),
+        ("/", "weights"),
+    ],
+)
+def test_what_is_made_of_weights_has_their_name(weights, name):
+    assert short_name(weights) == name

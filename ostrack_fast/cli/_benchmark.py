@@ -92,11 +92,12 @@ def evaluate_benchmark(
     from ..evaluation.benchmarks import find_benchmark
     from ..evaluation.protocols import find_protocol
     from ..evaluation.starts import several_starts
+    from ..model.hub import short_name
 
     found = find_benchmark(benchmark)
     find_protocol(protocol or found.protocol)
     check_outputs((json,), sources=(make.weights,))
-    name = Path(make.weights).name.split(".")[0] if make.tracker == "ostrack" else make.tracker
+    name = short_name(make.weights) if make.tracker == "ostrack" else make.tracker
     name += f"-{realtime:g}fps" if realtime else ""
     folder = results or Path("results") / benchmark / name
     check_folder(folder)

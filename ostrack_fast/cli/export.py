@@ -35,10 +35,11 @@ def export(
     """
     from ..export import FORMATS, export_model
     from ..model import OSTrack
+    from ..model.hub import short_name
 
     if output is None:
         suffix = FORMATS[format].suffix if format in FORMATS else ""
-        output = Path(Path(weights).name.split(".")[0] + suffix)
+        output = Path(short_name(weights) + suffix)
     check_outputs((output,), sources=(weights,))
     model = OSTrack.from_pretrained(weights, config)
     deviation = export_model(model, output, format, dtype, elimination, batch or None, layout, device)

@@ -49,6 +49,12 @@ def find_weights(name_or_path: str | Path) -> Path:
     )
 
 
+def short_name(weights: str) -> str:
+    """What is made of weights is called by the name of their file or folder, without the suffixes of weights."""
+    name = Path(os.path.abspath(weights)).name
+    return next((name.removesuffix(each) for each in _SUFFIXES if name.endswith(each)), name) or "weights"
+
+
 def _only_weights(names: list[str], where: str) -> str:
     """The file of weights among these: model.safetensors, else the only one."""
     if "model.safetensors" in names:
