@@ -18,7 +18,7 @@ namespace ostf {
 namespace {
 
 constexpr int kProducts = 7;
-constexpr int kChunk = 96;  // columns of a quarter at a time: with a block's rows the four results stay in the cache
+constexpr int kChunk = 96;  // columns of a quarter at a time: products with a block of rows stay in the cache
 constexpr int kRows = 60;   // of a quarter in a block
 constexpr int kMostSummed = 2048;  // inputs at a time, for the same reason
 constexpr int kLeast = 512;  // rows, inputs and outputs: with fewer, sums of quarters cost more than they save
@@ -148,11 +148,17 @@ class Quarters {
     float* const quarters[] = {factor(3), left + kProducts * floats, left + (kProducts + 1) * floats, factor(4)};
     for (int q = 0; q < 4; ++q) {
       const float* from = a_ + (q / 2 * rows_ + row) * from_a_.next + q % 2 * inputs_ * from_a_.summed;
-      if (from_a_.summed != 1) pack_rows(from, from_a_.summed, inputs_, count, quarters[q], pitch);
-      for (int r = 0; from_a_.summed == 1 && r < count; ++r) {
-        const float* each = from + r * from_a_.next;
+      if (from_a_.summed != 1) {
+        pack_rows(from, from_a_.summed, inputs_, count, quarters[q], pitch);
+        continue;
+      }
+      for (int r = 0; r < count; ++r, from += from_a_.next) {
         float* to = quarters[q] + r * pitch;
-        gelu_.of_a ? gelu_.kernel->single(each, nullptr, to, inputs_) : static_cast<void>(std::copy_n(each, inputs_, to));
+        if (gelu_.of_a) {
+          gelu_.kernel->single(from, nullptr, to, inputs_);
+        } else {
+          std::copy_n(from, inputs_, to);
+        }
       }
     }
     for (int r = 0; r < count; ++r) {
