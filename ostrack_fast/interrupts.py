@@ -12,6 +12,13 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 # Keys pressed again and again within this many seconds are one wish to stop.
 _ONE_WISH = 2.0
+_last_wish = float("-inf")
+
+
+def _is_new_wish() -> bool:
+    global _last_wish
+    before, _last_wish = _last_wish, time.monotonic()
+    return _last_wish - before >= _ONE_WISH
 
 
 class Interrupts:
@@ -39,17 +46,16 @@ class Interrupts:
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
+        _is_new_wish()  # so that it is known to `OneInterrupt` if it is repeated when this is left
 
 
 class OneInterrupt:
     """Makes a signal that stops raise KeyboardInterrupt, once: the same wish, repeated, does not disturb the way out.
 
-    Python's own handler of Ctrl-C would raise again while the first interrupt is being told, and end in a traceback;
-    SIGTERM and a closed terminal would end the process where it stands, and leave its temporary files.
+    Python's own handler of Ctrl-C would raise again while the first interrupt is being told, or what was in use is
+    finalized, and end in a traceback; SIGTERM and a closed terminal would end the process where it stands, and leave
+    its temporary files.
     """
-
-    def __init__(self) -> None:
-        self._last = -_ONE_WISH
 
     def install(self) -> None:
         """Replace the handlers that the system and Python begin with, if they are in force."""
@@ -58,6 +64,5 @@ class OneInterrupt:
                 signal.signal(number, self._interrupt)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        before, self._last = self._last, time.monotonic()
-        if self._last - before >= _ONE_WISH:
+        if _is_new_wish():
             raise KeyboardInterrupt
