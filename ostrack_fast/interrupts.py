@@ -46,23 +46,21 @@ class Interrupts:
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
-        _is_new_wish()  # so that it is known to `OneInterrupt` if it is repeated when this is left
+        _is_new_wish()  # noted for `interrupt_once`: it may be repeated when this is left
 
 
-class OneInterrupt:
-    """Makes a signal that stops raise KeyboardInterrupt, once: the same wish, repeated, does not disturb the way out.
+def interrupt_once() -> None:
+    """Make a signal that stops raise KeyboardInterrupt, once: the same wish, repeated, does not disturb the way out.
 
     Python's own handler of Ctrl-C would raise again while the first interrupt is being told, or what was in use is
     finalized, and end in a traceback; SIGTERM and a closed terminal would end the process where it stands, and leave
-    its temporary files.
+    its temporary files. Only the handlers that the system and Python begin with are replaced.
     """
+    for number in STOPPING:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _interrupt)
 
-    def install(self) -> None:
-        """Replace the handlers that the system and Python begin with, if they are in force."""
-        for number in STOPPING:
-            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                signal.signal(number, self._interrupt)
 
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if _is_new_wish():
-            raise KeyboardInterrupt
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    if _is_new_wish():
+        raise KeyboardInterrupt

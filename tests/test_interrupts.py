@@ -6,17 +6,17 @@ import signal
 import pytest
 
 from ostrack_fast import interrupts
-from ostrack_fast.interrupts import Interrupts, OneInterrupt
+from ostrack_fast.interrupts import Interrupts, interrupt_once
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself these signals")
 
 
 @pytest.fixture
 def handlers(monkeypatch):
-    """Those that the system begins with, then `OneInterrupt`'s; put back afterwards."""
+    """Those that the system begins with, then those of the command line; put back afterwards."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in interrupts.STOPPING}
     monkeypatch.setattr(interrupts, "_last_wish", float("-inf"))
-    OneInterrupt().install()
+    interrupt_once()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..files import remove_unfinished
-from ..interrupts import OneInterrupt
+from ..interrupts import interrupt_once
 from . import (
     accelerate,
     bench,
@@ -120,7 +120,7 @@ def main() -> None:
     """Run the command line. Errors: one line on stderr, exit code 2. Interrupts: exit code 130."""
     told, sys.unraisablehook = sys.unraisablehook, _tell_unraisable
     try:
-        OneInterrupt().install()
+        interrupt_once()
         make_patient()
         try:
             _check_folder()
