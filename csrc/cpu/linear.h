@@ -1,9 +1,9 @@
 // Types that linear.cpp, the GEMM driver and the kernels of each instruction set share.
 //
 // The GEMM multiplies rows of activations (R,I) with prepacked weights (I,O). Both are stored in K-groups: the 4 bytes
-// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8). A 3 x 3
-// convolution is the same GEMM summed over 9 taps, each of which reads the rows at another offset in an image with a
-// zero border.
+// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8), or twice
+// that where two instructions share an addition. A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which
+// reads the rows at another offset in an image with a zero border.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,17 +12,16 @@
 
 namespace ostf {
 
-constexpr int kGroupBytes = 4;  // size of a K-group of weights; activations differ where they are widened beforehand
 constexpr int kMaxQuantizedInputs = 1 << 17;  // products of so many int8 pairs add up in 32 bits
 
 // The largest micro-tile of any kernel: 9 x 48 with AVX-512, whose 27 sums and 4 operands fit the 32 registers.
 constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
 
 // How weights and activations are encoded, which fixes the number of inputs in a K-group.
-// kInt8Pairs is kInt8 for processors that add two products in 16 bits, which neighbouring weights must fit.
-enum Encoding { kFloat, kBf16, kInt8, kInt8Pairs };
-inline int inputs_per_group(Encoding encoding) { return encoding == kFloat ? 1 : encoding == kBf16 ? 2 : 4; }
-inline bool quantized(Encoding encoding) { return encoding == kInt8 || encoding == kInt8Pairs; }
+// kInt8Fours is kInt8 for processors without VNNI: four products are added in 16 bits, which weights must fit.
+enum Encoding { kFloat, kBf16, kInt8, kInt8Fours };
+inline int inputs_per_group(Encoding encoding) { return 1 << encoding; }  // 1, 2, 4 and 8
+inline bool quantized(Encoding encoding) { return encoding >= kInt8; }
 
 // The epilogue of a tile: what is added to its sums, and where the result goes.
 struct Epilogue {
@@ -73,6 +72,7 @@ struct LinearKernel {
   int rows;     // rows of the largest tile
   int zero;     // the byte whose repetition encodes zeros
   int row_group_bytes;  // bytes of a K-group of activations
+  int group_words;      // 32-bit words of a K-group of weights
   int row_dtype;        // dtype whose rows need no encoding (OSTF_F32 or OSTF_BF16), or -1
 
   // The prologue: encodes `count` elements of a row (OSTF_F32 or OSTF_BF16), normalized first if norm_eps >= 0. The
@@ -96,13 +96,14 @@ extern const LinearKernel linear_avx512_bf16;
 extern const LinearKernel linear_avx512_vnni;
 #endif
 
-// Layout of the prepacked weights: for each group of a grouped convolution, for each panel, (taps, K-groups,
-// columns); then for every column (padded to whole vectors) the bias; and in int8, (taps, columns), the scale and the
-// offset of the integer sum.
+// Layout of the prepacked weights: for each group of a grouped convolution, for each panel, (taps, K-groups, vectors,
+// words of a K-group, columns of a vector); then for every column (padded to whole vectors) the bias; and in int8,
+// (taps, columns), the scale and the offset of the integer sum.
 struct PackedLayout {
   int taps, conv_groups;
   int inputs, outputs;  // channels of one convolution group
   int groups;           // K-groups of one tap
+  int group_words;      // 32-bit words of one
   int width;            // columns in a vector
   int vectors, panels;  // counts for one convolution group
   int columns;          // padded columns of all convolution groups
@@ -112,7 +113,7 @@ struct PackedLayout {
 
   // Vectors before panel p, counting the panels of all convolution groups; `panels * conv_groups` gives the end.
   int first_vector(int p) const;
-  size_t panel(int p) const { return sizeof(uint32_t) * width * taps * groups * first_vector(p); }
+  size_t panel(int p) const { return sizeof(uint32_t) * width * taps * groups * group_words * first_vector(p); }
 };
 
 inline int ceil_div(int count, int divisor) { return (count + divisor - 1) / divisor; }

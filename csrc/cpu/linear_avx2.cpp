@@ -16,7 +16,7 @@ struct Float {
   static constexpr int kChain = 96;  // K-groups summed in one chain: shorter ones round less
   static constexpr int kTileVectors = 3, kTileRows = 4;  // 4% faster in the mean than 2 by 6 (Zen 3)
   static constexpr int kZero = 0;
-  static constexpr int kSteps = 1;  // multiply-adds for a K-group
+  static constexpr int kSteps = 1, kRowBytes = 4, kGroupWords = 1;
   static constexpr int kRowDtype = OSTF_F32;
   using Sum = Vec;
   using Chain = FloatChain;
@@ -41,7 +41,7 @@ struct WidenedBf16 : Float {
   static constexpr ostf::Encoding kEncoding = ostf::kBf16;
   static constexpr int kGroupInputs = 2;
   static constexpr int kChain = 96;
-  static constexpr int kSteps = 2;
+  static constexpr int kSteps = 2, kRowBytes = 8;
   static constexpr int kRowDtype = -1;
 
   static OSTF_INLINE Group load_group(const uint32_t* from, int step) {
@@ -54,17 +54,33 @@ struct WidenedBf16 : Float {
   }
 };
 
-// int8 without VNNI. vpmaddubsw adds two products of unsigned activations and signed weights in 16 bits, and weights are
-// quantized so that it never saturates (pack_weights): the sums are exact, as with VNNI.
-struct Int8Pairs : Int8Encoding {
-  static constexpr ostf::Encoding kEncoding = ostf::kInt8Pairs;
-  static constexpr int kTileVectors = 2, kTileRows = 5;  // so that the products and the ones have registers
+// int8 without VNNI. vpmaddubsw adds two products of unsigned activations and signed weights in 16 bits. Two such sums
+// are added up before they are widened, which leaves three multiplications for eight products instead of four. They may
+// wrap around, as activations have 128 added: the third word of a K-group of weights, -128 times the four weights, takes
+// that off, and weights are quantized so that what remains fits 16 bits (pack_weights). The sums are exact, as with VNNI.
+struct Int8Fours : Int8Encoding {
+  static constexpr ostf::Encoding kEncoding = ostf::kInt8Fours;
+  static constexpr int kGroupInputs = 8;
+  static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
+  static constexpr int kTileVectors = 1, kTileRows = 9;  // so that operands have registers; reading rows costs no port
+  static constexpr int kRowBytes = 8, kGroupWords = 3;
+  struct Group {
+    Ints first, second;
+  };
+  struct Weights {
+    Ints first, second, start;
+  };
 
-  static OSTF_INLINE void multiply_add(Group a, Group b, Sum& sum) {
-    __m256i products;  // in assembly: GCC 12 reorders the additions and then spills all sums
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
-            : "+x"(sum), "=&x"(products)
-            : "x"(a), "x"(b), "x"(_mm256_set1_epi16(1)));
+  static OSTF_INLINE Weights load_group(const uint32_t* from, int) {
+    return {load_ints(from), load_ints(from + kWidth), load_ints(from + 2 * kWidth)};
+  }
+  static OSTF_INLINE Group broadcast(const char* from) { return {broadcast_group(from), broadcast_group(from + 4)}; }
+  static OSTF_INLINE void multiply_add(Group a, const Weights& b, Sum& sum) {
+    __asm__(  // GCC 12 reorders the additions of intrinsics and then spills all sums
+        "vpmaddubsw %3, %1, %1\n\tvpmaddubsw %4, %2, %2\n\tvpaddw %5, %1, %1\n\tvpaddw %2, %1, %1\n\t"
+        "vpmaddwd %6, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "+x"(a.first), "+x"(a.second)
+        : "x"(b.first), "x"(b.second), "x"(b.start), "x"(_mm256_set1_epi16(1)));
   }
 };
 
@@ -72,6 +88,6 @@ struct Int8Pairs : Int8Encoding {
 
 const ostf::LinearKernel ostf::linear_avx2 = make_kernel<Float>();
 const ostf::LinearKernel ostf::linear_avx2_bf16 = make_kernel<WidenedBf16>();
-const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int8Pairs>();
+const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int8Fours>();
 OSTF_TARGET_END
 #endif

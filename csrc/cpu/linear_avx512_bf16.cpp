@@ -16,7 +16,7 @@ struct Bf16Pair {
   static constexpr int kChain = 768;  // K-groups summed in one chain: shorter ones round less
   static constexpr int kTileVectors = 3, kTileRows = 9;
   static constexpr int kZero = 0;
-  static constexpr int kSteps = 1;  // multiply-adds for a K-group
+  static constexpr int kSteps = 1, kRowBytes = 4, kGroupWords = 1;
   static constexpr int kRowDtype = OSTF_BF16;
   using Sum = Vec;
   using Chain = FloatChain;

@@ -17,6 +17,8 @@ class Task {
   Task(const LinearKernel& kernel, const PackedLayout& layout, const char* packed, const Gemm& gemm)
       : kernel_(kernel), layout_(layout), packed_(packed), gemm_(gemm) {
     tiles_per_line_ = ceil_div(gemm.length, kernel.rows);
+    rows_ = gemm.length / tiles_per_line_;
+    longer_ = gemm.length % tiles_per_line_;
     tiles = gemm.lines * tiles_per_line_;
     row_stride_ = gemm.row_stride ? gemm.row_stride : layout.outputs * layout.conv_groups;
   }
@@ -31,10 +33,10 @@ class Task {
     Tile tile = panel_tile(panel, vector);
     tile.epilogue.columns = std::min(vectors * layout_.width, layout_.outputs - column);
     tile.prefetch = next;
-    for (int t = first_tile; t < last_tile; ++t, tile.prefetch += share) {
-      const int line = t / tiles_per_line_;
-      const int row = part_begin(t % tiles_per_line_, tiles_per_line_, gemm_.length);
-      const int rows = part_begin(t % tiles_per_line_ + 1, tiles_per_line_, gemm_.length) - row;
+    int line = first_tile / tiles_per_line_, at = first_tile % tiles_per_line_;
+    for (int t = first_tile; t < last_tile; ++t, ++at, tile.prefetch += share) {
+      if (at == tiles_per_line_) ++line, at = 0;
+      const int row = at * rows_ + std::min(at, longer_), rows = rows_ + (at < longer_);
       place(tile, line, row, conv_group, conv_group * layout_.outputs + column);
       kernel_.tile[vectors - 1][rows - 1](tile, pending);
     }
@@ -82,6 +84,7 @@ class Task {
   const char* packed_;
   const Gemm& gemm_;
   int tiles_per_line_, row_stride_;
+  int rows_, longer_;  // rows of a tile; the first `longer_` tiles of a line have one more
 };
 
 }  // namespace

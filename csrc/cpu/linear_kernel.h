@@ -127,7 +127,7 @@ struct Int8Encoding {
   static constexpr int kGroupInputs = 4;
   static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
   static constexpr int kZero = 128;  // instructions take unsigned activations
-  static constexpr int kSteps = 1;   // multiply-adds for a K-group
+  static constexpr int kSteps = 1, kRowBytes = 4, kGroupWords = 1;
   static constexpr int kRowDtype = -1;
   using Sum = Ints;
   using Chain = QuantizedChain;
@@ -199,14 +199,15 @@ OSTF_NOINLINE void finish_tile(const Epilogue& to, const float* sums, int rows) 
   }
 }
 
-// acc[r][v] += K-group of row r times vector v of weights.
+// acc[r][v] += K-group of row r times vector v of weights: S::kSteps multiply-adds of S::kRowBytes of a row and
+// S::kGroupWords words of weights in each lane.
 template <class S, int R, int V>
 OSTF_INLINE void multiply_group(const char* const (&base)[3], ptrdiff_t pitch, int offset, const uint32_t* b,
                                 typename S::Sum (&acc)[R][V]) {
   static_assert(R <= 9, "three addresses serve three rows each");
   OSTF_UNROLL for (int step = 0; step < S::kSteps; ++step) {
-    typename S::Group right[V];
-    OSTF_UNROLL for (int v = 0; v < V; ++v) right[v] = S::load_group(b + v * kWidth, step);
+    decltype(S::load_group(b, step)) right[V];
+    OSTF_UNROLL for (int v = 0; v < V; ++v) right[v] = S::load_group(b + v * kWidth * S::kGroupWords, step);
     OSTF_UNROLL for (int r = 0; r < R; ++r) {
       const typename S::Group left = S::broadcast(base[r / 3] + (r % 3) * pitch + offset + 4 * step);
       OSTF_UNROLL for (int v = 0; v < V; ++v) S::multiply_add(left, right[v], acc[r][v]);
@@ -223,13 +224,13 @@ template <class S, int R, int V>
 OSTF_NOINLINE const char* main_loop(const Tile& tile, int tap, const char* prefetch, float* total,
                                     PendingTile& pending) {
   constexpr int kUnroll = 4;
-  constexpr int kRowBytes = 4 * S::kSteps;  // bytes of a K-group of one row
+  constexpr int kStride = V * kWidth * S::kGroupWords;  // from one K-group of weights to the next
   constexpr int kFetched = 16;  // by then what the pending tile's epilogue reads has come to the cache
   const ptrdiff_t pitch = tile.pitch;
   const ptrdiff_t shift = tile.taps > 1 ? static_cast<ptrdiff_t>(tap / 3) * tile.line + tap % 3 : 0;
   const char* rows = tile.rows + shift * pitch;
   const char* base[3] = {rows, rows + 3 * pitch, rows + 6 * pitch};
-  const uint32_t* b = tile.weights + static_cast<ptrdiff_t>(tap) * tile.groups * V * kWidth;
+  const uint32_t* b = tile.weights + static_cast<ptrdiff_t>(tap) * tile.groups * kStride;
   for (int done = 0; done < tile.groups; done += S::kChain) {
     const int groups = tile.groups - done < S::kChain ? tile.groups - done : S::kChain;
     const typename S::Chain chain(tile, shift, tap);
@@ -245,17 +246,17 @@ OSTF_NOINLINE const char* main_loop(const Tile& tile, int tap, const char* prefe
         if constexpr (kAhead > 0) {
           OSTF_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(b + ((u + kAhead) * V + v) * kWidth);
         }
-        multiply_group<S, R, V>(base, pitch, kRowBytes * u, b + u * V * kWidth, acc);
+        multiply_group<S, R, V>(base, pitch, S::kRowBytes * u, b + u * kStride, acc);
       }
-      b += kUnroll * V * kWidth;
-      for (const char*& each : base) each += kRowBytes * kUnroll;
+      b += kUnroll * kStride;
+      for (const char*& each : base) each += S::kRowBytes * kUnroll;
       if constexpr (kInterleave) {
         if (pending.left > 0 && done + k >= kFetched) finish_vector<S>(pending);
       }
     }
-    for (; k < groups; ++k, b += V * kWidth) {
+    for (; k < groups; ++k, b += kStride) {
       multiply_group<S, R, V>(base, pitch, 0, b, acc);
-      for (const char*& each : base) each += kRowBytes;
+      for (const char*& each : base) each += S::kRowBytes;
     }
     const bool more = tap + done > 0;
     OSTF_UNROLL for (int r = 0; r < R; ++r) {
@@ -317,8 +318,8 @@ template <class S>
 constexpr ostf::LinearKernel make_kernel() {
   static_assert(S::kTileVectors <= ostf::kMaxTileVectors && S::kTileRows <= ostf::kMaxTileRows);
   static_assert(S::kTileVectors * kWidth <= ostf::kMaxTileColumns);
-  ostf::LinearKernel kernel = {S::kEncoding, kWidth, S::kTileVectors, S::kTileRows, S::kZero, 4 * S::kSteps,
-                               S::kRowDtype, pack_row<S>, {}, flush<S>};
+  ostf::LinearKernel kernel = {S::kEncoding, kWidth, S::kTileVectors, S::kTileRows, S::kZero, S::kRowBytes,
+                               S::kGroupWords, S::kRowDtype, pack_row<S>, {}, flush<S>};
   set_panels<S>(kernel, std::make_integer_sequence<int, S::kTileVectors>{});
   return kernel;
 }

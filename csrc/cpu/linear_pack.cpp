@@ -10,17 +10,23 @@
 namespace ostf {
 namespace {
 
-// A column's quantization step: its largest weight becomes 127. In pairs, two products of an unsigned activation, up
-// to 255, add up in a signed 16-bit sum: two neighbours of one sign may together become 128 at most.
-float quantization_step(const float* values, int count, bool in_pairs) {
-  float largest = 0, largest_pair = 0;
+// A column's quantization step: its largest weight becomes 127. Where `fours` are added in signed 16 bits, two products
+// of unsigned activations, up to 255, must fit: two neighbours of one sign may together become 128 at most. So must four
+// of signed ones, up to 127: the magnitudes of four weights may together become 256, and 258 when they are rounded.
+float quantization_step(const float* values, int count, bool fours) {
+  float largest = 0, largest_pair = 0, largest_four = 0;
   for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-  for (int i = 0; in_pairs && i + 1 < count; i += 2) {
-    const float a = values[i], b = values[i + 1];
-    const float positive = std::max(a, 0.0f) + std::max(b, 0.0f), negative = std::max(-a, 0.0f) + std::max(-b, 0.0f);
-    largest_pair = std::max({largest_pair, positive, negative});
+  for (int i = 0; fours && i < count; i += 8) {
+    float group[8] = {}, magnitude[4];
+    std::copy(values + i, values + std::min(i + 8, count), group);
+    for (int pair = 0; pair < 4; ++pair) {
+      const float a = group[2 * pair], b = group[2 * pair + 1];
+      magnitude[pair] = std::fabs(a) + std::fabs(b);
+      if ((a < 0) == (b < 0)) largest_pair = std::max(largest_pair, magnitude[pair]);
+    }
+    largest_four = std::max({largest_four, magnitude[0] + magnitude[2], magnitude[1] + magnitude[3]});
   }
-  return std::max(largest / 127.0f, largest_pair / 128.0f);
+  return std::max({largest / 127.0f, largest_pair / 128.0f, largest_four / 256.0f});
 }
 
 // Both halves of 128 may round up: then the smaller weight gives way by one.
@@ -28,10 +34,13 @@ void keep_pair(int8_t& a, int8_t& b) {
   if (std::abs(a + b) > 128 && (a ^ b) >= 0) (std::abs(a) < std::abs(b) ? a : b) += a > 0 ? -1 : 1;
 }
 
-// One column in int8. Activations are unsigned bytes, packed with 128 added, and `offset` takes that off the sum.
-void quantize(const float* values, int count, bool in_pairs, char* groups, ptrdiff_t next, float* scale,
+// One column in int8. Activations are unsigned bytes, packed with 128 added, and `offset` takes that off the sum, or for
+// `fours` the third word of each K-group.
+void quantize(const PackedLayout& layout, bool fours, const float* values, char* groups, ptrdiff_t next, float* scale,
               int32_t* offset) {
-  *scale = quantization_step(values, count, in_pairs);
+  const int count = layout.inputs, group_inputs = inputs_per_group(fours ? kInt8Fours : kInt8);
+  const ptrdiff_t word = sizeof(uint32_t) * layout.width;  // from one word of a K-group to the next
+  *scale = quantization_step(values, count, fours);
   const auto whole = [&](int i) {
     const float rounded = i < count && *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
     return static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
@@ -39,11 +48,13 @@ void quantize(const float* values, int count, bool in_pairs, char* groups, ptrdi
   int32_t sum = 0;
   for (int i = 0; i < count; i += 2) {
     int8_t pair[] = {whole(i), whole(i + 1)};
-    if (in_pairs) keep_pair(pair[0], pair[1]);
-    std::memcpy(groups + i / kGroupBytes * next + i % kGroupBytes, pair, sizeof pair);
+    if (fours) keep_pair(pair[0], pair[1]);
+    char* group = groups + i / group_inputs * next;
+    std::memcpy(group + i % group_inputs / 4 * word + i % 4, pair, sizeof pair);
+    if (fours) *reinterpret_cast<uint16_t*>(group + 2 * word + i % 4) -= 128 * (pair[0] + pair[1]);
     sum += pair[0] + pair[1];
   }
-  *offset = -128 * sum;
+  *offset = fours ? 0 : -128 * sum;
 }
 
 // The weights of one column and tap, whose K-groups lie `next` bytes apart. `at` is the column in the tap's scales.
@@ -60,7 +71,7 @@ void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const f
     }
     return;
   }
-  quantize(values, layout.inputs, kernel.encoding == kInt8Pairs, groups, next,
+  quantize(layout, kernel.encoding == kInt8Fours, values, groups, next,
            reinterpret_cast<float*>(packed + layout.scale) + at, reinterpret_cast<int32_t*>(packed + layout.offset) + at);
 }
 
@@ -69,11 +80,12 @@ void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const f
 PackedLayout::PackedLayout(const LinearKernel& kernel, int O, int I, int taps, int conv_groups)
     : taps(taps), conv_groups(conv_groups), inputs(I / conv_groups), outputs(O / conv_groups), width(kernel.width) {
   groups = ceil_div(inputs, inputs_per_group(kernel.encoding));
+  group_words = kernel.group_words;
   vectors = ceil_div(outputs, width);
   panels = ceil_div(vectors, kernel.vectors);
   columns = conv_groups * vectors * width;
   constexpr size_t lane = sizeof(uint32_t);
-  bias = lane * columns * taps * groups;
+  bias = lane * columns * taps * groups * group_words;
   scale = bias + lane * columns;
   const size_t scales = quantized(kernel.encoding) ? lane * columns * taps : 0;
   offset = scale + scales;
@@ -90,13 +102,14 @@ void pack_weights(const LinearKernel& kernel, const PackedLayout& layout, const 
       const int conv_group = p / layout.panels;
       const int vector = layout.first_vector(p), columns = (layout.first_vector(p + 1) - vector) * layout.width;
       const int begin = vector * layout.width - conv_group * layout.vectors * layout.width;
-      const ptrdiff_t next = static_cast<ptrdiff_t>(columns) * kGroupBytes;
+      const ptrdiff_t word = sizeof(uint32_t), next = word * columns * layout.group_words;
       for (int c = 0; c < columns && begin + c < layout.outputs; ++c) {
         const int output = conv_group * layout.outputs + begin + c, column = vector * layout.width + c;
         reinterpret_cast<float*>(packed + layout.bias)[column] = bias[output];
         for (int tap = 0; tap < layout.taps; ++tap) {
           const ptrdiff_t row = static_cast<ptrdiff_t>(output) * layout.taps + tap;
-          char* groups = packed + layout.panel(p) + tap * layout.groups * next + c * kGroupBytes;
+          char* groups = packed + layout.panel(p) + tap * layout.groups * next +
+                         word * (c / layout.width * layout.width * layout.group_words + c % layout.width);
           const ptrdiff_t at = static_cast<ptrdiff_t>(tap) * layout.columns + column;
           pack_column(kernel, layout, weight + row * layout.inputs, groups, next, packed, at);
         }

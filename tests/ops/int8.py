@@ -11,12 +11,15 @@ def quantized(values):
 
 
 def quantized_weight(values):
-    """The same of weights. Without VNNI two neighbours of one sign share 128 steps, so that 16-bit sums hold."""
+    """The same of weights. Without VNNI products are added in 16 bits, which the steps are large enough for: two
+    neighbours of one sign share 128 steps, and four weights 256, the halves of two times four neighbours."""
     if _has_vnni():
         return quantized(values)
-    pairs = torch.nn.functional.pad(values, (0, values.shape[-1] % 2)).unflatten(-1, (-1, 2))
-    of_one_sign = torch.maximum(pairs.clamp(min=0).sum(-1), (-pairs).clamp(min=0).sum(-1)).amax(-1, keepdim=True)
-    return _in_steps(values, torch.maximum(values.abs().amax(-1, keepdim=True) / 127, of_one_sign / 128))
+    padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 2, 2, 2))
+    of_one_sign = torch.maximum(padded.clamp(min=0).sum(-1), (-padded).clamp(min=0).sum(-1)).flatten(-3).amax(-1)
+    fours = padded.abs().sum((-3, -1)).flatten(-2).amax(-1)
+    step = torch.stack([values.abs().amax(-1) / 127, of_one_sign / 128, fours / 256]).amax(0)
+    return _in_steps(values, step[..., None])
 
 
 def _in_steps(values, step):

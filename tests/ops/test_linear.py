@@ -221,16 +221,18 @@ def test_int8_has_as_many_inputs_as_sums_fit_32_bits():
     assert native_linear.reason(torch.empty(1, most + 1)) is None
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_int8_never_saturates(sign):
-    """Where all weights and activations have one sign, two products together reach the end of 16 bits."""
+@pytest.mark.parametrize("x_signs", [[1], [1, -1], [1, 1, -1, -1]])
+@pytest.mark.parametrize("signs", [[1], [-1], [1, -1], [1, 1, -1, -1]])
+def test_int8_never_saturates(x_signs, signs):
+    """Where all products have one sign, two or four of them together reach the end of 16 bits."""
     needs(torch.int8)
-    x = rows(9, 256).abs() + 2  # so that steps of the largest are near 127
-    weight = sign * (layer(40, 256)[0].abs() + 0.1)
+    inputs = 256
+    x = (rows(9, inputs).abs() + 2) * torch.tensor(x_signs).repeat(inputs // len(x_signs))  # steps of the largest: near 127
+    weight = (layer(40, inputs)[0].abs() + 0.1) * torch.tensor(signs).repeat(inputs // len(signs))
     out = torch.empty(9, 40)
     native_linear.Linear(weight, torch.zeros(40), dtype=torch.int8)(x, out=out)
     expected = quantized(x) @ quantized_weight(weight).T
-    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=2e-5)
 
 
 @pytest.mark.parametrize("norm_eps", [None, 1e-6])
