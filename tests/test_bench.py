@@ -187,8 +187,8 @@ def test_mistakes_are_told_in_a_line(bench, arguments, message):
 
 
 PEERS = (
-    "torch.compile, frozen", "onnxruntime float32", "onnxruntime int8", "OpenVINO float32", "OpenVINO bfloat16",
-    "OpenVINO int8",
+    "torch.compile, frozen", "onnxruntime float32", "onnxruntime int8", "onnxruntime int8, all layers",
+    "OpenVINO float32", "OpenVINO bfloat16", "OpenVINO int8",
 )  # fmt: skip
 
 

@@ -227,7 +227,8 @@ def test_int8_never_saturates(x_signs, signs):
     """Where all products have one sign, two or four of them together reach the end of 16 bits."""
     needs(torch.int8)
     inputs = 256
-    x = (rows(9, inputs).abs() + 2) * torch.tensor(x_signs).repeat(inputs // len(x_signs))  # steps of the largest: near 127
+    # Two are added so that all steps are near 127.
+    x = (rows(9, inputs).abs() + 2) * torch.tensor(x_signs).repeat(inputs // len(x_signs))
     weight = (layer(40, inputs)[0].abs() + 0.1) * torch.tensor(signs).repeat(inputs // len(signs))
     out = torch.empty(9, 40)
     native_linear.Linear(weight, torch.zeros(40), dtype=torch.int8)(x, out=out)
