@@ -169,34 +169,44 @@ void flush(PendingTile& pending) {
   while (pending.left > 0) finish_vector<S>(pending);
 }
 
-// The epilogue of a whole tile at once, where it is not interleaved.
+// The epilogue of V vectors in each of R rows.
+template <class S, int R, int V>
+OSTF_INLINE void finish_rows(const Epilogue& to, const float* sums, char* out, const float* residual) {
+  const Lanes last = first_lanes(to.columns - (V - 1) * kWidth);  // only a row's last vector may lack columns
+  Vec y[R * V];
+  OSTF_UNROLL for (int i = 0; i < R * V; ++i) y[i] = add(load(sums + i * kWidth), load(to.bias + i % V * kWidth));
+  if (to.activation == OSTF_GELU) {
+    OSTF_UNROLL for (int i = 0; i < R * V; ++i) y[i] = gelu(y[i]);
+  } else if (to.activation == OSTF_RELU) {
+    OSTF_UNROLL for (int i = 0; i < R * V; ++i) y[i] = max(zero(), y[i]);
+  }
+  OSTF_UNROLL for (int i = 0; i < R * V; ++i) {
+    const bool full = i % V + 1 < V || last == kAllLanes;
+    const ptrdiff_t at = static_cast<ptrdiff_t>(i / V) * to.row_stride + i % V * kWidth;
+    if (residual) y[i] = add(full ? load_full(residual + at) : load_lanes(residual + at, last), y[i]);
+    const Lanes lanes = full ? kAllLanes : last;
+    if (to.out_bf16) {
+      store_lanes(reinterpret_cast<uint16_t*>(out) + at, lanes, S::to_bf16(y[i]));
+    } else {
+      store_lanes(reinterpret_cast<float*>(out) + at, lanes, y[i]);
+    }
+  }
+}
+
+// The epilogue of a whole tile at once, where it is not interleaved: three vectors at a time, or as many as a row has.
 template <class S, int V>
 OSTF_NOINLINE void finish_tile(const Epilogue& to, const float* sums, int rows) {
-  const Lanes last = first_lanes(to.columns - (V - 1) * kWidth);  // only a row's last vector may lack columns
+  constexpr int kRows = V == 1 ? 3 : 1;
   auto* out = static_cast<char*>(to.out);
   const float* residual = to.residual;
-  for (int r = 0; r < rows; ++r, sums += V * kWidth) {
-    Vec y[V];
-    OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = add(load(sums + v * kWidth), load(to.bias + v * kWidth));
-    if (to.activation == OSTF_GELU) {
-      OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = gelu(y[v]);
-    } else if (to.activation == OSTF_RELU) {
-      OSTF_UNROLL for (int v = 0; v < V; ++v) y[v] = max(zero(), y[v]);
-    }
-    OSTF_UNROLL for (int v = 0; v < V; ++v) {
-      const bool full = v + 1 < V || last == kAllLanes;
-      const int at = v * kWidth;
-      if (residual) y[v] = add(full ? load(residual + at) : load_lanes(residual + at, last), y[v]);
-      const Lanes lanes = full ? kAllLanes : last;
-      if (to.out_bf16) {
-        store_lanes(reinterpret_cast<uint16_t*>(out) + at, lanes, S::to_bf16(y[v]));
-      } else {
-        store_lanes(reinterpret_cast<float*>(out) + at, lanes, y[v]);
-      }
-    }
-    out += to.row_stride * (to.out_bf16 ? 2 : 4);
-    if (residual) residual += to.row_stride;
-  }
+  const auto next = [&](int done) {
+    sums += done * V * kWidth;
+    out += static_cast<ptrdiff_t>(done) * to.row_stride * (to.out_bf16 ? 2 : 4);
+    if (residual) residual += static_cast<ptrdiff_t>(done) * to.row_stride;
+    rows -= done;
+  };
+  while (rows >= kRows) finish_rows<S, kRows, V>(to, sums, out, residual), next(kRows);
+  while (rows > 0) finish_rows<S, 1, V>(to, sums, out, residual), next(1);
 }
 
 // acc[r][v] += K-group of row r times vector v of weights: S::kSteps multiply-adds of S::kRowBytes of a row and

@@ -31,6 +31,7 @@ from ..ops.layers import (
     head_maps,
     linear,
     restore_conv3x3,
+    result_dtype,
 )
 from .ostrack import OSTrack
 from .vit import Block, box_embedding
@@ -65,7 +66,7 @@ class Template(NamedTuple):
     """What does not change between frames: the template's tokens with positions, and the first block's qkv of them.
 
     tokens is (B,T+S,C) float32: each frame writes the S tokens of its search region behind the template's T. Nothing
-    else changes them. qkv is (B,T+S,3C) in the compute dtype (bfloat16 for int8), written likewise; (B,T,3C) where the
+    else changes them. qkv is (B,T+S,3C) in the dtype of activations, written likewise; (B,T,3C) where the
     first block computes all of it anew, as on a GPU.
     """
 
@@ -77,7 +78,8 @@ class FrozenOSTrack:
     """The network of an `OSTrack` in evaluation mode, its weights folded and laid out for the kernels that run here.
 
     Args:
-        dtype: compute dtype of the matmuls: float32, float16, bfloat16, or int8 (then activations are bfloat16).
+        dtype: compute dtype of the matmuls: float32, float16, bfloat16, or int8, whose activations are bfloat16 where a
+            processor rounds to it in one instruction, else float32.
         candidate_elimination: False keeps all candidates, whatever the configuration says.
         consume: free each block's weights as soon as they are packed, so that no weight is in memory twice. The model
             cannot be used afterwards.
@@ -100,7 +102,7 @@ class FrozenOSTrack:
             raise ValueError(f"{type(model).__name__} has layers that this does not compute: track with it instead")
         cfg = self.cfg = model.cfg
         self.device, self.compute_dtype = device, dtype
-        self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+        self.dtype = result_dtype(dtype)
         # The number of parameters without the class token and the position table, which are never read.
         self.parameters = sum(each.numel() for each in model.parameters()) - sum(
             each.numel() for each in (model.backbone.cls_token, model.backbone.pos_embed)

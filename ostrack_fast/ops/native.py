@@ -57,6 +57,16 @@ def multiplies_bfloat16() -> bool:
     return cpu_level() == "avx512_bf16"
 
 
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what layers of a compute dtype hand on to each other.
+
+    int8 is quantized from bfloat16, or from float32 where no instruction rounds to bfloat16.
+    """
+    if dtype != torch.int8:
+        return dtype
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+
+
 def has_cpu_feature(name: str) -> bool:
     """Whether the compiled module is there and finds this instruction set on the processor."""
     return _C is not None and build_info()["cpu_features"][name]

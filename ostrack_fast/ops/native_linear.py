@@ -66,10 +66,6 @@ class _PackedWeights:
         self._bytes, self._view = state, native.view(state)
 
 
-def _result_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.bfloat16 if dtype == torch.int8 else dtype
-
-
 def _readable(x: Tensor) -> Tensor:
     check_no_derivative("a frozen layer", x)
     if not x.is_floating_point() or not x.is_cpu:
@@ -108,7 +104,7 @@ class Linear:
     ):
         self._packed = _PackedWeights(weight, bias, dtype)
         self._outputs, self.inputs = weight.shape
-        self._compute_dtype, self._dtype = native.code(dtype), _result_dtype(dtype)
+        self._compute_dtype, self._dtype = native.code(dtype), native.result_dtype(dtype)
         self._norm_eps = -1.0 if norm_eps is None else norm_eps
         self._activation = _C.activations[activation]
 
@@ -153,7 +149,7 @@ class Conv3x3:
     ):
         self._packed = _PackedWeights(weight, bias, dtype, groups)
         self._outputs, self.inputs, self._groups = weight.shape[0], weight.shape[1] * groups, groups
-        self._compute_dtype, self._dtype = native.code(dtype), _result_dtype(dtype)
+        self._compute_dtype, self._dtype = native.code(dtype), native.result_dtype(dtype)
         self._activation = _C.activations[activation]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -190,7 +186,7 @@ class RestoreConv3x3:
         shifted = rows @ shift.double()
         self.layer = Linear(rows.mul_(scale.double()), shifted, eps, dtype=dtype)  # in place: it is a copy, and large
         self._bias = bias.detach().to(torch.float32).contiguous()
-        self._outputs, self._grid, self._dtype = outputs, grid, _result_dtype(dtype)
+        self._outputs, self._grid, self._dtype = outputs, grid, native.result_dtype(dtype)
         self._activation = _C.activations[activation]
 
     def __call__(self, tokens: Tensor, ids: Tensor) -> Tensor:

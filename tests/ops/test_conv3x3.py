@@ -69,8 +69,8 @@ def test_int8_is_its_formula(batch, side, inputs, outputs, groups):
     exact = reference.Conv3x3(weight_bytes, bias.double(), groups, "relu", torch.float64)(x_bytes)
     layer_of_bytes = native_linear.Conv3x3(weight, bias, groups, "relu", torch.int8)
     got = layer_of_bytes(x)
-    assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-5)
+    assert got.dtype == ops.layers.result_dtype(torch.int8)
+    torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(got.dtype).eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", PRODUCTS)

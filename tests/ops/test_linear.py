@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -291,24 +292,26 @@ def test_lesser_processors(capability, able):
         pytest.skip("this processor has AMX, which is another reason")
     code = (
         "import torch\nfrom ostrack_fast import ops\n"
+        "print('result', ops.layers.result_dtype(torch.int8))\n"
         "for dtype in (torch.float32, torch.bfloat16, torch.int8):\n"
         "    print(dtype, ops.LAYERS['linear'].unsupported_reason('native', weight=torch.zeros(4, 4), dtype=dtype))"
     )
     environment = os.environ | {"OSTRACK_FAST_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     found = dict(line.removeprefix("torch.").split(" ", 1) for line in done.stdout.splitlines())
+    assert found.pop("result") == "torch.float32"  # none of them rounds to bfloat16 in one instruction
     assert set(found) == {"float32", "bfloat16", "int8"}
     assert all(reason == "None" if able else "OSTRACK_FAST_CPU_CAPABILITY" in reason for reason in found.values())
 
 
 @pytest.mark.parametrize("capability", ["avx2", "avx_vnni"])
 def test_int8_of_lesser_processors(capability):
-    """This file's tests of int8, in a process that takes this processor for an older one."""
+    """The tests of int8 in a process that takes this processor for an older one."""
     if not FEATURES[capability]:
         pytest.skip(f"this processor has no {capability}")
     environment = os.environ | {"OSTRACK_FAST_CPU_CAPABILITY": capability}
-    chosen = "int8 and not lesser"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("linear", "conv3x3", "restore_conv3x3")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "int8 and not lesser"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from .. import native
+from ..native import result_dtype
 from .attention import QueryAttention, cross_attention
 from .conv3x3 import conv3x3
 from .crop_patches import CropPatches, crop_patches
@@ -33,6 +34,7 @@ __all__ = [
     "head_maps",
     "linear",
     "restore_conv3x3",
+    "result_dtype",
     "why_no_int8",
     "why_slow_in_half",
 ]

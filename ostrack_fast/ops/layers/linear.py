@@ -170,9 +170,10 @@ def linear(
             x as they come, symmetrically, each row by itself.
 
     Returns:
-        A function `(x, residual=None, out=None)` of x (...,I) float32 or `dtype` (bfloat16 for int8), dense. It returns
-        (...,O): float32 with a residual, which is (...,O) float32 too, else `dtype`. `out`, which may be `residual`,
-        takes the result: rows must be dense, as in a slice along the second of three dimensions.
+        A function `(x, residual=None, out=None)` of x (...,I) float32 or `dtype` (for int8 bfloat16), dense. It
+        returns (...,O): float32 with a residual, which is (...,O) float32 too, else `dtype` (for int8 as `result_dtype`
+        says). `out`, which may be `residual`, takes the result: rows must be dense, as in a slice along the second of
+        three dimensions.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; the function raises it too.

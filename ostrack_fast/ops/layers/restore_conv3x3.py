@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native_linear
+from .. import native, native_linear
 from ..registry import Backend, LayerOp, Preference
 from ..restore import restore_op
 from ..tensors import Seeded, check_no_derivative, describe
@@ -24,7 +24,7 @@ class RestoreThenConv3x3:
         self.layer = layer
         example = norm[0].new_empty(1, tokens, norm[0].shape[0])
         ids = torch.empty(1, tokens, dtype=torch.int64, device=example.device)
-        self._how = (grid, *norm, True, torch.bfloat16 if dtype == torch.int8 else dtype)
+        self._how = (grid, *norm, True, native.result_dtype(dtype))
         self._restore = restore_op.bind(example, ids, *self._how)
 
     def __call__(self, tokens: Tensor, ids: Tensor) -> Tensor:
@@ -127,6 +127,6 @@ def restore_conv3x3(
 
     Returns:
         A function of tokens (B,K,C) float32 and their cells ids (B,K): relu(convolution) (B,F,F,O) in `dtype`
-        (bfloat16 for int8).
+        (for int8 as `result_dtype` says).
     """
     return restore_conv3x3_op.build(weight, bias, norm, tokens, grid, dtype)
