@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .config import ModelConfig, get_config
 from .devices import full_float32
 from .engine import Engine
+from .inputs import check_flag
 from .model import OSTrack
 from .model.checkpoint import fitting
 from .read_network import plain_names, read_config, read_layers, unwrapped
@@ -262,10 +263,10 @@ def accelerate(
         everything. "auto": the `AcceleratedNetwork`, or the given network, of which `swap.report_of` tells the report.
 
     Raises:
-        TypeError: it is no network.
+        TypeError: it is no network, or `verify` no flag.
         ValueError: the network has a part that the engine lacks, contradicts `cfg`, or gives other results than the
             engine: the message says which, where, and by how much. With "ops" and "auto": none of its modules can be
-            replaced, or it gives other results with them.
+            replaced, it gives other results with them, or `inputs` do not fit it.
 
     >>> self.network = ostrack_fast.accelerate(self.network)  # in the tracker's __init__
     """
@@ -273,6 +274,7 @@ def accelerate(
         network = network.original
     if not isinstance(network, nn.Module):
         raise TypeError(f"a network, a torch.nn.Module, is needed, got {type(network).__name__}")
+    check_flag("verify", verify)
     if mode == "ops":
         return swap_modules(unwrapped(network), inputs, device, dtype, verify)
     if mode not in ("auto", "network"):

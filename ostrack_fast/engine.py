@@ -5,8 +5,10 @@ On a GPU a frame is one CUDA graph (upload, crop, network, decode, box update) a
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import NoneType
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +20,7 @@ from .boxes import crop_window, image_to_crop
 from .config import ModelConfig
 from .devices import resolve_device, resolve_dtype
 from .graphs import GraphedFunction
+from .inputs import check_flag
 from .locator import Locator
 from .model import FrozenOSTrack, OSTrack, PlainNetwork, template_mask
 from .smoothing import Smoothing
@@ -69,6 +72,7 @@ class Engine:
         graphs: on a GPU, what was captured for frames by number of targets and shape, the latest last.
 
     Raises:
+        TypeError: what is no model, no flag or no settings.
         ValueError: an unknown or unavailable device or dtype.
     """
 
@@ -81,6 +85,13 @@ class Engine:
         consume: bool = False,
         smoothing: Smoothing | None = None,
     ):
+        if not isinstance(model, OSTrack):
+            what = f"an OSTrack, got {reprlib.repr(model)}"
+            raise TypeError(f"the model must be {what}: OSTrack.from_pretrained loads one by its name or file")
+        check_flag("candidate_elimination", candidate_elimination)
+        check_flag("consume", consume)
+        if not isinstance(smoothing, (Smoothing, NoneType)):
+            raise TypeError(f"smoothing must be a Smoothing or None, got {reprlib.repr(smoothing)}")
         on = resolve_device(device)
         with _isolated():
             how = on, resolve_dtype(dtype, on)

@@ -14,6 +14,12 @@ import torch
 Box = tuple[float, float, float, float]
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError for what is neither True nor False: a text such as "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {reprlib.repr(value)}")
+
+
 def check_frame(frame: np.ndarray) -> None:
     """Raise TypeError or ValueError unless the frame is (h,w,3) uint8."""
     if not isinstance(frame, np.ndarray):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,8 @@ class Redetection:
             self, lost_below=(0, 1e6), doubtful_likeness=(0, 1e6), lost_likeness=(0, 1e6), lost_after=(1, 1e9),
             found_from=(0, 1e6), found_likeness=(0, 1e6), found_after=(1, 1e9), growth=(1, 100), windows=(1, 1e6),
         )  # fmt: skip
+        if not isinstance(self.windows, Integral):
+            raise TypeError(f"windows={self.windows!r} must be a whole number")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import SequenceMatcher
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -220,10 +221,16 @@ def _shortened(value: object) -> str:
 
 
 def check_ranges(settings: object, **ranges: tuple[float, float]) -> None:
-    """Raise ValueError unless each named field, or each number in it, lies in its range, both ends included."""
+    """Raise TypeError or ValueError unless each named field, or each entry of it, is a number in its range.
+
+    Both ends are included.
+    """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if not all(low <= one <= high for one in (value if isinstance(value, tuple) else (value,))):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(one, Real) for one in numbers):
+            raise TypeError(f"{name}={_shortened(value)} must be a number")
+        if not all(low <= one <= high for one in numbers):
             raise ValueError(f"{name}={_shortened(value)} must lie in [{low:g}, {high:g}]")
 
 

@@ -102,7 +102,7 @@ def _alone(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P]
 
 def _settings(name: str, given: bool | S | None, kind: type[S]) -> S | None:
     """What an option of a tracker asks for: True is the default settings, False none."""
-    if given is None or isinstance(given, bool):
+    if given is None or isinstance(given, (bool, np.bool_)):
         return kind() if given else None
     if not isinstance(given, kind):
         raise TypeError(f"{name} must be True, False or a {kind.__name__}, got {reprlib.repr(given)}")
@@ -219,7 +219,7 @@ class Tracker(_OnEngine):
             False is the published behaviour.
 
     Raises:
-        TypeError: what is no model, no settings or no number.
+        TypeError: what is no model, no flag, no settings or no number.
         ValueError: an unknown or unavailable device or dtype, or weights that do not fit.
         FileNotFoundError: no such weights.
     """

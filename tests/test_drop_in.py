@@ -406,3 +406,9 @@ def test_on_a_gpu(dtype):
 def test_what_is_no_network_is_refused(wrong):
     with pytest.raises(TypeError, match=r"a torch\.nn\.Module, is needed"):
         accelerate(wrong)
+
+
+@pytest.mark.parametrize("mode", ["auto", "network", "ops"])
+def test_a_flag_is_true_or_false(mode):
+    with pytest.raises(TypeError, match="verify must be True or False, got 'no'"):
+        accelerate(torch.nn.Linear(2, 2), verify="no", mode=mode)

@@ -57,6 +57,20 @@ def images(batch, cfg=TINY):
     )
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model": "small"}, r"must be an OSTrack, got 'small': OSTrack\.from_pretrained"),
+        ({"candidate_elimination": "no"}, "candidate_elimination must be True or False, got 'no'"),
+        ({"consume": 1}, "consume must be True or False, got 1"),
+        ({"smoothing": True}, "smoothing must be a Smoothing or None, got True"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_at_once(options, message):
+    with pytest.raises(TypeError, match=message):
+        Engine(**{"model": tiny(), "device": "cpu", **options})
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("elimination", [True, False])
 @pytest.mark.parametrize("backend", ["auto", "reference"])

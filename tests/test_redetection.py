@@ -204,3 +204,15 @@ def test_targets_in_different_videos_are_not_found_again():
 def test_settings_that_cannot_be_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value} must lie in"):
         Redetection(**{name: value})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Redetection)])
+def test_settings_that_are_no_numbers_are_named(name):
+    for value in ("3", None, [1]):
+        with pytest.raises(TypeError, match=f"{name}=.* must be a (whole )?number"):
+            Redetection(**{name: value})
+
+
+def test_half_a_window_is_refused_before_a_target_is_lost():
+    with pytest.raises(TypeError, match=r"windows=2\.5 must be a whole number"):
+        Redetection(windows=2.5)

@@ -588,7 +588,9 @@ def test_the_table_and_the_command_line(tmp_path, monkeypatch):
     assert "block" in text and "left: differs by" in text and "of the FLOPs; outputs of the network differ by" in text
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom torch import nn\n\n\ndef build():\n"
-        "    return nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),)\n\n\ndef wrong():\n    return 1\n"
+        "    return nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),)\n\n\ndef wrong():\n    return 1\n\n\n"
+        "def larger():\n    return nn.Linear(4, 4), (torch.randn(2, 5),)\n\n\n"
+        "def bare():\n    return nn.Linear(4, 4), torch.randn(2, 4)\n"
     )
     from typer.testing import CliRunner
 
@@ -599,6 +601,9 @@ def test_the_table_and_the_command_line(tmp_path, monkeypatch):
     for wrong, words in (
         (f"{file}:wrong", "a torch.nn.Module is needed"),
         (f"{file}:none", "has no function none"),
+        (f"{file}:larger", "with nothing replaced, fails at the given inputs: RuntimeError: mat1 and mat2 shapes"),
+        (f"{file}:larger", "Inputs are a tuple of arguments, a dict of keyword arguments, or a function"),
+        (f"{file}:bare", "inputs must be a tuple of arguments, a dict"),
         ("mine:build", "PYTHONPATH"),
         ("nothing", "must be MODULE:FACTORY"),
     ):

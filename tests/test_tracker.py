@@ -277,6 +277,8 @@ def test_a_target_is_placed_at_boxes_alone(model, bad):
         ({"box_prior": 1}, "box_prior must be True, False or a BoxPrior"),
         ({"smoothing": {}}, "smoothing must be True, False or a Smoothing"),
         ({"lost_below": None}, "lost_below must be a number"),
+        ({"candidate_elimination": "no"}, "candidate_elimination must be True or False, got 'no'"),
+        ({"candidate_elimination": None}, "candidate_elimination must be True or False, got None"),
         ({"model_or_name": torch.nn.Linear(2, 2)}, "weights are given by a name or a path, got Linear"),
         ({"model_or_name": 3}, "weights are given by a name or a path, got int"),
     ],

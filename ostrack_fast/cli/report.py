@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,5 +37,7 @@ def report(
     save_report(made, output)
     if markdown is not None:
         save_report(made, markdown)
+    for note in made.scored.loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(to_markdown(made), end="")
     print(f"{output} is written")

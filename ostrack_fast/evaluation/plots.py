@@ -38,7 +38,7 @@ def plot_curves(result: EvaluationResult, label: str = "tracker") -> Figure:
             ylim=(0, 1.02),
         )
         axes.grid(alpha=0.3)
-        axes.legend(loc="best")
+        axes.legend(handles=axes.lines[-1:], loc="best")
     return figure
 
 

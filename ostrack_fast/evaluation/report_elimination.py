@@ -97,5 +97,5 @@ def _chart(shares: dict[str, list[tuple[int, float]]]) -> Picture:
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     if axes.lines:
-        axes.legend(fontsize=8)
+        axes.legend(handles=axes.lines, fontsize=8)
     return svg(figure, "Share of the target's cells that are eliminated, over time")

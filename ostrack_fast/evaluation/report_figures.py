@@ -50,7 +50,7 @@ def curve_pictures(scored: Scored) -> list[Picture]:
         overlaps = np.concatenate([one.frames for one in tracker.scores.values()])
         curve = [(overlaps > step).mean() for step in steps]
         axes.plot(steps, curve, label=f"{tracker.name} [{tracker.summary['AO']:.3f}]")
-    axes.legend(fontsize=8)
+    axes.legend(handles=axes.lines, fontsize=8)
     return [svg(figure, "Success curves, AO in the legend")]
 
 
@@ -61,7 +61,7 @@ def _curves(scored: Scored, field: str, key: str, thresholds: Array, quantity: s
         # TrackingNet has 21 thresholds for every curve.
         steps = thresholds if len(curve) == len(thresholds) else np.linspace(0, thresholds[-1], len(curve))
         axes.plot(steps, curve, label=f"{tracker.name} [{tracker.summary[key]:.1f}]")
-    axes.legend(fontsize=8)
+    axes.legend(handles=axes.lines, fontsize=8)
     return svg(figure, f"{title.capitalize()} curves, {key} in the legend")
 
 
@@ -83,7 +83,7 @@ def latency_picture(curves: dict[str, list[tuple[float, float]]], figure_name: s
     figure, axes = new_axes("frames a second of the video", figure_name)
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
-    axes.legend(fontsize=8)
+    axes.legend(handles=axes.lines, fontsize=8)
     return svg(figure, "Latency-aware figures over the frame rate")
 
 

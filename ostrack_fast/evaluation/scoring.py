@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class TrackerScore:
         summary: the benchmark's numbers over all sequences.
         sequences: the same of each sequence, by its name; NaN where none of its frames counts.
         scores: what the protocol's `summarize` takes, of each sequence by its name.
+        longer: the sequences whose truth has fewer boxes than the tracker's result; those left over count for nothing.
     """
 
     name: str
     summary: dict[str, float]
     sequences: dict[str, dict[str, float]]
     scores: dict[str, Any]
+    longer: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,8 @@ def score_loaded(benchmark: str, protocol: str, loaded: Loaded, results: Sequenc
             trackers = list(pool.map(_score_kept, results))
     else:
         trackers = [_score_tracker(each, protocol, truths) for each in results]
-    return Scored(benchmark, protocol, loaded, tuple(trackers))
+    notes = (*loaded.notes, *_cut_truths(loaded.sequences, trackers))
+    return Scored(benchmark, protocol, replace(loaded, notes=notes), tuple(trackers))
 
 
 _kept: tuple[str, dict[str, Truth]] = ("", {})
@@ -133,19 +136,39 @@ def _score_kept(results: Results) -> TrackerScore:
 
 def _score_tracker(results: Results, protocol: str, truths: dict[str, Truth]) -> TrackerScore:
     chosen = find_protocol(protocol)
-    scores = {}
+    scores, longer = {}, set()
     for name, truth in truths.items():
         runs = []
         for path in results.files[name]:
             try:
-                runs.append(chosen.score(read_raw_boxes(path), truth))
+                boxes = read_raw_boxes(path)
+                runs.append(chosen.score(boxes, truth))
             except ValueError as error:
                 raise ValueError(f"{results.name}, {path}: {error}") from None
+            if len(boxes) > len(truth.boxes):
+                longer.add(name)
         scores[name] = runs[0] if len(runs) == 1 else chosen.merge(runs)
     summary = chosen.summarize(list(scores.values()))
-    return TrackerScore(
-        results.name, summary, {name: chosen.summarize([score]) for name, score in scores.items()}, scores
-    )
+    by_sequence = {name: chosen.summarize([score]) for name, score in scores.items()}
+    return TrackerScore(results.name, summary, by_sequence, scores, frozenset(longer))
+
+
+def _cut_truths(sequences: SequenceOf[Sequence], trackers: SequenceOf[TrackerScore]) -> tuple[str, ...]:
+    """A remark on each sequence that has fewer boxes than images, of those whose results are longer than the truth.
+
+    Only of those: to list the images of a whole benchmark takes many times as long as to score it.
+    """
+    longer = frozenset[str]().union(*(tracker.longer for tracker in trackers))
+    notes = []
+    for sequence in sequences:
+        if sequence.name in longer:
+            try:
+                sequence.frames()
+            except OSError:
+                continue  # no images here
+            except ValueError as error:
+                notes.append(str(error))
+    return tuple(notes)
 
 
 def has_truth(sequences: SequenceOf[Sequence]) -> bool:

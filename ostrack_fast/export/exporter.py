@@ -15,6 +15,7 @@ from ..boxes import image_to_crop
 from ..config import ModelConfig
 from ..devices import resolve_device
 from ..files import write_atomically
+from ..inputs import check_flag
 from ..model import OSTrack
 from ..video import open_source
 from .formats import FORMATS, LAYOUTS, Maps
@@ -68,10 +69,12 @@ def export_model(
         How far the file's answers were from the model's.
 
     Raises:
+        TypeError: `candidate_elimination` is no flag.
         ValueError: choices that do not go together, or a model that the layout does not fit.
         ImportError: a package of the extra `export` is missing.
         ArithmeticError: the file deviates more than its dtype explains; nothing is written.
     """
+    check_flag("candidate_elimination", candidate_elimination)
     _check_choices(model.cfg, format, dtype, batch, layout)
     on = resolve_device(device)
     weights = torch.float16 if dtype == "float16" else torch.float32
@@ -107,8 +110,8 @@ def _check_choices(cfg: ModelConfig, format: str, dtype: str, batch: int | None,
     for name, value, known in (("format", format, FORMATS), ("dtype", dtype, _LIMITS), ("layout", layout, LAYOUTS)):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: choose {', '.join(known)}")
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch={batch} must be at least 1, or None for one that may change")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ValueError(f"batch={batch!r} must be a whole number from 1, or None for one that may change")
     if format != "onnx" and (dtype == "int8" or layout != "ostrack"):
         raise ValueError(f"int8 and the OpenCV layout exist for ONNX only, not for {format}")
     if layout != "ostrack" and (batch != 1 or dtype == "int8"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..devices import resolve_device, resolve_dtype
 from .kinds import kinds_of
-from .report import Report, Row, exercise
+from .report import INPUTS, Report, Row, exercise
 from .state import State
 from .swapped import Session, Swapped
 
@@ -83,6 +83,8 @@ def _caller(network: nn.Module, inputs: Any) -> Callable[[], Any] | None:
         inputs = _guess(network)
         if inputs is None:
             return None
+    elif not (callable(inputs) or isinstance(inputs, (tuple, list, Mapping))):
+        raise ValueError(f"inputs must be {INPUTS}, got {type(inputs).__name__}")
 
     def call() -> Any:
         with _same_state(network):

@@ -18,6 +18,8 @@ from .compare import difference, difference_of_values
 from .kinds import METHODS
 from .swapped import Session, Swapped, Verdict
 
+INPUTS = "a tuple of arguments, a dict of keyword arguments, or a function of the network that runs it"
+
 
 class Row(NamedTuple):
     """One module: its name, kind and state, why it was left, and of the calls that were checked the largest error.
@@ -198,7 +200,13 @@ def exercise(report: Report, session: Session, call: Callable[[], Any]) -> None:
     device = next(report.network.parameters()).device.type
     with torch.no_grad():
         with session.originals(), full_float32(device):
-            report._flops, expected = flops_by_module(report.network, call)
+            try:
+                report._flops, expected = flops_by_module(report.network, call)
+            except Exception as error:  # of code that is not ours
+                raise ValueError(
+                    f"the network itself, with nothing replaced, fails at the given inputs: {type(error).__name__}: "
+                    f"{error}. Inputs are {INPUTS}"
+                ) from error
         # A module that is left to its own forward calls those inside it, which are checked at their next call.
         for _ in range(6):
             session.news = False

@@ -130,6 +130,6 @@ def plot_runs(runs: Sequence[Run], path: str | Path) -> None:
                     )  # fmt: skip
         axes.set(title=title, xlabel="pairs")
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(handles=axes.lines, fontsize="small")
     save_figure(figure, path, dpi=150)

@@ -226,6 +226,14 @@ def test_a_tracker_whose_name_looks_like_a_formula(results):
     assert make_report([named]).curves
 
 
+def test_a_tracker_whose_name_begins_with_an_underscore_is_in_the_legends(results):
+    named = results[0].rename(results[0].parent / "_mine")
+    curves = [each.source for each in make_report([named, results[1]]).curves]
+    # The letters are outlines; a comment before them says what they spell.
+    charts = [base64.b64decode(source.partition(",")[2]).decode() for source in curves]
+    assert len(charts) == 3 and all("<!-- _mine [" in chart for chart in charts)
+
+
 def test_a_split_that_is_not_there_is_refused(results):
     with pytest.raises(ValueError, match="has no split 'nope'"):
         make_report(results[:1], split="nope")

@@ -219,6 +219,8 @@ def test_plot(videos, tmp_path):
     assert [len(panel.lines) for panel in axes] == [3, 3, 3]
     np.testing.assert_allclose(axes[0].lines[-1].get_ydata(), result.mean.success)
     assert f"standing: AUC {result.mean.auc:.3f}" in axes[0].get_legend().get_texts()[0].get_text()
+    (named,) = plot_curves(result, "_x").axes[0].get_legend().get_texts()
+    assert named.get_text().startswith("_x: AUC ")
     save_plot(result, tmp_path / "curves.png", "standing")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -62,6 +62,27 @@ def test_pytracking_on_lasot_and_on_its_extension(tmp_path):
             assert summary == {"AUC": pytest.approx(1500 / 21), "P": 75, "P_norm": normalized}
 
 
+def test_a_truth_that_ends_before_its_images_is_told(tmp_path, monkeypatch, capsys):
+    data, names = tmp_path / "data", layouts.tnl2k(tmp_path / "data")
+    answer(tmp_path / "r", names)
+    write(data / names[0] / "groundtruth.txt", rows(BOXES[:3]))
+    for command in ("score", "report"):
+        options = ["tnl2k", str(data), str(tmp_path / "r")] if command == "score" else [
+            str(tmp_path / "r"), "--benchmark", "tnl2k", "--data", str(data), "-o", str(tmp_path / "r.html"),
+        ]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["ostrack-fast", command, *options])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr().err
+        assert not stop.value.code
+        assert f"{names[0]}: 4 images for 3 boxes: is a part of the truth missing?" in told and names[1] not in told
+    # Without the images nobody can know.
+    for path in (data / names[0] / "imgs").iterdir():
+        path.unlink()
+    notes = score_results("tnl2k", data, [tmp_path / "r"]).loaded.notes
+    assert len(notes) == 1 and "has 700 sequences" in notes[0]
+
+
 def test_layouts_of_results(tmp_path):
     names = layouts.got10k(tmp_path / "data")
     # own and PySOT, with commas; PyTracking, with tabs, times beside; GOT-10k, a folder a sequence.

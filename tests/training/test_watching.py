@@ -254,6 +254,8 @@ def test_runs_are_found_listed_and_drawn(watched, tmp_path, monkeypatch, capsys)
         12,
     )
     assert one.curve("validation_iou")[0] == [12.0] and old.last("loss") == 2.5
+    plot_runs([replace(old, path=old.path.with_name("_old")), one], tmp_path / "named.svg")
+    assert "<!-- _old: loss -->" in (tmp_path / "named.svg").read_text()
     plot_runs([old, one], tmp_path / "curves.png")
     assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
     monkeypatch.chdir(tmp_path)

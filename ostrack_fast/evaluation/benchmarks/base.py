@@ -56,7 +56,8 @@ class Sequence:
             raise FileNotFoundError(f"{self.name}: its images are missing")
         boxes = len(self.truth.boxes)
         if boxes not in (1, len(frames)):
-            raise ValueError(f"{self.name}: {len(frames)} images for {boxes} boxes: is a part of the images missing?")
+            fewer = "truth" if boxes < len(frames) else "images"
+            raise ValueError(f"{self.name}: {len(frames)} images for {boxes} boxes: is a part of the {fewer} missing?")
         return frames
 
 
