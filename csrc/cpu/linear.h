@@ -1,8 +1,8 @@
 // Types that linear.cpp, the GEMM driver and the kernels of each instruction set share.
 //
 // The GEMM multiplies rows of activations (R,I) with prepacked weights (I,O). Both are stored in K-groups: the 4 bytes
-// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8), or twice
-// that where two instructions share an addition. A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which
+// of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8), or four
+// times that where four instructions share an addition. A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which
 // reads the rows at another offset in an image with a zero border.
 #pragma once
 #include <cstddef>
@@ -18,9 +18,12 @@ constexpr int kMaxQuantizedInputs = 1 << 17;  // products of so many int8 pairs 
 constexpr int kMaxTileRows = 9, kMaxTileColumns = 48, kMaxTileVectors = 3;
 
 // How weights and activations are encoded, which fixes the number of inputs in a K-group.
-// kInt8Fours is kInt8 for processors without VNNI: four products are added in 16 bits, which weights must fit.
-enum Encoding { kFloat, kBf16, kInt8, kInt8Fours };
-inline int inputs_per_group(Encoding encoding) { return 1 << encoding; }  // 1, 2, 4 and 8
+// kInt8Eights is kInt8 for processors without VNNI: eight products are added in 16 bits, which weights must fit.
+enum Encoding { kFloat, kBf16, kInt8, kInt8Eights };
+inline int inputs_per_group(Encoding encoding) {
+  constexpr int kInputs[] = {1, 2, 4, 16};
+  return kInputs[encoding];
+}
 inline bool quantized(Encoding encoding) { return encoding >= kInt8; }
 
 // The epilogue of a tile: what is added to its sums, and where the result goes.

@@ -54,33 +54,37 @@ struct WidenedBf16 : Float {
   }
 };
 
-// int8 without VNNI. vpmaddubsw adds two products of unsigned activations and signed weights in 16 bits. Two such sums
-// are added up before they are widened, which leaves three multiplications for eight products instead of four. They may
-// wrap around, as activations have 128 added: the third word of a K-group of weights, -128 times the four weights, takes
+// int8 without VNNI. vpmaddubsw adds two products of unsigned activations and signed weights in 16 bits. Four such sums
+// are added up before they are widened, which leaves five multiplications for 16 products instead of eight. They may
+// wrap around, as activations have 128 added: the last word of a K-group of weights, -128 times the eight weights, takes
 // that off, and weights are quantized so that what remains fits 16 bits (pack_weights). The sums are exact, as with VNNI.
-struct Int8Fours : Int8Encoding {
-  static constexpr ostf::Encoding kEncoding = ostf::kInt8Fours;
-  static constexpr int kGroupInputs = 8;
+struct Int8Eights : Int8Encoding {
+  static constexpr ostf::Encoding kEncoding = ostf::kInt8Eights;
+  static constexpr int kGroupInputs = 16;
   static constexpr int kChain = ostf::kMaxQuantizedInputs / kGroupInputs;
-  static constexpr int kTileVectors = 1, kTileRows = 9;  // so that operands have registers; reading rows costs no port
-  static constexpr int kRowBytes = 8, kGroupWords = 3;
-  struct Group {
-    Ints first, second;
-  };
+  static constexpr int kTileVectors = 1, kTileRows = 8;  // so that weights have registers; reading rows costs no port
+  static constexpr int kRowBytes = 16, kGroupWords = 5;
+  using Group = const int*;
   struct Weights {
-    Ints first, second, start;
+    Ints word[4], start;
   };
 
   static OSTF_INLINE Weights load_group(const uint32_t* from, int) {
-    return {load_ints(from), load_ints(from + kWidth), load_ints(from + 2 * kWidth)};
+    const auto word = [&](int i) OSTF_INLINED { return load_ints(from + i * kWidth); };
+    return {{word(0), word(1), word(2), word(3)}, word(4)};
   }
-  static OSTF_INLINE Group broadcast(const char* from) { return {broadcast_group(from), broadcast_group(from + 4)}; }
+  static OSTF_INLINE Group broadcast(const char* from) { return reinterpret_cast<Group>(from); }
   static OSTF_INLINE void multiply_add(Group a, const Weights& b, Sum& sum) {
+    Ints products, more;
     __asm__(  // GCC 12 reorders the additions of intrinsics and then spills all sums
-        "vpmaddubsw %3, %1, %1\n\tvpmaddubsw %4, %2, %2\n\tvpaddw %5, %1, %1\n\tvpaddw %2, %1, %1\n\t"
-        "vpmaddwd %6, %1, %1\n\tvpaddd %1, %0, %0"
-        : "+x"(sum), "+x"(a.first), "+x"(a.second)
-        : "x"(b.first), "x"(b.second), "x"(b.start), "x"(_mm256_set1_epi16(1)));
+        "vpbroadcastd %3, %1\n\tvpmaddubsw %7, %1, %1\n\tvpaddw %11, %1, %1\n\t"
+        "vpbroadcastd %4, %2\n\tvpmaddubsw %8, %2, %2\n\tvpaddw %2, %1, %1\n\t"
+        "vpbroadcastd %5, %2\n\tvpmaddubsw %9, %2, %2\n\tvpaddw %2, %1, %1\n\t"
+        "vpbroadcastd %6, %2\n\tvpmaddubsw %10, %2, %2\n\tvpaddw %2, %1, %1\n\t"
+        "vpmaddwd %12, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(products), "=&x"(more)
+        : "m"(a[0]), "m"(a[1]), "m"(a[2]), "m"(a[3]), "x"(b.word[0]), "x"(b.word[1]), "x"(b.word[2]), "x"(b.word[3]),
+          "x"(b.start), "x"(_mm256_set1_epi16(1)));
   }
 };
 
@@ -88,6 +92,6 @@ struct Int8Fours : Int8Encoding {
 
 const ostf::LinearKernel ostf::linear_avx2 = make_kernel<Float>();
 const ostf::LinearKernel ostf::linear_avx2_bf16 = make_kernel<WidenedBf16>();
-const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int8Fours>();
+const ostf::LinearKernel ostf::linear_avx2_int8 = make_kernel<Int8Eights>();
 OSTF_TARGET_END
 #endif

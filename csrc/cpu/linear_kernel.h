@@ -81,6 +81,9 @@ void pack_elements(const T* row, int count, float norm_eps, void* groups, float*
     if (lanes != kAllLanes) lanes = first_lanes(padded - at);
     S::encode(groups, at, lanes, mul(x, factor));
   });
+  for (int at = (count + kWidth - 1) / kWidth * kWidth; at < padded; at += kWidth) {
+    S::encode(groups, at, first_lanes(padded - at), zero());
+  }
 }
 
 template <class S>

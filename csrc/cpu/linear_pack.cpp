@@ -10,23 +10,23 @@
 namespace ostf {
 namespace {
 
-// A column's quantization step: its largest weight becomes 127. Where `fours` are added in signed 16 bits, two products
-// of unsigned activations, up to 255, must fit: two neighbours of one sign may together become 128 at most. So must four
-// of signed ones, up to 127: the magnitudes of four weights may together become 256, and 258 when they are rounded.
-float quantization_step(const float* values, int count, bool fours) {
-  float largest = 0, largest_pair = 0, largest_four = 0;
+// A column's quantization step: its largest weight becomes 127. Where `eights` are added in signed 16 bits, two products
+// of unsigned activations, up to 255, must fit: two neighbours of one sign may together become 128 at most. So must eight
+// of signed ones, up to 127: the magnitudes of eight weights may together become 254, and 258 when they are rounded.
+float quantization_step(const float* values, int count, bool eights) {
+  float largest = 0, largest_pair = 0, largest_eight = 0;
   for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-  for (int i = 0; fours && i < count; i += 8) {
-    float group[8] = {}, magnitude[4];
-    std::copy(values + i, values + std::min(i + 8, count), group);
-    for (int pair = 0; pair < 4; ++pair) {
-      const float a = group[2 * pair], b = group[2 * pair + 1];
-      magnitude[pair] = std::fabs(a) + std::fabs(b);
-      if ((a < 0) == (b < 0)) largest_pair = std::max(largest_pair, magnitude[pair]);
+  for (int i = 0; eights && i < count; i += 16) {
+    float group[16] = {}, sum[2] = {};
+    std::copy(values + i, values + std::min(i + 16, count), group);
+    for (int pair = 0; pair < 8; ++pair) {
+      const float a = group[2 * pair], b = group[2 * pair + 1], magnitude = std::fabs(a) + std::fabs(b);
+      if ((a < 0) == (b < 0)) largest_pair = std::max(largest_pair, magnitude);
+      sum[pair % 2] += magnitude;
     }
-    largest_four = std::max({largest_four, magnitude[0] + magnitude[2], magnitude[1] + magnitude[3]});
+    largest_eight = std::max({largest_eight, sum[0], sum[1]});
   }
-  return std::max({largest / 127.0f, largest_pair / 128.0f, largest_four / 256.0f});
+  return std::max({largest / 127.0f, largest_pair / 128.0f, largest_eight / 254.0f});
 }
 
 // Both halves of 128 may round up: then the smaller weight gives way by one.
@@ -35,12 +35,12 @@ void keep_pair(int8_t& a, int8_t& b) {
 }
 
 // One column in int8. Activations are unsigned bytes, packed with 128 added, and `offset` takes that off the sum, or for
-// `fours` the third word of each K-group.
-void quantize(const PackedLayout& layout, bool fours, const float* values, char* groups, ptrdiff_t next, float* scale,
+// `eights` the last word of each K-group.
+void quantize(const PackedLayout& layout, bool eights, const float* values, char* groups, ptrdiff_t next, float* scale,
               int32_t* offset) {
-  const int count = layout.inputs, group_inputs = inputs_per_group(fours ? kInt8Fours : kInt8);
+  const int count = layout.inputs, group_inputs = inputs_per_group(eights ? kInt8Eights : kInt8);
   const ptrdiff_t word = sizeof(uint32_t) * layout.width;  // from one word of a K-group to the next
-  *scale = quantization_step(values, count, fours);
+  *scale = quantization_step(values, count, eights);
   const auto whole = [&](int i) {
     const float rounded = i < count && *scale > 0 ? std::nearbyint(values[i] / *scale) : 0.0f;
     return static_cast<int8_t>(std::clamp(rounded, -127.0f, 127.0f));
@@ -48,13 +48,13 @@ void quantize(const PackedLayout& layout, bool fours, const float* values, char*
   int32_t sum = 0;
   for (int i = 0; i < count; i += 2) {
     int8_t pair[] = {whole(i), whole(i + 1)};
-    if (fours) keep_pair(pair[0], pair[1]);
+    if (eights) keep_pair(pair[0], pair[1]);
     char* group = groups + i / group_inputs * next;
     std::memcpy(group + i % group_inputs / 4 * word + i % 4, pair, sizeof pair);
-    if (fours) *reinterpret_cast<uint16_t*>(group + 2 * word + i % 4) -= 128 * (pair[0] + pair[1]);
+    if (eights) *reinterpret_cast<uint16_t*>(group + 4 * word + i % 4) -= 128 * (pair[0] + pair[1]);
     sum += pair[0] + pair[1];
   }
-  *offset = fours ? 0 : -128 * sum;
+  *offset = eights ? 0 : -128 * sum;
 }
 
 // The weights of one column and tap, whose K-groups lie `next` bytes apart. `at` is the column in the tap's scales.
@@ -71,7 +71,7 @@ void pack_column(const LinearKernel& kernel, const PackedLayout& layout, const f
     }
     return;
   }
-  quantize(layout, kernel.encoding == kInt8Fours, values, groups, next,
+  quantize(layout, kernel.encoding == kInt8Eights, values, groups, next,
            reinterpret_cast<float*>(packed + layout.scale) + at, reinterpret_cast<int32_t*>(packed + layout.offset) + at);
 }
 

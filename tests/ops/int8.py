@@ -12,13 +12,13 @@ def quantized(values):
 
 def quantized_weight(values):
     """The same of weights. Without VNNI products are added in 16 bits, which the steps are large enough for: two
-    neighbours of one sign share 128 steps, and four weights 256, the halves of two times four neighbours."""
+    neighbours of one sign share 128 steps, and eight weights 254, the halves of four times four neighbours."""
     if _has_vnni():
         return quantized(values)
-    padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 2, 2, 2))
+    padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % 16)).unflatten(-1, (-1, 4, 2, 2))
     of_one_sign = torch.maximum(padded.clamp(min=0).sum(-1), (-padded).clamp(min=0).sum(-1)).flatten(-3).amax(-1)
-    fours = padded.abs().sum((-3, -1)).flatten(-2).amax(-1)
-    step = torch.stack([values.abs().amax(-1) / 127, of_one_sign / 128, fours / 256]).amax(0)
+    eights = padded.abs().sum((-3, -1)).flatten(-2).amax(-1)
+    step = torch.stack([values.abs().amax(-1) / 127, of_one_sign / 128, eights / 254]).amax(0)
     return _in_steps(values, step[..., None])
 
 

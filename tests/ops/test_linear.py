@@ -195,7 +195,7 @@ def test_int8_is_its_formula(count, inputs, outputs):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_int8_at_its_limits(sign):
-    """Whole numbers that quantize to themselves give whole sums, the largest there are."""
+    """Whole numbers that quantize to whole ones give whole sums, the largest there are."""
     needs(torch.int8)
     inputs = 1000  # 2^24 / 127^2, beyond which float32 does not hold all whole numbers
     x = torch.full((3, inputs), 127.0)
@@ -206,17 +206,15 @@ def test_int8_at_its_limits(sign):
     weight[1, ::2] = -127
     out = torch.empty(3, 2)
     native_linear.Linear(weight, torch.zeros(2), dtype=torch.int8)(x, out=out)
-    assert torch.equal(out, (x.double() @ weight.double().T).float())
+    assert torch.equal(out, (x.double() @ quantized_weight(weight).T).float())
 
 
 def test_int8_has_as_many_inputs_as_sums_fit_32_bits():
     needs(torch.int8)
     most = 1 << 17
-    out = torch.empty(1, 1)
-    native_linear.Linear(torch.full((1, most), -127.0), torch.zeros(1), dtype=torch.int8)(
-        torch.full((1, most), 127.0), out=out
-    )
-    assert out.item() == -(127**2) * most
+    out, weight = torch.empty(1, 1), torch.full((1, most), -127.0)
+    native_linear.Linear(weight, torch.zeros(1), dtype=torch.int8)(torch.full((1, most), 127.0), out=out)
+    assert out.item() == 127 * quantized_weight(weight).sum()
     assert native_linear.reason(torch.empty(1, most), torch.int8) is None
     assert native_linear.reason(torch.empty(1, most + 1), torch.int8) is not None
     assert native_linear.reason(torch.empty(1, most + 1)) is None
@@ -225,7 +223,7 @@ def test_int8_has_as_many_inputs_as_sums_fit_32_bits():
 @pytest.mark.parametrize("x_signs", [[1], [1, -1], [1, 1, -1, -1]])
 @pytest.mark.parametrize("signs", [[1], [-1], [1, -1], [1, 1, -1, -1]])
 def test_int8_never_saturates(x_signs, signs):
-    """Where all products have one sign, two or four of them together reach the end of 16 bits."""
+    """Where all products have one sign, two or eight of them together reach the end of 16 bits."""
     needs(torch.int8)
     inputs = 256
     # Two are added so that all steps are near 127.
