@@ -161,11 +161,13 @@ class Engine:
             box: (B,4) xywh of the targets in units of the template crop, for a configuration with `template_box`; None
                 where they are not known.
         """
-        size = self.cfg.template_size
+        size, tokens = self.cfg.template_size, self.cfg.template_grid**2
         if template.dim() != 4 or template.shape[1:] != (3, size, size):
             raise ValueError(f"template must be (B,3,{size},{size}), is {tuple(template.shape)}")
         if mask is None and self.network.eliminates:
             mask = template_mask(self.cfg)
+        if mask is not None and mask.shape not in ((tokens,), (len(template), tokens)):
+            raise ValueError(f"mask must be ({tokens},) or ({len(template)},{tokens}), is {tuple(mask.shape)}")
         if mask is not None and not bool(mask.any(-1).all()):
             raise ValueError("mask chooses no row for some template, so no template token would rank the candidates")
         if box is not None and box.shape != (len(template), 4):

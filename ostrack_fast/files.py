@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .interrupts import last_wish
+
 fcntl: Any
 try:
     import fcntl
@@ -27,6 +29,9 @@ except ImportError:  # Windows, which neither replaces nor removes a file that i
 
 # Where there are no locks, an older temporary file is taken for a killed run's.
 _DAY = 24 * 3600
+
+# Seconds between two looks for a reader of a pipe.
+_PATIENCE = 0.05
 
 # Temporary files are named by this and random digits alone: the name of the file itself may already have all the 255
 # bytes a name can have, and any later run recognizes what a killed one left.
@@ -210,8 +215,29 @@ def _copy_into(path: Path, file: BinaryIO) -> None:
     stream = _standard_stream(path)
     if stream is not None and sys.stdout is not None:
         sys.stdout.flush()
-    with open(os.open(path, os.O_WRONLY) if stream is None else os.dup(stream), "wb") as out:
+    with open(_opened(path) if stream is None else os.dup(stream), "wb") as out:
         shutil.copyfileobj(file, out)
+
+
+def _opened(path: Path) -> int:
+    """The descriptor of a device or pipe that is written to. Nobody may read a pipe yet: a wish to stop ends the wait.
+
+    The system's own waiting would go on, since the signals of `Interrupts` interrupt nothing.
+    """
+    begun = time.monotonic()
+    while stat.S_ISFIFO(os.stat(path).st_mode):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if last_wish() >= begun:
+                raise OSError(f"{path} is a pipe that nobody reads: nothing was written to it") from None
+            time.sleep(_PATIENCE)
+        else:
+            os.set_blocking(descriptor, True)
+            return descriptor
+    return os.open(path, os.O_WRONLY)
 
 
 def _locked_file(folder: Path, suffix: str, mode: int) -> tuple[Path, int | None]:

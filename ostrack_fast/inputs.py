@@ -13,6 +13,9 @@ import torch
 
 Box = tuple[float, float, float, float]
 
+# Pixels; crops around larger boxes have positions beyond 32-bit integers.
+_LARGEST = 1e6
+
 
 def check_flag(name: str, value: object) -> None:
     """Raise TypeError for what is neither True nor False: a text such as "no" would count as true."""
@@ -38,7 +41,7 @@ def checked_box(box: object, height: int, width: int) -> Box:
     Raises:
         TypeError: it is not four numbers. ValueError: it is no target inside a frame of this size.
     """
-    x, y, w, h = values = checked_numbers(box)
+    x, y, w, h = values = _checked(box)
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise ValueError(f"the box {values} lies outside the frame of {width} x {height} pixels")
     if w > 10 * width or h > 10 * height:
@@ -48,6 +51,13 @@ def checked_box(box: object, height: int, width: int) -> Box:
 
 def checked_numbers(box: object) -> Box:
     """As `checked_box`, wherever the frame ends."""
+    values = _checked(box)
+    if max(map(abs, values)) > _LARGEST:
+        raise ValueError(f"the box {values} reaches beyond {_LARGEST:g} pixels, farther than any frame does")
+    return values
+
+
+def _checked(box: object) -> Box:
     values = _four_numbers(box.get("init_bbox") if isinstance(box, Mapping) else box)
     if values is None:
         raise TypeError(
@@ -55,7 +65,7 @@ def checked_numbers(box: object) -> Box:
         )
     if not all(map(isfinite, values)):
         raise ValueError(f"the box {values} is not finite")
-    if min(values[2:]) <= 0:
+    if min(values[2:]) <= 0 or values[2] * values[3] == 0:  # the product of tiny numbers
         raise ValueError(f"the box {values} is empty: width and height must be positive (x, y, width, height)")
     return values
 

@@ -21,6 +21,11 @@ def _is_new_wish() -> bool:
     return _last_wish - before >= _ONE_WISH
 
 
+def last_wish() -> float:
+    """When somebody last wanted to stop, by `time.monotonic`."""
+    return _last_wish
+
+
 class Interrupts:
     """Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) as a request to stop. A context manager.
 

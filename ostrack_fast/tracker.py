@@ -336,6 +336,8 @@ class MultiTracker(_OnEngine):
         Raises:
             KeyError: a target that is not followed. TypeError, ValueError: a box that is none, as `initialize`.
         """
+        if not isinstance(boxes, Mapping):
+            raise TypeError(f"boxes must be given by target, {{target: box}}, got {type(boxes).__name__}")
         for target in boxes:
             self._row(target)
         boxes = {target: checked_numbers(box) for target, box in boxes.items()}
@@ -374,11 +376,14 @@ class MultiTracker(_OnEngine):
             frames: of every target the next frame of its own video, (h,w,3) uint8 RGB; sizes may differ.
 
         Raises:
+            TypeError: no mapping.
             ValueError: not one frame for every target, or a tracker that finds lost targets again, which takes one
                 video. Other errors as `Tracker.track`.
         """
         if self._redetection:
             raise ValueError("targets in different videos are tracked without redetect")
+        if not isinstance(frames, Mapping):
+            raise TypeError(f"frames must be given by target, {{target: frame}}, got {type(frames).__name__}")
         if sorted(frames) != self.targets:
             raise ValueError(f"frames for the targets {sorted(frames)}, but those followed are {self.targets}")
         for frame in frames.values():

@@ -71,6 +71,13 @@ def test_arguments_of_another_type_are_refused_at_once(options, message):
         Engine(**{"model": tiny(), "device": "cpu", **options})
 
 
+def test_a_mask_of_another_size_leaves_the_targets_there_were(engine):
+    engine.add(frame(), BOXES[0])
+    with pytest.raises(ValueError, match=r"mask must be \(16,\) or \(2,16\), is \(2, 15\)"):
+        engine.set_template(torch.zeros(2, 3, 64, 64), torch.ones(2, 15, dtype=torch.bool))
+    assert engine.boxes == [BOXES[0]]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("elimination", [True, False])
 @pytest.mark.parametrize("backend", ["auto", "reference"])

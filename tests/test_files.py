@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ostrack_fast.files import AtomicFile, check_folder, check_writable, write_atomically, write_text
+from ostrack_fast.interrupts import Interrupts
 
 
 def names(folder):
@@ -129,6 +130,25 @@ def test_devices_are_written_to(tmp_path):
     with pytest.raises(OSError, match="/dev/full cannot be written: No space left on device"):
         write_text("/dev/full", "too much")
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_a_wish_to_stop_ends_the_wait_for_a_pipes_reader(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def stop():
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb"):  # ends a wait that goes on
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with Interrupts(), pytest.raises(OSError, match="fifo is a pipe that nobody reads: nothing was written to it"):
+        write_text(fifo, "for nobody")
+    thread.join()
+    assert names(tmp_path) == ["fifo"]
 
 
 def test_pipes_are_written_to(tmp_path):

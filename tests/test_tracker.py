@@ -259,7 +259,19 @@ def test_what_is_no_box(tracker, bad, kind, message):
         tracker.track(frame())
 
 
-@pytest.mark.parametrize("bad", [None, (1, 2), "1234", (1, 2, 0, 4), (1, 2, float("nan"), 4)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        (1, 2),
+        "1234",
+        (1, 2, 0, 4),
+        (1, 2, float("nan"), 4),
+        (1e308, 2, 3, 4),
+        (1, 2, 1e7, 4),
+        (1, 2, 1e-200, 1e-200),
+    ],
+)
 def test_a_target_is_placed_at_boxes_alone(model, bad):
     many = MultiTracker(model, "cpu")
     target = many.add(frame(), BOX)
@@ -268,6 +280,15 @@ def test_a_target_is_placed_at_boxes_alone(model, bad):
     assert many.engine.boxes == [BOX]
     many.place({target: np.array(BOX)})
     assert many.engine.boxes == [BOX]
+
+
+def test_what_belongs_to_targets_is_given_by_target(model):
+    many = MultiTracker(model, "cpu")
+    many.add(frame(), BOX)
+    with pytest.raises(TypeError, match=r"boxes must be given by target, \{target: box\}, got list"):
+        many.place([BOX])
+    with pytest.raises(TypeError, match=r"frames must be given by target, \{target: frame\}, got list"):
+        many.track_each([frame()])
 
 
 @pytest.mark.parametrize(
