@@ -202,14 +202,20 @@ OSTF_NOINLINE void finish_tile(const Epilogue& to, const float* sums, int rows) 
   constexpr int kRows = V == 1 ? 3 : 1;
   auto* out = static_cast<char*>(to.out);
   const float* residual = to.residual;
-  const auto next = [&](int done) {
-    sums += done * V * kWidth;
-    out += static_cast<ptrdiff_t>(done) * to.row_stride * (to.out_bf16 ? 2 : 4);
-    if (residual) residual += static_cast<ptrdiff_t>(done) * to.row_stride;
-    rows -= done;
-  };
-  while (rows >= kRows) finish_rows<S, kRows, V>(to, sums, out, residual), next(kRows);
-  while (rows > 0) finish_rows<S, 1, V>(to, sums, out, residual), next(1);
+  for (int done = 0; done < rows;) {
+    const bool several = rows - done >= kRows;
+    if (several) {
+      finish_rows<S, kRows, V>(to, sums, out, residual);
+    } else {
+      finish_rows<S, 1, V>(to, sums, out, residual);
+    }
+    const int finished = several ? kRows : 1;
+    const ptrdiff_t elements = static_cast<ptrdiff_t>(finished) * to.row_stride;
+    done += finished;
+    sums += finished * V * kWidth;
+    out += elements * (to.out_bf16 ? 2 : 4);
+    if (residual) residual += elements;
+  }
 }
 
 // acc[r][v] += K-group of row r times vector v of weights: S::kSteps multiply-adds of S::kRowBytes of a row and
