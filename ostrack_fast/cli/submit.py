@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import is_special
 from ._outputs import check_outputs, check_outside
 
 
@@ -33,6 +34,8 @@ def submit(
         print(f"{results}: {len(expected)} sequences, nothing to complain of")
     else:
         path = output or Path(f"{benchmark}-{results.resolve().name}.zip")
+        if path.suffix.lower() != ".zip" and not is_special(path):
+            raise ValueError(f"{path} must end in .zip: the servers take no other file")
         check_outputs((path,))
         for folder in (data, results):
             check_outside(path, folder)

@@ -163,3 +163,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
             main()
         out = capsys.readouterr()
         assert not stop.value.code and said in out.out and "511 sequences" in out.err
+
+
+def test_a_name_that_is_no_zip_files_is_refused(tmp_path, monkeypatch, capsys):
+    trackingnet(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ostrack-fast", "submit", "trackingnet", "data", "mine", "-o", "notes.txt"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "notes.txt must end in .zip" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
