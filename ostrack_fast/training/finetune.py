@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -125,7 +126,11 @@ def finetune(cfg: FinetuneConfig, device: torch.device, progress: bool = True) -
     output = Path(cfg.output)
     if (output / CHECKPOINT).exists():
         raise ValueError(f"{output} holds a run already: give another output folder")
+    for name, folder in (("held_out", cfg.held_out), ("test", cfg.test)):
+        if folder is not None and os.path.realpath(folder) == os.path.realpath(cfg.data):
+            raise ValueError(f"{name} is {cfg.data} itself, which is trained on: give a folder of other videos")
     held_out, without, judging = _held_out(cfg)
+    reported = {True: held_out} | ({} if cfg.test is None else {False: load_videos(cfg.test)})
     train = _training(cfg, without, device)
     trainer = Trainer(train, device)
     validation = Validation(replace(train, validation=judging), device, ALONE)
@@ -151,7 +156,6 @@ def finetune(cfg: FinetuneConfig, device: torch.device, progress: bool = True) -
 
     trainer.run(progress, judge)
     save_weights(kept.state_dict(), train.model, output / TUNED, start=cfg.weights)
-    reported = {True: held_out} | ({} if cfg.test is None else {False: load_videos(cfg.test)})
     gains = []
     for chosen_by, videos in reported.items():
         before, after = (success(model, videos, device, cfg.starts) for model in (start, kept))

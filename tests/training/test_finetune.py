@@ -103,6 +103,17 @@ def test_held_out_videos_of_another_folder(folder, monkeypatch):
     assert cfg.validation.videos == str(folder / "others") and set(gain.before) == {"o"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"test": "nope"}, "nope"), ({"held_out": "videos"}, "held_out is .* itself"), ({"test": "videos"}, "test is .*")],
+)
+def test_folders_of_the_report_are_looked_at_before_the_training(folder, monkeypatch, changes, words):
+    monkeypatch.setattr(module, "Trainer", lambda *_: pytest.fail("it began to train"))
+    with pytest.raises((FileNotFoundError, ValueError), match=words):
+        finetune(settings(folder, **{name: str(folder / value) for name, value in changes.items()}), CPU)
+    assert not (folder / "out").exists()
+
+
 def test_what_is_trained(folder, monkeypatch):
     """Beside the head: LoRA's matrices and the vectors for the template's box, or the blocks that are not frozen."""
     monkeypatch.setattr(module, "success", lambda model, videos, device, starts: dict.fromkeys("a", 0.5))
