@@ -129,7 +129,7 @@ def test_what_cannot_be_written_is_told_before_the_work(track, run, video, video
         (run, ("demo", "-o", tmp_path / "file"), "cannot be written: Not a directory"),
         (run, (*benchmark, "--json", truth), "whose boxes and frames are read"),
         (run, (*benchmark, "--json", weights), "is the source itself"),
-        (run, ("submit", "got10k", videos, tmp_path / "img", "-o", truth), "whose boxes and frames are read"),
+        (run, ("submit", "got10k", videos, tmp_path / "img", "-o", truth), "must end in .zip"),
         (run, ("paper", "table3", "--scores", weights, "--json", weights), "is the source itself"),
         (run, ("paper", "table4", "--videos", videos, "--json", truth), "whose boxes and frames are read"),
         (
