@@ -2,8 +2,8 @@
 //
 // The GEMM multiplies rows of activations (R,I) with prepacked weights (I,O). Both are stored in K-groups: the 4 bytes
 // of neighbouring inputs that one lane of a multiply-add instruction takes (one float, two bf16 or four int8), or four
-// times that where four instructions share an addition. A 3 x 3 convolution is the same GEMM summed over 9 taps, each of which
-// reads the rows at another offset in an image with a zero border.
+// times that where four instructions share an addition. A 3 x 3 convolution is the same GEMM summed over 9 taps, each of
+// which reads the rows at another offset in an image with a zero border.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -81,6 +81,7 @@ void pack_elements(const T* row, int count, float norm_eps, void* groups, float*
     if (lanes != kAllLanes) lanes = first_lanes(padded - at);
     S::encode(groups, at, lanes, mul(x, factor));
   });
+  // What is left of the last K-group: its weights are zeros, but no byte may be read that was never written.
   for (int at = (count + kWidth - 1) / kWidth * kWidth; at < padded; at += kWidth) {
     S::encode(groups, at, first_lanes(padded - at), zero());
   }
@@ -218,8 +219,8 @@ OSTF_NOINLINE void finish_tile(const Epilogue& to, const float* sums, int rows) 
   }
 }
 
-// acc[r][v] += K-group of row r times vector v of weights: S::kSteps multiply-adds of S::kRowBytes of a row and
-// S::kGroupWords words of weights in each lane.
+// acc[r][v] += K-group of row r times vector v of weights, in S::kSteps multiply-adds. The K-group takes S::kRowBytes of a
+// row, and S::kGroupWords words of weights in each lane.
 template <class S, int R, int V>
 OSTF_INLINE void multiply_group(const char* const (&base)[3], ptrdiff_t pitch, int offset, const uint32_t* b,
                                 typename S::Sum (&acc)[R][V]) {
@@ -263,7 +264,7 @@ OSTF_NOINLINE const char* main_loop(const Tile& tile, int tap, const char* prefe
       prefetch += 64;
       OSTF_UNROLL for (int u = 0; u < kUnroll; ++u) {
         if constexpr (kAhead > 0) {
-          OSTF_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(b + ((u + kAhead) * V + v) * kWidth);
+          OSTF_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(b + (u + kAhead) * kStride + v * kWidth);
         }
         multiply_group<S, R, V>(base, pitch, S::kRowBytes * u, b + u * kStride, acc);
       }
